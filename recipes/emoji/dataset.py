@@ -172,7 +172,7 @@ def build(packages_folder, labels, pictures):
         if entry.code in style
     ]
     return Dataset(
-        *(np.stack(column) for column in zip(*rows)),
+        *(np.stack(column) for column in zip(*rows, strict=True)),
         style_names=[package.style for package in pictures],
         label_names=[entry.label for entry in entries],
         tags=[entry.tags for entry in entries],

@@ -85,7 +85,8 @@ def test_build(packages):
 def test_pictures_are_composited_on_white_and_scaled(packages):
     images = dataset.build(*packages).images
 
-    assert images.shape == (5, 64, 64, 3) and images.dtype == np.uint8
+    assert images.shape == (5, 64, 64, 3)
+    assert images.dtype == np.uint8
     assert (images[0] == [255, 0, 0]).all()
     assert (images[1] == [255, 127, 127]).all()  # half red on white
     assert (images[4] == [0, 0, 255]).all()  # of two spellings the first
@@ -139,7 +140,9 @@ def test_missing_archive_is_packed_by_npm(packages, monkeypatch):
 def test_changed_archive_is_refused(packages):
     folder, labels, _ = packages
     (folder / labels.archive).write_bytes(b"something else")
-    with pytest.raises(ValueError, match="labels-1.0.0.tgz is not the archive.*Received: sha256="):
+    with pytest.raises(
+        ValueError, match=r"labels-1\.0\.0\.tgz is not the archive.*sha256="
+    ):
         dataset.fetch(labels, folder)
 
 
@@ -167,4 +170,5 @@ def test_captions():
 @pytest.mark.parametrize("style_weight", [0.0, 0.05, 0.2])
 def test_caption_weights_are_probabilities(tags, style_weight):
     weights = [weight for _, weight in dataset.captions("label", tags, "noto", style_weight)]
-    assert min(weights) >= 0 and sum(weights) == pytest.approx(1)
+    assert min(weights) >= 0
+    assert sum(weights) == pytest.approx(1)
