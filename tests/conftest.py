@@ -1,0 +1,44 @@
+"""What holds for every test: no network, and which tests run again on the other backends."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# Before anything imports Keras or a Hugging Face package.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Modules that compute with Keras: every test of theirs carries the marker `backend`.
+COMPUTING = {
+    "decoder",
+    "diffusion_model",
+    "engine",
+    "image_encoder",
+    "layers",
+    "stable_diffusion",
+    "text_encoder",
+}
+# Audit events that reach for the network, and the host each one names.
+NETWORK = {
+    "socket.connect": lambda _socket, address: address[0] if isinstance(address, tuple) else None,
+    "socket.getaddrinfo": lambda host, *_: host,
+    "socket.gethostbyname": lambda host: host,
+}
+HERE = {None, "", "127.0.0.1", "::1", "localhost"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(item.path).stem.removeprefix("test_") in COMPUTING:
+            item.add_marker(pytest.mark.backend)
+
+
+def stay_offline(event, arguments):
+    if event in NETWORK and (host := NETWORK[event](*arguments)) not in HERE:
+        raise RuntimeError(f"Tests are offline; this one reached for {host!r}.")
+
+
+sys.addaudithook(stay_offline)

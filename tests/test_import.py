@@ -1,0 +1,80 @@
+"""What importing the package adds to importing Keras: no sound, no socket, no thread, no weight."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import keras_diffusion
+
+MARK = "-- the package is imported below --"
+PROBE = f"""
+import glob, importlib, json, pkgutil, sys
+import keras
+
+def threads():
+    return len(glob.glob("/proc/self/task/*"))
+
+events, modules, before = [], set(sys.modules), threads()
+for stream in (sys.stdout, sys.stderr):
+    print({MARK!r}, file=stream, flush=True)
+sys.addaudithook(lambda event, arguments: events.append(event))
+
+import keras_diffusion
+for module in pkgutil.walk_packages(keras_diffusion.__path__, "keras_diffusion."):
+    importlib.import_module(module.name)
+
+report = dict(
+    modules=sorted(set(sys.modules) - modules),
+    sockets=[event for event in events if event.startswith("socket.")],
+    threads=[before, threads()],
+)
+with open(sys.argv[1], "w") as file:
+    json.dump(report, file)
+"""
+# Small third-party packages that importing Keras alone does not load.
+LIGHT = {"ftfy", "regex", "safetensors", "wcwidth"}
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """What a child process saw as it imported every module, and its output meanwhile."""
+    report = tmp_path_factory.mktemp("import") / "report.json"
+    child = subprocess.run(
+        [sys.executable, "-c", PROBE, report],
+        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    output = [stream.partition(f"{MARK}\n")[2] for stream in (child.stdout, child.stderr)]
+    return {**json.loads(report.read_text()), "output": "".join(output)}
+
+
+def test_import_prints_nothing(imported):
+    assert imported["output"] == ""
+
+
+def test_import_opens_no_socket(imported):
+    assert imported["sockets"] == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_import_starts_no_thread(imported):
+    """Nor opens a device: TensorFlow starts a pool of threads with it."""
+    before, after = imported["threads"]
+    assert after == before
+
+
+def test_import_loads_nothing_heavier_than_keras(imported):
+    packages = {name.partition(".")[0] for name in imported["modules"]}
+    assert packages - sys.stdlib_module_names <= LIGHT | {"keras_diffusion"}
+
+
+def test_version_is_the_projects():
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert keras_diffusion.__version__ == pyproject["project"]["version"]
