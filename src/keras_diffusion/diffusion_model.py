@@ -1,0 +1,122 @@
+"""The diffusion model: latents, timestep and context to a prediction."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_diffusion.architectures import SD14
+from keras_diffusion.layers import (
+    Downsample,
+    GroupNorm,
+    Network,
+    ResidualBlock,
+    SpatialTransformer,
+    Upsample,
+    construction,
+    conv,
+    dense,
+)
+
+
+@keras.saving.register_keras_serializable("keras_diffusion")
+class DiffusionModel(Network):
+    """The UNet that predicts, at one timestep, the noise (or velocity) in the latents of an image.
+
+    Source: `UNetModel` in ldm/modules/diffusionmodules/openaimodel.py of CompVis/stable-diffusion
+    (Rombach et al. 2022).
+
+    Args:
+        img_height: Height of the image in pixels, or None to take any multiple of the latent factor.
+        img_width: Likewise, its width.
+        max_text_length: Number of context vectors, or None for any number.
+        architecture: The `Architecture` to build.
+        initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
+        dtype: A Keras dtype policy or its name; None for the global one.
+        name: Name of the model.
+
+    Call arguments, as a list or by name:
+        latent: (b, h, w, input channels), unit variance.
+        timestep_embedding: (b, frequencies), what `timestep_embedding` returns.
+        context: (b, max_text_length, context width), the text encoder's output.
+
+    Returns:
+        The prediction (b, h, w, output channels).
+    """
+
+    def __init__(
+        self,
+        img_height=None,
+        img_width=None,
+        max_text_length=None,
+        architecture=SD14,
+        initialize=True,
+        dtype=None,
+        name="diffusion_model",
+    ):
+        shape = architecture.diffusion_model
+        latent_size = architecture.autoencoder.latent_size(img_height, img_width)
+        with construction(dtype, initialize):
+            latent = keras.Input((*latent_size, shape.in_channels), name="latent")
+            timestep = keras.Input((shape.frequencies,), name="timestep_embedding")
+            context = keras.Input((max_text_length, shape.context), name="context")
+
+            time = dense(shape.time_width, "time_embedding_linear_1")(timestep)
+            time = dense(shape.time_width, "time_embedding_linear_2")(layers.Activation("silu")(time))
+            time = layers.Activation("silu")(time)
+
+            def residual(x, channels, name):
+                return ResidualBlock(channels, shape.groups, name=name)(x, time)
+
+            def attend(x, heads, depth, name):
+                return SpatialTransformer(heads, depth, shape.groups, name=name)(x, context) if depth else x
+
+            # Downsampling flow
+            x = conv(shape.levels[0].channels, "conv_in")(latent)
+            skips = [x]
+            for i, (channels, heads, depth) in enumerate(shape.levels):
+                for j in range(shape.blocks):
+                    x = residual(x, channels, f"down_blocks_{i}_resnets_{j}")
+                    x = attend(x, heads, depth, f"down_blocks_{i}_attentions_{j}")
+                    skips.append(x)
+                if i < len(shape.levels) - 1:
+                    x = Downsample(channels, padding=(1, 1), name=f"down_blocks_{i}_downsamplers_0")(x)
+                    skips.append(x)
+
+            # Middle flow
+            x = residual(x, channels, "mid_block_resnets_0")
+            x = attend(x, heads, shape.middle_depth, "mid_block_attentions_0")
+            x = residual(x, channels, "mid_block_resnets_1")
+
+            # Upsampling flow
+            for i, (channels, heads, depth) in enumerate(reversed(shape.levels)):
+                for j in range(shape.blocks + 1):
+                    x = layers.Concatenate()([x, skips.pop()])
+                    x = residual(x, channels, f"up_blocks_{i}_resnets_{j}")
+                    x = attend(x, heads, depth, f"up_blocks_{i}_attentions_{j}")
+                if skips:
+                    x = Upsample(channels, name=f"up_blocks_{i}_upsamplers_0")(x, skips[-1])
+
+            # Exit flow
+            x = GroupNorm(shape.groups, silu=True, name="conv_norm_out")(x)
+            prediction = conv(shape.out_channels, "conv_out")(x)
+        sizes = {"img_height": img_height, "img_width": img_width, "max_text_length": max_text_length}
+        super().__init__([latent, timestep, context], prediction, architecture, name, **sizes)
+
+
+def timestep_embedding(timesteps, width):
+    """Embeds timesteps as cosines and sines of falling frequency.
+
+    Source: `timestep_embedding` in ldm/modules/diffusionmodules/util.py; maximum period 10000, computed in float32
+    as there.
+
+    Args:
+        timesteps: (n,) numbers in [0, 999].
+        width: Even number of frequencies, cosines first.
+
+    Returns:
+        A float32 array (n, width).
+    """
+    half = width // 2
+    frequencies = np.exp(np.float32(-np.log(10000.0)) * np.arange(half, dtype="float32") / np.float32(half))
+    angles = np.asarray(timesteps, "float32")[:, None] * frequencies
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
