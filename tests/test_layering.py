@@ -28,6 +28,7 @@ LEVELS = {
     "samplers": 2,
     "checkpoints": 3,
     "engine": 3,
+    "scheduler_config": 3,
     "stable_diffusion": 4,
     "training": 5,
     PACKAGE: 6,  # the public names, __init__.py
