@@ -1,15 +1,14 @@
-"""Stage 2: trains the autoencoder and writes the latents of all pictures.
+"""Stage 2: trains the autoencoder, then writes it and the latents of all pictures.
 
-python recipes/emoji/autoencoder.py --dataset emoji.npz --state autoencoder.npz --latents latents.npz
+python recipes/emoji/autoencoder.py --dataset emoji.npz --state autoencoder.state.npz --output autoencoder.npz
 """
 
 import argparse
 import os
 
-os.environ.setdefault(
-    "TF_ENABLE_ONEDNN_OPTS", "1"
-)  # a training step takes 0.95 s instead of 1.65 s
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # a training step takes 0.95 s instead of 1.65 s
 
+import dataset
 import keras
 import numpy as np
 import training
@@ -22,18 +21,8 @@ from keras_diffusion.image_encoder import ImageEncoder
 BATCH = 32
 
 
-def autoencoder():
-    """The two halves of the bundled model's autoencoder."""
-    return ImageEncoder(architecture=architectures.EMOJI), Decoder(architecture=architectures.EMOJI)
-
-
-def differences(x):
-    """Horizontal and vertical differences of neighbouring pixels."""
-    return x[:, 1:] - x[:, :-1], x[:, :, 1:] - x[:, :, :-1]
-
-
 class AutoencoderTrainer(keras.Model):
-    """L1, L1 of differences, and squared error of 4×4 averages, with a light pull of the latents to unit scale."""
+    """L1, L1 of differences, squared error of 4×4 averages, and a light pull of the latents to unit scale."""
 
     def __init__(self, encoder, decoder):
         super().__init__()
@@ -49,54 +38,72 @@ class AutoencoderTrainer(keras.Model):
 
     def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
         x, (latents, images) = ops.convert_to_tensor(x), y_pred
-        pairs = zip(differences(images), differences(x))
-        edges = sum(ops.mean(ops.abs(a - b)) for a, b in pairs)
-        coarse = ops.mean(ops.square(self.averages(images) - self.averages(x)))
+        error = images - x
+        rows, columns = error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]
+        edges = ops.mean(ops.abs(rows)) + ops.mean(ops.abs(columns))
+        coarse = ops.mean(ops.square(self.averages(error)))
         unit = ops.mean(ops.square(latents))
-        return ops.mean(ops.abs(images - x)) + 0.5 * edges + coarse + 1e-3 * unit
+        return ops.mean(ops.abs(error)) + 0.5 * edges + coarse + 1e-3 * unit
+
+
+def standardize(encoder, decoder, latents):
+    """Gives the latents mean 0 and variance 1 by folding both into the 1×1 convolutions between the two halves.
+
+    The half of the encoder's output that is a log-variance, which nothing trained, becomes the constant -30.
+    """
+    mean, scale = latents.mean((0, 1, 2)), latents.std((0, 1, 2))
+    out_of, into = encoder.get_layer("quant_conv"), decoder.get_layer("post_quant_conv")
+    kernel, bias = (np.asarray(v) for v in out_of.variables)
+    channels = len(mean)
+    kernel[:, :channels] /= scale
+    kernel[:, channels:] = 0.0
+    bias[:channels] = (bias[:channels] - mean) / scale
+    bias[channels:] = -30.0
+    out_of.set_weights([kernel, bias])
+    kernel, bias = (np.asarray(v) for v in into.variables)
+    into.set_weights([scale[:, None] * kernel, bias + mean @ kernel])
+    return (latents - mean) / scale
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--state", required=True)
-    parser.add_argument("--latents", required=True)
+    parser.add_argument("--output", required=True)
     parser.add_argument("--steps", type=int, default=1500)
     arguments = parser.parse_args()
 
     keras.utils.set_random_seed(0)
-    pictures = np.load(arguments.dataset)["images"]
-    encoder, decoder = autoencoder()
+    pictures = dataset.load(arguments.dataset).images
+    encoder = ImageEncoder(architecture=architectures.EMOJI)
+    decoder = Decoder(architecture=architectures.EMOJI)
     trainer = AutoencoderTrainer(encoder, decoder)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, arguments.steps, alpha=0.01, warmup_target=2e-3, warmup_steps=50
     )
-    trainer.compile(
-        optimizer=keras.optimizers.AdamW(schedule, weight_decay=1e-4, clipnorm=1.0),
-        jit_compile=False,
-    )
+    trainer.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-4, clipnorm=1.0), jit_compile=False)
+
+    def scaled(images):
+        return images.astype("float32") / 127.5 - 1.0
 
     def batch(step):
         generator = np.random.default_rng([1, step])
-        images = (
-            pictures[generator.integers(len(pictures), size=BATCH)].astype("float32") / 127.5 - 1
-        )
+        images = scaled(pictures[generator.integers(len(pictures), size=BATCH)])
         flip = generator.random(BATCH) < 0.5
         images[flip] = images[flip, :, ::-1]
         return (images,)
 
     training.train(trainer, batch, arguments.steps, arguments.state)
 
-    latents = np.concatenate(
-        [
-            np.asarray(encoder(pictures[i : i + 64].astype("float32") / 127.5 - 1))
-            for i in range(0, len(pictures), 64)
-        ]
-    )
-    np.savez(arguments.latents, latents=latents.astype("float16"))
-    print(
-        f"latents {latents.shape}, mean {latents.mean((0, 1, 2))}, standard deviation {latents.std((0, 1, 2))}"
-    )
+    latents, error = [], []
+    for images in np.array_split(pictures, len(pictures) // 64):
+        latents.append(np.asarray(encoder(scaled(images))))
+        error.append(np.square(np.asarray(decoder(latents[-1])).clip(-1, 1) - scaled(images)).mean((1, 2, 3)) / 4)
+    print(f"reconstruction: {np.mean(-10 * np.log10(np.concatenate(error))):.2f} dB on the training pictures")
+    latents = standardize(encoder, decoder, np.concatenate(latents))
+    networks = {"image_encoder": encoder, "decoder": decoder}
+    weights = {f"{name}/{v.path}": np.asarray(v) for name, model in networks.items() for v in model.variables}
+    training.write(arguments.output, latents=latents.astype("float32"), **weights)
 
 
 if __name__ == "__main__":
