@@ -1,0 +1,102 @@
+"""Checks of what people pass in: each returns the value in the form the library works with, or says what is allowed."""
+
+import numbers
+
+import numpy as np
+
+LARGEST_SIDE = 4096
+LARGEST_BATCH = 1024
+
+
+def choice(name, value, choices):
+    """Returns `value` if it is one of the names `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={shorten(value)}")
+    return value
+
+
+def whole_number(name, value, smallest, largest):
+    """Returns `value` as an int if it is one, within the range."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be an int from {smallest} to {largest}. Received: {name}={shorten(value)}")
+    if not smallest <= value <= largest:
+        raise ValueError(f"`{name}` must be from {smallest} to {largest}. Received: {name}={shorten(value)}")
+    return int(value)
+
+
+def image_side(name, value, factor):
+    """Returns a height or width in pixels if it is a multiple of `factor`, which latents need."""
+    value = whole_number(name, value, factor, LARGEST_SIDE)
+    if value % factor:
+        below = value // factor * factor
+        raise ValueError(
+            f"`{name}` must be a multiple of {factor}; the nearest are {below} and {below + factor}. "
+            f"Received: {name}={value}"
+        )
+    return value
+
+
+def texts(name, value):
+    """Returns a str or a list of str as a list."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"`{name}` must be a str or a list of them. Received: {name}={shorten(value)}")
+    for i, text in enumerate(values):
+        if not isinstance(text, str):
+            raise TypeError(f"`{name}` must hold only str. Received: {name}[{i}]={shorten(text)}")
+    if not values:
+        raise ValueError(f"`{name}` must hold at least one str. Received: {name}={shorten(value)}")
+    return list(values)
+
+
+def repeated(name, values, count):
+    """Returns `count` values: one stands for all."""
+    if len(values) not in (1, count):
+        raise ValueError(f"`{name}` must hold 1 or {count} values, one for each image. Received: {len(values)} values")
+    return list(values) * (count // len(values))
+
+
+def batch_size(name, value, count):
+    """Returns the number of images for `count` prompts or contexts: None takes one for each."""
+    if value is None:
+        return count
+    value = whole_number(name, value, 1, LARGEST_BATCH)
+    if count not in (1, value):
+        raise ValueError(f"`{name}` must be {count}, the number of prompts, or None. Received: {name}={value}")
+    return value
+
+
+def context(name, value, shape):
+    """Returns a text encoder's output of `shape`, or a batch of them, as a float32 array with a batch axis."""
+    values = np.asarray(value)
+    return array(name, values, (len(values) if values.ndim == len(shape) + 1 else 1, *shape))
+
+
+def guidance_scales(name, value, count):
+    """Returns the guidance scale of each image as a float32 array (count,)."""
+    values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    for scale in values:
+        number = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
+        if not number:
+            raise TypeError(f"`{name}` must be a number of at least 0. Received: {name}={shorten(value)}")
+        if not (np.isfinite(scale) and scale >= 0):
+            raise ValueError(f"`{name}` must be finite and at least 0. Received: {name}={shorten(value)}")
+    return np.array(repeated(name, values, count), "float32")
+
+
+def array(name, value, shape):
+    """Returns numbers of the given shape, or without its first axis, as a float32 array of that shape."""
+    values = np.asarray(value)
+    if values.dtype.kind not in "fiu" or values.shape not in (shape, shape[1:]):
+        raise ValueError(
+            f"`{name}` must be numbers of shape {shape} or {shape[1:]}. "
+            f"Received: {name} of shape {values.shape} and dtype {values.dtype}"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"`{name}` must be finite. Received: {name} with {(~np.isfinite(values)).sum()} values that are not")
+    return np.broadcast_to(values.astype("float32"), shape)
+
+
+def shorten(value):
+    """The representation of a value, cut at 200 characters."""
+    return f"{value!r:.200}"

@@ -1,0 +1,194 @@
+"""Compiles and runs the three stages on the active backend: the only module that may name one.
+
+A stage is a function of a network and of arrays. Whatever may differ between two images of the same size (prompt,
+seed, sampler, number of steps, guidance) is an array, so that nothing is compiled twice.
+"""
+
+import threading
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_diffusion.diffusion_model import timestep_embedding
+from keras_diffusion.errors import NumericalError
+from keras_diffusion.solvers import HISTORY
+
+
+def encode(network, tokens):
+    """Tokens (b, n) → context (b, n, d)."""
+    positions = ops.broadcast_to(ops.arange(tokens.shape[1], dtype="int32"), tokens.shape)
+    return ops.cast(network([tokens, positions]), "float32")
+
+
+def encode_image(network, image):
+    """Images (b, h, w, 3) in [-1, 1] → latents."""
+    return ops.cast(network(image), "float32")
+
+
+def denoise(network, latents, history, rows, embeddings, noise, count, context, guidance):
+    """Runs the first `count` rows of a sampler's table.
+
+    Args:
+        network: The diffusion model.
+        latents: (b, h, w, c), x_n.
+        history: (HISTORY, b, h, w, c), the latest estimates h, newest first.
+        rows: (k, columns), see `samplers`.
+        embeddings: (k, frequencies), the timesteps of the rows.
+        noise: (k, b, h, w, c), unit noise for the rows that add some.
+        count: How many of the k rows to run.
+        context: (b, n, d), or (2b, n, d) with the negative prompts first, for guidance.
+        guidance: (b, 1, 1, 1), how far to go from the negative prompt to the prompt (Ho & Salimans 2022, equation 6).
+
+    Returns:
+        The new `latents` and `history`.
+    """
+    copies = context.shape[0] // latents.shape[0]
+
+    def row_of(i, latents, history):
+        _, p, q, a, d, *b = ops.unstack(rows[i])
+        embedding = ops.broadcast_to(embeddings[i], (context.shape[0], embeddings.shape[1]))
+        prediction = ops.cast(network([ops.concatenate([latents] * copies), embedding, context]), "float32")
+        if copies == 2:
+            negative, positive = ops.split(prediction, 2)
+            prediction = negative + guidance * (positive - negative)
+        history = ops.concatenate([(p * latents + q * prediction)[None], history[:-1]])
+        latents = a * latents + d * noise[i] + sum(b[j] * history[j] for j in range(HISTORY))
+        return latents, history
+
+    if rows.shape[0] == 1:
+        return row_of(0, latents, history)
+    return ops.fori_loop(0, count, lambda i, state: row_of(i, *state), (latents, history))
+
+
+def decode(network, latents):
+    """Latents → images (b, h, w, 3) in 0…255, not yet rounded."""
+    return (ops.clip(ops.cast(network(latents), "float32"), -1.0, 1.0) + 1.0) * 127.5
+
+
+def _tensorflow(function, network, jit_compile, traced):
+    import tensorflow as tf
+
+    def run(*inputs):
+        traced()
+        return function(network, *inputs)
+
+    return tf.function(run, jit_compile=jit_compile is True, autograph=False)
+
+
+def _jax(function, network, jit_compile, traced):
+    import jax
+
+    @jax.jit
+    def run(variables, *inputs):
+        traced()
+        with keras.StatelessScope(zip(network.variables, variables, strict=True)):
+            return function(network, *inputs)
+
+    return lambda *inputs: run([variable.value for variable in network.variables], *inputs)
+
+
+def _torch(function, network, jit_compile, traced):
+    import torch
+
+    @torch.no_grad()
+    def run(*inputs):
+        return function(network, *inputs)
+
+    return torch.compile(run, dynamic=False) if jit_compile is True else run
+
+
+COMPILERS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
+
+
+class Engine:
+    """Runs the stages for one object, compiling each for the network it is given.
+
+    Args:
+        jit_compile: True for XLA on TensorFlow and `torch.compile` on torch; "auto" or False for TensorFlow's plain
+            graph and eager torch. JAX compiles in any case.
+
+    Attributes:
+        compilations: How many times a stage was compiled, once for each network, image size and batch size; eager torch
+            compiles nothing.
+    """
+
+    def __init__(self, jit_compile="auto"):
+        if jit_compile not in (True, False, "auto"):
+            raise ValueError(f"`jit_compile` must be True, False or 'auto'. Received: jit_compile={jit_compile!r:.200}")
+        self.jit_compile = jit_compile
+        self.compilations = 0
+        self._compiled = {}
+        self._lock = threading.Lock()
+
+    def run(self, stage, network, *inputs):
+        """Runs `stage(network, *inputs)`, compiled; NumPy arrays and backend tensors in, backend tensors out."""
+        with self._lock:
+            compiled_for, compiled = self._compiled.get(stage, (None, None))
+            if compiled_for is not network:
+                compiled = COMPILERS[keras.backend.backend()](stage, network, self.jit_compile, self._traced)
+                self._compiled[stage] = network, compiled
+        return compiled(*(ops.convert_to_tensor(x) for x in inputs))
+
+    def _traced(self):
+        self.compilations += 1
+
+    def encode(self, text_encoder, tokens):
+        """Tokens (b, n) → context, a float32 array (b, n, d)."""
+        return finite("text encoding", self.run(encode, text_encoder, tokens))
+
+    def encode_image(self, image_encoder, image):
+        """Images (b, h, w, 3) in [-1, 1] → latents, a float32 array (b, h/f, w/f, c)."""
+        return finite("image encoding", self.run(encode_image, image_encoder, image.astype("float32")))
+
+    def decode(self, decoder, latents):
+        """Latents → images, a uint8 array (b, h, w, 3)."""
+        return finite("decoding", self.run(decode, decoder, latents)).round().astype("uint8")
+
+    def denoise(self, diffusion_model, latents, context, guidance, table, step_noise, rows_per_call=1):
+        """Runs a sampler's table, yielding after every call of the compiled loop.
+
+        Args:
+            diffusion_model: The network.
+            latents: float32 (b, h, w, c), where the table starts.
+            context: (b, n, d), or (2b, n, d) with the negative prompts first.
+            guidance: float32 (b,).
+            table: A `samplers.Table`.
+            step_noise: Function of an array of k steps that returns unit noise (k, b, h, w, c).
+            rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph. The
+                result is the same.
+
+        Yields:
+            (step, timestep, latents): the number of the step just run, from 0, its timestep, and the latents after it, a
+            float32 array.
+
+        Raises:
+            NumericalError: If the latents are not finite.
+        """
+        frequencies = diffusion_model.architecture.diffusion_model.frequencies
+        count = len(table.rows)
+        rows = table.rows.astype("float32")
+        embeddings = timestep_embedding(table.rows[:, 0], frequencies)
+        quiet = ops.zeros((rows_per_call, *latents.shape))
+        latents, context = ops.convert_to_tensor(latents), ops.convert_to_tensor(context)
+        history = ops.zeros((HISTORY, *latents.shape))
+        guidance = ops.reshape(ops.convert_to_tensor(guidance, "float32"), (-1, 1, 1, 1))
+        for first in range(0, count, rows_per_call):
+            index = np.arange(first, first + rows_per_call).clip(max=count - 1)
+            noise = step_noise(table.steps[index]) if table.stochastic else quiet
+            here = min(rows_per_call, count - first)
+            inputs = (rows[index], embeddings[index], noise, np.int32(here), context, guidance)
+            latents, history = self.run(denoise, diffusion_model, latents, history, *inputs)
+            step = int(table.steps[index[-1]])
+            yield step, float(table.rows[index[-1], 0]), finite(f"denoising step {step + 1}", latents)
+
+
+def finite(stage, tensor):
+    """Returns the tensor as a NumPy array, or says which stage went wrong."""
+    array = ops.convert_to_numpy(tensor)
+    if not np.isfinite(array).all():
+        raise NumericalError(
+            f"{stage.capitalize()} gave values that are not finite: {np.isfinite(array).mean():.1%} of them are. "
+            "This happens when half precision overflows or a weight is damaged; try dtype='float32'."
+        )
+    return array
