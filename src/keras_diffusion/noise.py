@@ -1,0 +1,89 @@
+"""Noise from a seed: the same numbers on every backend, device and batch size.
+
+The bits are those of Philox, a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+3") whose stream NumPy guarantees. Every image has one stream for its starting noise and one for each step of the
+sampler, so neither its place in a batch nor a later start shifts anything. Normal deviates are computed in float64 and
+rounded to float32: platforms can differ only where the last bits of their log, sin or cos differ and a rounding turns
+on them, which is about one number in 10**8, by one unit in its last place.
+"""
+
+import math
+import secrets
+
+import numpy as np
+
+SEED_LIMIT = 2**63
+STARTING = 0  # the stream of the starting noise; that of step i is i + 1
+
+
+def seeds(seed, batch_size):
+    """Returns one seed for each image of a batch.
+
+    Args:
+        seed: int from 0 to 2**63 - 1, to which image i adds i; or a list with an int for each image; or None for a
+            random one.
+        batch_size: int, number of images.
+
+    Returns:
+        A list of `batch_size` ints.
+
+    Raises:
+        TypeError: if a seed is not an int.
+        ValueError: if a seed is out of range, or their number is not `batch_size`.
+    """
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+    if isinstance(seed, np.ndarray):
+        seed = seed.tolist()
+    if isinstance(seed, (list, tuple)):
+        if len(seed) != batch_size:
+            raise ValueError(f"Give one seed for each of the {batch_size} images. Received: {len(seed)} seeds")
+        return [_checked(value, f"seed[{i}]") for i, value in enumerate(seed)]
+    if _checked(seed, "seed") + batch_size > SEED_LIMIT:
+        raise ValueError(f"Image i takes seed + i, and a seed is below 2**63. Received: {seed=}, {batch_size=}")
+    return [int(seed) + i for i in range(batch_size)]
+
+
+def _checked(seed, name):
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"A seed must be an int from 0 to 2**63 - 1. Received: {name}={repr(seed)[:200]}")
+    if not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"A seed must be from 0 to 2**63 - 1. Received: {name}={repr(seed)[:200]}")
+    return int(seed)
+
+
+def starting_noise(seeds, shape):
+    """Returns the noise that latents start from.
+
+    Args:
+        seeds: list of b ints, see `seeds`.
+        shape: Shape of one latent, (h, w, c).
+
+    Returns:
+        float32 (b, h, w, c), normal with unit variance.
+    """
+    return np.stack([_normal(seed, STARTING, shape) for seed in seeds])
+
+
+def step_noise(seeds, shape, steps):
+    """Returns the fresh noise of some steps of a sampler.
+
+    Args:
+        seeds: list of b ints, see `seeds`.
+        shape: Shape of one latent, (h, w, c).
+        steps: k ints, the numbers of the steps, counted from the sampler's first whether or not the run began there.
+
+    Returns:
+        float32 (k, b, h, w, c), normal with unit variance.
+    """
+    return np.stack([[_normal(seed, step + 1, shape) for seed in seeds] for step in steps])
+
+
+def _normal(seed, stream, shape):
+    """Box and Muller 1958: two uniform numbers of 53 bits make two normal deviates."""
+    size = math.prod(shape)
+    bits = np.random.Philox(key=np.array([seed, stream], "uint64")).random_raw(size + size % 2) >> np.uint64(11)
+    first, second = bits.reshape(2, -1) * 2.0**-53  # in [0, 1)
+    radius, angle = np.sqrt(-2 * np.log1p(-first)), 2 * np.pi * second
+    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    return normal[:size].reshape(shape).astype("float32")
