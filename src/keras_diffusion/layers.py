@@ -25,8 +25,8 @@ def construction(dtype=None, initialize=True):
     """
     policy = keras.config.dtype_policy()
     token = _initializer.set("glorot_uniform" if initialize else "zeros")
-    keras.config.set_dtype_policy(dtype or policy)
     try:
+        keras.config.set_dtype_policy(dtype or policy)
         yield
     finally:
         keras.config.set_dtype_policy(policy)
@@ -85,7 +85,8 @@ class GroupNorm(keras.layers.Layer):
         channels = x.shape[-1]
         grouped = (-1, 1, 1, self.groups, channels // self.groups)
         x = ops.cast(x, "float32")
-        mean, variance = ops.moments(x, axes=(1, 2), keepdims=True)  # (b, 1, 1, c)
+        mean = ops.mean(x, axis=(1, 2), keepdims=True)  # (b, 1, 1, c)
+        variance = ops.mean(ops.square(x - mean), axis=(1, 2), keepdims=True)  # ops.moments cancels on some backends
         mean, variance = ops.reshape(mean, grouped), ops.reshape(variance, grouped)
         group_mean = ops.mean(mean, -1, keepdims=True)  # (b, 1, 1, g, 1)
         group_variance = ops.mean(variance + ops.square(mean - group_mean), -1, keepdims=True)
