@@ -94,14 +94,16 @@ def captions(label, tags, style, style_weight=0.2):
     """Returns every caption of a picture as (text, weight); weights sum to one.
 
     The empty caption (a tenth) is what classifier-free guidance learns from. Tags come alone and
-    in neighbouring pairs; the label alone takes what is left.
+    in neighbouring pairs, a tenth of the captions are phrases; the label alone takes what is left.
     """
+    phrases = [f"a {label}", f"a picture of a {label}"]
     tag_texts = [*tags, *(f"{a}, {b}" for a, b in pairwise(tags))]
     tag_weight = 0.2 if tag_texts else 0.0
     return [
         ("", 0.1),
-        (label, 0.9 - style_weight - tag_weight),
+        (label, 0.8 - style_weight - tag_weight),
         (f"{label}, {style} style", style_weight),
+        *((text, 0.1 / len(phrases)) for text in phrases),
         *((text, tag_weight / len(tag_texts)) for text in tag_texts),
     ]
 

@@ -20,7 +20,7 @@ from keras_diffusion.schedules import noise_schedule
 from keras_diffusion.text_encoder import TextEncoder
 from keras_diffusion.tokenizer import SimpleTokenizer
 
-BATCH = 64
+BATCH = 32  # small: the pictures are learned by heart, and updates count for more than their noise
 ARCHITECTURE = architectures.EMOJI
 LENGTH = ARCHITECTURE.text_encoder.length
 

@@ -158,10 +158,12 @@ def test_captions():
         "",
         "red apple",
         "red apple, noto style",
+        *("a red apple", "a picture of a red apple"),
         *("fruit", "red", "ripe", "fruit, red", "red, ripe"),
     }
     assert weights[""] == pytest.approx(0.1)
-    assert weights["red apple"] == pytest.approx(0.5)
+    assert weights["red apple"] == pytest.approx(0.4)
+    assert weights["a red apple"] == weights["a picture of a red apple"] == pytest.approx(0.05)
     assert weights["red apple, noto style"] == pytest.approx(0.2)
     assert weights["fruit"] == weights["red, ripe"] == pytest.approx(0.04)
 

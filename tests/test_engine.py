@@ -1,0 +1,162 @@
+"""The engine: what is compiled, that loops agree, and what happens to values that are not finite."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_diffusion import noise
+from keras_diffusion.architectures import TINY
+from keras_diffusion.decoder import Decoder
+from keras_diffusion.diffusion_model import DiffusionModel
+from keras_diffusion.engine import Engine
+from keras_diffusion.errors import NumericalError
+from keras_diffusion.samplers import SAMPLERS, build
+from keras_diffusion.text_encoder import TextEncoder
+
+SHAPE = (8, 8, 4)
+COMPILES = keras.backend.backend() != "torch"
+
+
+@pytest.fixture(scope="module")
+def network():
+    keras.utils.set_random_seed(0)
+    return DiffusionModel(architecture=TINY)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine()
+
+
+def denoise(engine, network, sampler="dpmpp_2m", num_steps=5, guidance=3.0, copies=2, seeds=(0, 1), **options):
+    context = np.random.default_rng(0).standard_normal((copies * len(seeds), 77, TINY.text_encoder.width), "float32")
+    loop = engine.denoise(
+        network,
+        noise.starting_noise(seeds, SHAPE),
+        context,
+        np.full(len(seeds), guidance, "float32"),
+        build(sampler, num_steps),
+        lambda steps: noise.step_noise(seeds, SHAPE, steps),
+        **options,
+    )
+    return list(loop)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m", "euler_ancestral"])
+@pytest.mark.parametrize("rows_per_call", [4, 32])
+def test_rows_in_one_graph_give_what_single_rows_give(engine, network, sampler, rows_per_call):
+    *_, (step, timestep, one_by_one) = denoise(engine, network, sampler)
+    *_, (last_step, last_timestep, together) = denoise(engine, network, sampler, rows_per_call=rows_per_call)
+
+    assert (step, timestep) == (last_step, last_timestep)
+    np.testing.assert_allclose(together, one_by_one, rtol=0, atol=1e-6)
+
+
+def test_the_loop_computes_the_recurrence(engine, network):
+    """Against the definition in `samplers`, with the network called directly and guidance written out."""
+    seeds, guidance, table = (0, 1), 3.0, build("euler_ancestral", 3)
+    generator = np.random.default_rng(0)
+    negative, positive = generator.standard_normal((2, 2, 77, TINY.text_encoder.width), "float32")
+    x, history = noise.starting_noise(seeds, SHAPE).astype("float64"), []
+    for (t, p, q, a, d, *b), step in zip(table.rows, table.steps, strict=True):
+        embedding = network_embedding(t)
+
+        def model(context, x=x, embedding=embedding):
+            inputs = {"latent": x.astype("float32"), "timestep_embedding": embedding, "context": context}
+            return keras.ops.convert_to_numpy(network({k: keras.ops.convert_to_tensor(v) for k, v in inputs.items()}))
+
+        prediction = (1 - guidance) * model(negative) + guidance * model(positive)
+        history.insert(0, p * x + q * prediction)
+        z = noise.step_noise(seeds, SHAPE, [step])[0]
+        x = a * x + d * z + sum(weight * h for weight, h in zip(b, history, strict=False))
+
+    *_, (_, _, latents) = denoise(engine, network, "euler_ancestral", 3, guidance)
+    np.testing.assert_allclose(latents, x, rtol=0, atol=1e-4)
+
+
+def network_embedding(timestep):
+    """The sinusoidal embedding, from its formula."""
+    half = TINY.diffusion_model.frequencies // 2
+    angles = timestep * 10000.0 ** (-np.arange(half) / half)
+    return np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (2, 1)).astype("float32")
+
+
+@pytest.mark.skipif(not COMPILES, reason="eager torch compiles nothing")
+def test_nothing_is_compiled_twice(network):
+    engine = Engine()
+    denoise(engine, network)
+    assert engine.compilations == 1
+
+    for sampler in SAMPLERS:
+        denoise(engine, network, sampler, num_steps=3, guidance=9.0, seeds=(5, 9))
+    denoise(engine, network, num_steps=12)
+    assert engine.compilations == 1
+
+    denoise(engine, network, seeds=(0,))
+    assert engine.compilations == 2  # another batch size
+
+
+def test_another_network_takes_its_place(network):
+    engine = Engine()
+    keras.utils.set_random_seed(1)
+    other = DiffusionModel(architecture=TINY)
+    *_, (_, _, first) = denoise(engine, network)
+    *_, (_, _, second) = denoise(engine, other)
+    *_, (_, _, third) = denoise(engine, network)
+
+    assert not np.allclose(first, second)
+    np.testing.assert_array_equal(first, third)
+
+
+def test_loaded_weights_take_effect(network):
+    engine = Engine()
+    *_, (_, _, before) = denoise(engine, network)
+    weights = network.get_weights()
+    network.set_weights([w * 0.5 for w in weights])
+    *_, (_, _, after) = denoise(engine, network)
+    network.set_weights(weights)
+
+    assert not np.allclose(before, after)
+
+
+def test_values_that_are_not_finite_name_the_stage(engine):
+    keras.utils.set_random_seed(0)
+    network = DiffusionModel(architecture=TINY)
+    bias = network.get_layer("conv_out").bias
+    bias.assign(np.full(bias.shape, np.nan))
+    with pytest.raises(NumericalError, match="Denoising step 1 "):
+        denoise(engine, network)
+
+    decoder = Decoder(architecture=TINY)
+    with pytest.raises(NumericalError, match="Decoding"):
+        engine.decode(decoder, np.full((1, *SHAPE), np.inf, "float32"))
+
+    encoder = TextEncoder(architecture=TINY)
+    encoder.get_layer("final_layer_norm").beta.assign(np.full(TINY.text_encoder.width, np.inf))
+    with pytest.raises(NumericalError, match="Text encoding"):
+        engine.encode(encoder, np.zeros((1, 77), "int32"))
+
+
+def test_images_are_rounded_and_clipped(engine):
+    """Latents of any size give bytes; a decoder whose last bias is known gives known bytes."""
+    decoder = Decoder(architecture=TINY, initialize=False)
+    decoder.get_layer("conv_out").bias.assign([-3.0, 0.0, 0.5])
+    images = engine.decode(decoder, np.zeros((1, 2, 3, 4), "float32"))
+
+    assert images.dtype == np.uint8
+    assert images.shape == (1, 16, 24, 3)
+    assert np.unique(images.reshape(-1, 3), axis=0).tolist() == [[0, 128, 191]]
+
+
+@pytest.mark.parametrize("jit_compile", [None, 2, "yes"])
+def test_jit_compile_is_checked(jit_compile):
+    with pytest.raises(ValueError, match="Received: jit_compile="):
+        Engine(jit_compile)
+
+
+def test_compiled_code_gives_the_same(network, engine):
+    *_, (_, _, plain) = denoise(engine, network, num_steps=2)
+    if keras.backend.backend() == "torch":
+        pytest.skip("torch.compile needs a C++ compiler")
+    *_, (_, _, compiled) = denoise(Engine(jit_compile=True), network, num_steps=2)
+    np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-4)
