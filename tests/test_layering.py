@@ -14,6 +14,7 @@ ROOT = Path(importlib.util.find_spec(PACKAGE).submodule_search_locations[0])
 # Who may import whom: a module imports from lower levels and from its own folder.
 LEVELS = {
     "architectures": 0,
+    "arguments": 0,
     "errors": 0,
     "tokenizer": 0,
     "noise": 0,
@@ -33,6 +34,7 @@ LEVELS = {
     "training": 5,
     PACKAGE: 6,  # the public names, __init__.py
     "cli": 7,
+    "__main__": 8,
 }
 CORE = ("text_encoder", "diffusion_model", "decoder", "stable_diffusion")
 NETWORKS = ("text_encoder", "diffusion_model", "decoder", "image_encoder", "layers")

@@ -1,0 +1,227 @@
+"""The command line: `keras-diffusion generate` and `keras-diffusion info`.
+
+Keras takes seconds to import, so it waits until the command makes sense.
+"""
+
+import argparse
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from keras_diffusion import __version__
+from keras_diffusion.errors import NumericalError
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+DTYPES = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
+RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
+USUAL = (50, 7.5)
+FAILURES = (ValueError, OSError, ImportError, MemoryError, NumericalError)  # any other exception is a defect
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+
+
+def main(argv=None):
+    """Runs a command.
+
+    Args:
+        argv: The words of the command, a list of str; None takes those the program was started with.
+
+    Returns:
+        The exit code: 0 if all went well, 1 if something failed, 130 if it was interrupted.
+
+    Raises:
+        SystemExit: With code 2 if the command makes no sense, with 0 after --help and --version.
+    """
+    options = parser().parse_args(argv)
+    try:
+        options.run(options)
+        return 0
+    except FAILURES as error:
+        code, message = 1, f"error: {error}"
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    show("")
+    print(f"keras-diffusion: {message}", file=sys.stderr)
+    return code
+
+
+def parser():
+    root = argparse.ArgumentParser("keras-diffusion", description="Stable Diffusion in Keras 3.")
+    root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = root.add_subparsers(title="commands", metavar="command", required=True)
+
+    command = commands.add_parser("generate", help="draw images of a prompt", description=generate.__doc__)
+    command.usage = "%(prog)s prompt --output FILE [options]"
+    command.set_defaults(run=generate, refuse=command.error)
+    add = command.add_argument
+    add("prompt", help="what to draw")
+    add("--output", type=Path, metavar="FILE", required=True, help=".png, .jpg or .webp; several are NAME-1, NAME-2")
+    add("--preset", default="emoji", help="a bundled model, or a folder in diffusers layout (default: emoji)")
+    add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
+    add("--steps", type=int, help="number of steps (default: 25 for emoji, else 50)")
+    add("--guidance", type=float, help="how much to follow the prompt (default: 3 for emoji, else 7.5)")
+    add("--negative-prompt", metavar="PROMPT", help="what to keep away from")
+    add("--batch-size", type=int, default=1, metavar="N", help="number of images (default: 1)")
+    add("--sampler", help="one that `keras-diffusion info` lists (default: the model's)")
+    add("--width", type=int, help="in pixels (default: the model's)")
+    add("--height", type=int, help="in pixels (default: the model's)")
+    add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
+    add("--jit-compile", action="store_const", const=True, default="auto", help="compile for longer, to run faster")
+
+    command = commands.add_parser("info", help="describe the installation or a model", description=info.__doc__)
+    command.set_defaults(run=info)
+    command.add_argument("preset", nargs="?", help="a bundled model, or a folder in diffusers layout")
+    return root
+
+
+def generate(options):
+    """Draw images of a prompt, write them, and print their paths."""
+    try:
+        seed = check(options)
+    except ValueError as error:
+        options.refuse(error)
+    if options.seed is None:
+        print(f"seed {seed} (--seed {seed} makes the same again)", file=sys.stderr)
+    show(f"loading {options.preset}")
+    with quiet():
+        from keras_diffusion.stable_diffusion import StableDiffusion
+    model = StableDiffusion(options.height, options.width, options.jit_compile, options.dtype, options.preset)
+    steps, guidance = RECOMMENDED.get(model.architecture.name, USUAL)
+    steps = steps if options.steps is None else options.steps
+    images = model.text_to_image(
+        options.prompt,
+        options.negative_prompt,
+        options.batch_size,
+        steps,
+        guidance if options.guidance is None else options.guidance,
+        seed,
+        sampler=options.sampler,
+        callback=lambda step, *_: show(f"[{'#' * (30 * step // steps):30}] {step}/{steps}"),
+        verbose=0,
+    )
+    show("")
+    for i, image in enumerate(images, start=1):
+        stem = options.output.stem if len(images) == 1 else f"{options.output.stem}-{i}"
+        save(image, options.output.with_stem(stem))
+        print(options.output.with_stem(stem), flush=True)
+
+
+def check(options):
+    """Refuses at once what would fail after Keras is imported, and returns the seed."""
+    from keras_diffusion import arguments, noise, samplers, tokenizer
+    from keras_diffusion.checkpoints import presets
+
+    presets.find(options.preset)
+    arguments.batch_size("--batch-size", options.batch_size, 1)
+    if options.steps is not None:
+        arguments.whole_number("--steps", options.steps, 1, 1000)
+    if options.guidance is not None:
+        arguments.guidance_scales("--guidance", options.guidance, 1)
+    if options.sampler is not None:
+        samplers.resolve(options.sampler)
+    tokenizer.SimpleTokenizer().tokenize([options.prompt, options.negative_prompt or ""], pad_token=0)
+    arguments.choice("suffix of --output", options.output.suffix.lower(), FORMATS)
+    try:
+        if options.output.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        with beside(options.output.resolve()):
+            pass
+    except OSError as error:
+        message = f"`--output` cannot be written: {error.strerror}. Received: --output={str(options.output)!r:.200}"
+        raise ValueError(message) from error
+    return noise.seeds(options.seed, options.batch_size)[0]
+
+
+def info(options):
+    """Describe the installation, or a model: no network is built and no weight is read."""
+    for name, value in (of_model(options.preset) if options.preset else of_installation()).items():
+        print(f"{name:16} {value}")
+
+
+def of_installation():
+    with quiet():
+        import keras
+    from keras_diffusion.checkpoints.presets import BUNDLED
+    from keras_diffusion.samplers import SAMPLERS
+
+    backend = keras.backend.backend()
+    return {
+        "keras-diffusion": __version__,
+        "Python": sys.version.partition(" ")[0],
+        "Keras": keras.__version__,
+        "backend": f"{backend} {sys.modules[backend].__version__}",
+        "device": str(keras.ops.zeros(()).device).rpartition("device:")[2].lower(),
+        "presets": ", ".join(BUNDLED),
+        "samplers": ", ".join(SAMPLERS),
+    }
+
+
+def of_model(preset):
+    from keras_diffusion.checkpoints import files, presets
+    from keras_diffusion.checkpoints.safetensors import index
+
+    path = presets.find(preset)
+    with quiet():
+        from keras_diffusion.checkpoints.folder import DiffusersFolder
+    from keras_diffusion.scheduler_config import from_scheduler_config
+
+    folder = DiffusersFolder(path)
+    parameters = {
+        part: sum(tensor.size for file in files.weights(path / part, stem) for tensor in index(file).values())
+        for part, stem in files.WEIGHTS.items()
+    }
+    return {
+        "folder": path,
+        "architecture": folder.architecture.name,
+        **{part: f"{count:,} parameters" for part, count in parameters.items()},
+        "image size": f"{folder.architecture.image_size} × {folder.architecture.image_size}",
+        "prediction type": folder.architecture.prediction_type,
+        "sampler": from_scheduler_config(folder.scheduler_config)[0],
+    }
+
+
+@contextmanager
+def quiet():
+    """Keeps off stderr what backends say when they are imported, unless a log level is set.
+
+    They say some of it before they look at the log level.
+    """
+    if LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[LOG_LEVEL] = "3"
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+def show(text):
+    """Replaces the last line of a terminal; a log gets none of it."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def save(image, path):
+    """Writes an image: at any moment, the file is the old one or the complete new one."""
+    from PIL import Image
+
+    path = path.resolve()  # a link stays a link
+    with beside(path) as temporary:
+        Image.fromarray(image).save(temporary, FORMATS[path.suffix.lower()], quality=95)
+        temporary.replace(path)
+
+
+@contextmanager
+def beside(path):
+    """A new file in the folder of `path`, gone afterwards."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    temporary.touch(exist_ok=False)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)

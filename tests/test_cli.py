@@ -1,0 +1,391 @@
+import inspect
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_diffusion import __version__, architectures, cli, stable_diffusion
+from keras_diffusion.checkpoints import presets
+from keras_diffusion.errors import CorruptCheckpointError, NumericalError
+from keras_diffusion.samplers import SAMPLERS
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), "uint8")
+SIGNATURE = inspect.signature(stable_diffusion.StableDiffusion.text_to_image)
+
+
+class FakeModel:
+    """Remembers what the facade was asked, and "draws" `IMAGES`."""
+
+    name = "emoji"
+
+    def __init__(self, *args, **kwargs):
+        constructor = inspect.signature(stable_diffusion.StableDiffusion.__init__)
+        self.built = constructor.bind(self, *args, **kwargs).arguments
+        self.architecture = SimpleNamespace(name=self.name)
+        self.made.append(self)
+
+    def text_to_image(self, *args, **kwargs):
+        self.call = SIGNATURE.bind(self, *args, **kwargs).arguments
+        self.call.update(self.call.pop("options"))
+        for step in range(1, self.call["num_steps"] + 1):
+            self.after_step(step)
+            self.call["callback"](step, 0.0, np.zeros((1, 2, 3, 4)))
+        return IMAGES[: self.call["batch_size"]]
+
+    def after_step(self, step):
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """The class that stands for `StableDiffusion`."""
+    module = SimpleNamespace(StableDiffusion=type("Fake", (FakeModel,), {"made": []}))
+    monkeypatch.setitem(sys.modules, "keras_diffusion.stable_diffusion", module)
+    return module.StableDiffusion
+
+
+@pytest.fixture
+def generate(fake, tmp_path, monkeypatch):
+    """Function that runs `keras-diffusion generate` in an empty folder and returns the exit code."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model_index.json").write_text("{}")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*options):
+        return cli.main(["generate", "a slice of pizza", "--output", "pizza.png", "--preset", str(model), *options])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The folder of a model with random weights."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    keras.utils.set_random_seed(0)
+    stable_diffusion.StableDiffusion(preset=architectures.TINY).save_to_preset(path)
+    return path
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_an_image_is_written_and_its_path_printed(generate, capsys):
+    assert generate("--seed", "1") == 0
+    assert capsys.readouterr() == ("pizza.png\n", "")
+    assert os.listdir() == ["pizza.png"]
+    np.testing.assert_array_equal(pixels("pizza.png"), IMAGES[0])
+
+
+def test_several_images_are_numbered(generate, capsys):
+    assert generate("--batch-size", "3") == 0
+    names = ["pizza-1.png", "pizza-2.png", "pizza-3.png"]
+    assert capsys.readouterr().out.split() == sorted(os.listdir()) == names
+    for name, image in zip(names, IMAGES, strict=True):
+        np.testing.assert_array_equal(pixels(name), image)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.b.png", "PNG"), ("x.JPG", "JPEG"), ("x.jpeg", "JPEG"), ("x.webp", "WEBP")]
+)
+def test_the_suffix_decides_the_format(generate, name, kind):
+    assert generate("--output", name) == 0
+    with Image.open(name) as image:
+        assert (image.format, image.size) == (kind, (24, 16))
+
+
+def test_every_option_reaches_the_model(generate, fake):
+    options = "--negative-prompt blue --batch-size 2 --steps 7 --guidance 0 --seed 5 --sampler euler "
+    options += "--width 24 --height 16 --dtype bfloat16 --jit-compile"
+    assert generate(*options.split()) == 0
+    (model,) = fake.made
+    assert {**model.built, "self": None, "preset": None} == {
+        "self": None,
+        "img_height": 16,
+        "img_width": 24,
+        "jit_compile": True,
+        "dtype": "bfloat16",
+        "preset": None,
+    }
+    assert model.built["preset"].endswith("model")
+    call = {key: value for key, value in model.call.items() if key not in ("self", "callback")}
+    assert call == {
+        "prompt": "a slice of pizza",
+        "negative_prompt": "blue",
+        "batch_size": 2,
+        "num_steps": 7,
+        "unconditional_guidance_scale": 0.0,
+        "seed": 5,
+        "sampler": "euler",
+        "verbose": 0,
+    }
+
+
+FACADE = [SIGNATURE.parameters[name].default for name in ("num_steps", "unconditional_guidance_scale")]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("emoji", [25, 3.0]), ("sd15", FACADE)])
+def test_steps_and_guidance_suit_the_model(generate, fake, name, expected):
+    fake.name = name
+    assert generate() == 0
+    call = fake.made[0].call
+    assert [call["num_steps"], call["unconditional_guidance_scale"]] == expected
+    assert fake.made[0].built["jit_compile"] == "auto"
+
+
+def test_a_seed_that_was_not_given_is_told(generate, fake, capsys):
+    seeds = []
+    for model in range(2):
+        assert generate() == 0
+        captured = capsys.readouterr()
+        seeds.append(fake.made[model].call["seed"])
+        assert f"--seed {seeds[-1]} " in captured.err
+        assert captured.out == "pizza.png\n"
+    assert seeds[0] != seeds[1]
+
+
+def test_an_existing_file_is_replaced(generate):
+    with open("pizza.png", "w") as file:
+        file.write("the old one")
+    os.link("pizza.png", "old")
+    assert generate() == 0
+    np.testing.assert_array_equal(pixels("pizza.png"), IMAGES[0])
+    with open("old") as file:  # whoever has it open goes on reading it
+        assert file.read() == "the old one"
+
+
+def test_a_link_stays_a_link(generate, tmp_path):
+    os.symlink(tmp_path / "target.png", "pizza.png")
+    assert generate() == 0
+    assert os.path.islink("pizza.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "target.png"), IMAGES[0])
+
+
+def test_nothing_is_half_written(generate, capsys, monkeypatch):
+    def full_disk(self, path, *args, **kwargs):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with open("pizza.png", "w") as file:
+        file.write("the old one")
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    assert generate("--seed", "1") == 1
+    assert capsys.readouterr() == ("", "keras-diffusion: error: [Errno 28] No space left on device\n")
+    assert os.listdir() == ["pizza.png"]
+    with open("pizza.png") as file:
+        assert file.read() == "the old one"
+
+
+@pytest.mark.parametrize("error", [NumericalError, CorruptCheckpointError, OSError, MemoryError, ImportError])
+def test_a_failure_is_a_message_and_code_1(generate, fake, capsys, error):
+    def fail(self, step):
+        raise error("It went wrong.")
+
+    fake.after_step = fail
+    assert generate("--seed", "1") == 1
+    assert capsys.readouterr() == ("", "keras-diffusion: error: It went wrong.\n")
+    assert os.listdir() == []
+
+
+def test_a_defect_keeps_its_traceback(generate, fake):
+    def fail(self, step):
+        raise TypeError("a defect")
+
+    fake.after_step = fail
+    with pytest.raises(TypeError, match="a defect"):
+        generate()
+
+
+def test_ctrl_c_is_code_130(generate, fake, capsys):
+    def interrupt(self, step):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    fake.after_step = interrupt
+    assert generate("--seed", "1") == 130
+    assert capsys.readouterr() == ("", "keras-diffusion: interrupted\n")
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "`--steps` must be from 1 to 1000"),
+        (["--steps", "1001"], "`--steps` must be from 1 to 1000"),
+        (["--steps", "1.5"], "argument --steps: invalid int value"),
+        (["--guidance", "-1"], "`--guidance` must be finite and at least 0"),
+        (["--guidance", "nan"], "`--guidance` must be finite"),
+        (["--batch-size", "0"], "`--batch-size` must be from 1 to 1024"),
+        (["--seed", "-1"], "A seed must be from 0"),
+        (["--seed", str(2**63)], "A seed must be from 0"),
+        (["--sampler", "magic"], "dpmpp_2m"),
+        (["--dtype", "int8"], "mixed_bfloat16"),
+        (["--negative-prompt", "pizza " * 100], "77 tokens"),
+        (["--preset", "nonsense"], "There is no such model"),
+        (["--output", "pizza"], ".png, .jpg, .jpeg, .webp"),
+        (["--output", "pizza.gif"], "Received: suffix of --output='.gif'"),
+        (["--output", "nowhere/pizza.png"], "`--output` cannot be written: No such file or directory"),
+        (["--output", "a" * 300 + ".png"], "`--output` cannot be written: File name too long"),
+        (["--colour", "red"], "unrecognized arguments"),
+    ],
+)
+def test_nonsense_is_refused_at_once(generate, fake, capsys, options, message):
+    with pytest.raises(SystemExit) as exit:
+        generate(*options)
+    out, err = capsys.readouterr()
+    assert exit.value.code == 2
+    assert message in err
+    assert out == ""
+    assert fake.made == []
+    assert os.listdir() == []
+
+
+def test_a_folder_is_not_overwritten(generate, fake, capsys):
+    os.mkdir("pizza.png")
+    with pytest.raises(SystemExit) as exit:
+        generate()
+    assert exit.value.code == 2
+    assert "it is a folder" in capsys.readouterr().err
+    assert fake.made == []
+
+
+def test_a_model_that_is_not_at_hand_is_a_failure(generate, fake, capsys):
+    assert generate("--preset", "sd14") == 1
+    assert "hf download" in capsys.readouterr().err
+    assert fake.made == []
+
+
+def test_a_command_is_needed(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main([])
+    assert exit.value.code == 2
+    assert "command" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"keras-diffusion {__version__}\n"
+
+
+def test_a_terminal_sees_a_bar(generate, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert generate("--steps", "2", "--seed", "1") == 0
+    out, err = capsys.readouterr()
+    assert out == "pizza.png\n"
+    frames = err.split("\r\x1b[K")[1:]
+    assert frames[0].startswith("loading ")
+    assert frames[1:] == [f"[{'#' * 15}{' ' * 15}] 1/2", f"[{'#' * 30}] 2/2", ""]
+
+
+def test_a_message_takes_the_place_of_the_bar(generate, fake, capsys, monkeypatch):
+    def interrupt(self, step):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    fake.after_step = interrupt
+    assert generate() == 130
+    assert capsys.readouterr().err.endswith("\r\x1b[Kkeras-diffusion: interrupted\n")
+
+
+def test_dtypes_are_those_of_the_facade():
+    assert cli.DTYPES == stable_diffusion.DTYPES
+
+
+@pytest.mark.parametrize(("level", "heard"), [(None, "after"), ("0", "before after")])
+def test_backends_are_silent_at_import_unless_a_log_level_is_set(capfd, monkeypatch, level, heard):
+    monkeypatch.delenv(cli.LOG_LEVEL)
+    if level:
+        monkeypatch.setenv(cli.LOG_LEVEL, level)
+    with cli.quiet():
+        os.write(2, b"before ")
+        assert os.environ[cli.LOG_LEVEL] == (level or "3")
+    os.write(2, b"after")
+    assert capfd.readouterr().err == heard
+
+
+def test_a_prompt_becomes_pictures(tiny, tmp_path, capsys):
+    path = tmp_path / "pizza.png"
+    options = ["--output", str(path), "--preset", str(tiny), "--batch-size", "2", "--steps", "2", "--width", "32"]
+    assert cli.main(["generate", "a slice of pizza", "--seed", "3", *options]) == 0
+    paths = [tmp_path / "pizza-1.png", tmp_path / "pizza-2.png"]
+    assert capsys.readouterr() == (f"{paths[0]}\n{paths[1]}\n", "")
+    first, second = map(pixels, paths)
+    assert first.shape == second.shape == (64, 32, 3)
+    assert not np.array_equal(first, second)
+
+
+def test_what_the_facade_refuses_is_a_failure(tiny, tmp_path, capsys):
+    options = ["--output", str(tmp_path / "x.png"), "--preset", str(tiny), "--seed", "1", "--width", "33"]
+    assert cli.main(["generate", "x", *options]) == 1
+    assert capsys.readouterr().err.startswith("keras-diffusion: error: `img_width` must be a multiple of 8")
+
+
+def test_info_describes_the_installation(capsys):
+    assert cli.main(["info"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["keras-diffusion"] == __version__
+    assert rows["Keras"] == keras.__version__
+    assert rows["backend"].startswith(f"{keras.backend.backend()} ")
+    assert re.fullmatch(r"\w+(:\d+)?", rows["device"])
+    assert "emoji" in rows["presets"].split(", ")
+    assert rows["samplers"].split(", ") == list(SAMPLERS)
+
+
+def test_info_describes_a_model(tiny, capsys):
+    assert cli.main(["info", str(tiny)]) == 0
+    rows = dict(re.split("  +| (?=/)", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    model = stable_diffusion.StableDiffusion(preset=architectures.TINY)
+    counts = {
+        "text_encoder": model.text_encoder.count_params(),
+        "unet": model.diffusion_model.count_params(),
+        "vae": model.image_encoder.count_params() + model.decoder.count_params(),
+    }
+    assert rows == {
+        "folder": str(tiny),
+        "architecture": "tiny",
+        **{part: f"{count:,} parameters" for part, count in counts.items()},
+        "image size": "64 × 64",
+        "prediction type": "epsilon",
+        "sampler": "ddim",
+    }
+
+
+def test_info_of_an_unknown_model(capsys):
+    assert cli.main(["info", "nonsense"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "There is no such model" in err
+
+
+def test_help_comes_without_keras():
+    command = [sys.executable, "-X", "importtime", "-m", "keras_diffusion", "generate", "--help"]
+    child = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--guidance" in child.stdout
+    imported = {line.rpartition("|")[2].strip() for line in child.stderr.splitlines()}
+    assert "argparse" in imported
+    assert not imported & {"keras", "numpy", "PIL"}
+
+
+@pytest.mark.skipif(not (presets.FOLDER / "emoji").is_dir(), reason="the bundled model is not there yet")
+def test_the_bundled_model_draws(tmp_path):
+    """As a newcomer runs it: in a process of its own, in which nothing has silenced the backend."""
+    environment = {key: value for key, value in os.environ.items() if key != cli.LOG_LEVEL}
+    command = [sys.executable, "-m", "keras_diffusion", "generate", "a slice of pizza", "--output", "pizza.png"]
+    child = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (child.returncode, child.stdout) == (0, "pizza.png\n")
+    assert re.fullmatch(r"seed (\d+) \(--seed \1 makes the same again\)\n", child.stderr)
+    picture = pixels(tmp_path / "pizza.png")
+    assert picture.shape == (64, 64, 3)
+    assert picture.std() > 10
