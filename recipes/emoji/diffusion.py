@@ -44,7 +44,7 @@ class DiffusionTrainer(keras.Model):
         return self.diffusion_model([latents, timestep, context])
 
     def compute_loss(self, x, y, y_pred, sample_weight=None, training=True):
-        return ops.mean(sample_weight * ops.mean(ops.square(y_pred - y), axis=(1, 2, 3)))
+        return ops.mean(sample_weight * ops.mean(ops.square(ops.cast(y_pred, "float32") - y), axis=(1, 2, 3)))
 
 
 class Pictures:

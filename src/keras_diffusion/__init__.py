@@ -1,40 +1,38 @@
 """Stable Diffusion in Keras 3."""
 
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.errors import (
-    CheckpointError,
-    CheckpointMismatchError,
-    CorruptCheckpointError,
-    DownloadError,
-    GenerationCancelled,
-    IntegrityError,
-    NoSpaceError,
-    NumericalError,
-    OfflineError,
-    UnsafeCheckpointError,
-)
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.stable_diffusion import StableDiffusion
-from keras_diffusion.text_encoder import TextEncoder
-from keras_diffusion.tokenizer import SimpleTokenizer
+from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = [
-    "CheckpointError",
-    "CheckpointMismatchError",
-    "CorruptCheckpointError",
-    "Decoder",
-    "DiffusionModel",
-    "DownloadError",
-    "GenerationCancelled",
-    "ImageEncoder",
-    "IntegrityError",
-    "NoSpaceError",
-    "NumericalError",
-    "OfflineError",
-    "SimpleTokenizer",
-    "StableDiffusion",
-    "TextEncoder",
-    "UnsafeCheckpointError",
-]
+
+_HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
+    "decoder": ("Decoder",),
+    "diffusion_model": ("DiffusionModel",),
+    "errors": (
+        "CheckpointError",
+        "CheckpointMismatchError",
+        "CorruptCheckpointError",
+        "DownloadError",
+        "GenerationCancelled",
+        "IntegrityError",
+        "NoSpaceError",
+        "NumericalError",
+        "OfflineError",
+        "UnsafeCheckpointError",
+    ),
+    "image_encoder": ("ImageEncoder",),
+    "stable_diffusion": ("StableDiffusion",),
+    "text_encoder": ("TextEncoder",),
+    "tokenizer": ("SimpleTokenizer",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__():
+    return [*globals(), *__all__]
