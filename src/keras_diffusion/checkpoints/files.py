@@ -1,0 +1,106 @@
+"""The files of a checkpoint folder: found, read and written with care."""
+
+import json
+import re
+import secrets
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from keras_diffusion.errors import CorruptCheckpointError, UnsafeCheckpointError
+
+CONFIGS = {  # part → its configuration: the first of these files that is there
+    "model_index": ("model_index.json",),
+    "text_encoder": ("text_encoder/config.json",),
+    "unet": ("unet/config.json",),
+    "vae": ("vae/config.json",),
+    "scheduler": ("scheduler/scheduler_config.json",),
+    "tokenizer": ("tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"),
+}
+WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+MAX_JSON = 25_000_000  # bytes
+VARIANTS = ("", ".fp16")  # of weights; the first one that is there is taken
+FILE_NAME = re.compile(r"\w[\w.-]*\.safetensors")
+
+
+def weights(folder, stem):
+    """Lists the files that hold the weights of one part of a model.
+
+    Args:
+        folder: The part's folder.
+        stem: What the names of its files begin with.
+
+    Returns:
+        A list of `Path`: one file, or those that an index lists.
+
+    Raises:
+        CorruptCheckpointError: If there is none, or one that the index lists is missing.
+        UnsafeCheckpointError: If the index lists anything but names of files beside it.
+    """
+    for variant in VARIANTS:
+        path, index = folder / f"{stem}{variant}.safetensors", folder / f"{stem}.safetensors.index{variant}.json"
+        if path.is_file():
+            return [path]
+        if index.is_file():
+            return _shards(index)
+    raise CorruptCheckpointError(
+        f"The weights {folder.name}/{stem}.safetensors are missing. Pickles (.bin, .ckpt) are not read; let diffusers "
+        f"write safetensors. Received: path={str(folder)!r:.200}"
+    )
+
+
+def _shards(index):
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise CorruptCheckpointError(f"{index} has no weight_map. Received: weight_map={names!r:.200}")
+    names = sorted(set(map(str, names.values())))
+    for name in names:
+        if not FILE_NAME.fullmatch(name):
+            raise UnsafeCheckpointError(f"{index} may only list names of files beside it. Received: {name!r:.200}")
+        if not (index.parent / name).is_file():
+            raise CorruptCheckpointError(f"{index} lists a file that is missing. Received: {name!r:.200}")
+    return [index.parent / name for name in names]
+
+
+def read_json(path):
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        CorruptCheckpointError: If it holds anything else.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read(MAX_JSON))
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{path} is not JSON: {error}. Fetch it again.") from error
+    if not isinstance(content, dict):
+        raise CorruptCheckpointError(f"{path} must hold a JSON object. Received: {content!r:.200}")
+    return content
+
+
+def write_json(path, content):
+    """Writes a JSON file, its folder too; the same content makes the same bytes."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def new_folder(path):
+    """Gives a folder to write in, which becomes `path` when all has gone well and else disappears.
+
+    Raises:
+        FileExistsError: If there is something at `path` already.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"There is something already; give another folder. Received: path={str(path)!r:.200}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            path.rmdir()  # fails where it is no longer empty
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,165 @@
+"""Strict loading: everything is checked first, then all is assigned or nothing."""
+
+import math
+import re
+from functools import partial
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_diffusion.checkpoints.names import LAYOUTS
+from keras_diffusion.checkpoints.safetensors import DTYPES, Tensor, largest, read
+from keras_diffusion.errors import CheckpointMismatchError
+
+LIMITS = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # the least that rounds to infinity
+
+FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
+    "a LoRA": r"lora[_.]",
+    "a textual inversion": r"^(emb_params|string_to_param|<.*>) ",
+    "a ControlNet": r"^controlnet_",
+    "AnimateDiff": r"motion_modules\.",
+    "SDXL": r"add_embedding\.|^conditioner\.|attn2\.to_k\.weight \(\d+, 2048\)",
+    "Stable Diffusion 3 or Flux": r"joint_blocks\.|double_blocks\.|^context_embedder\.",
+    "a single file in the original (LDM) layout": r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.",
+    "Stable Diffusion 2": r"attn2\.to_k\.weight \(\d+, 1024\)|token_embedding\.weight \(\d+, 1024\)",
+    "Stable Diffusion 1": r"attn2\.to_k\.weight \(\d+, 768\)|token_embedding\.weight \(\d+, 768\)",
+    "a unet": r"^time_embedding\.",
+    "a vae": r"quant_conv\.",
+    "a text_encoder": r"token_embedding\.",
+}
+
+
+class Target(NamedTuple):
+    """A variable to fill, the name of its tensor, and the tensor's layout."""
+
+    variable: Any
+    name: str
+    layout: str
+
+    @property
+    def shape(self):
+        """The shape of the tensor."""
+        return stored(np.broadcast_to(np.float32(), self.variable.shape), self.layout).shape
+
+
+class Part(NamedTuple):
+    """What is loaded from one folder of a checkpoint."""
+
+    label: str
+    tensors: dict[str, Tensor]
+    targets: list[Target]
+    known: set[str]  # names that may be there without being wanted
+
+
+def stored(values, layout):
+    """Turns values of a variable into those of its tensor."""
+    return LAYOUTS[layout][1](values)
+
+
+def targets(network, rows):
+    """Pairs the variables of a network with the rows of its table of names."""
+    variables = {variable.path: variable for variable in network.variables}
+    return [Target(variables[row.path], row.diffusers, row.layout) for row in rows]
+
+
+def load(parts, mismatched=()):
+    """Assigns every variable its tensor, or none.
+
+    Names, shapes and dtypes are compared first; where they all fit, every value is checked. Only then is anything
+    assigned, one tensor in memory at a time.
+
+    Args:
+        parts: A list of `Part`.
+        mismatched: What is known already not to fit.
+
+    Raises:
+        CheckpointMismatchError: If any tensor is missing, unexpected, of another shape or dtype, not finite, or too
+            large for the dtype of its variable. Nothing has been assigned.
+        CorruptCheckpointError: If a file changes while it is read.
+    """
+    missing, unexpected, mismatched, pairs = [], [], list(mismatched), []
+    for label, tensors, wanted, known in parts:
+        for target in wanted:
+            if target.name in tensors:
+                pairs.append((f"{label}/{target.name}", tensors[target.name], target))
+            else:
+                missing.append(f"{label}/{target.name}")
+        names = known.union(target.name for target in wanted)
+        unexpected += [f"{label}/{name}" for name in tensors if name not in names]
+    mismatched += [f"{name}: {reason}" for name, *pair in pairs for reason in unlike(*pair)]
+    if not (missing or unexpected or mismatched):
+        mismatched += [f"{name}: {reason}" for name, *pair in pairs for reason in unfit(*pair)]
+    if missing or unexpected or mismatched:
+        raise mismatch(parts, missing, unexpected, mismatched)
+    _assign([pair for _, *pair in pairs])
+
+
+def _assign(pairs):
+    """Gives variables their values, one at a time.
+
+    A network built without values has variables that are still to be initialized: Keras does so at the end of a scope,
+    here with values from the file instead of zeros.
+    """
+    blank = [(target.variable, target.variable._initializer) for _, target in pairs if target.variable._value is None]
+    for tensor, target in pairs:
+        if target.variable._value is None:
+            target.variable._initializer = partial(_values, tensor, target)
+        else:
+            target.variable.assign(_values(tensor, target))
+    try:
+        with keras.StatelessScope():
+            pass
+    except BaseException:
+        for variable, initializer in blank:
+            variable._value, variable._initializer = None, initializer
+        raise
+
+
+def _values(tensor, target, shape=None, dtype=None):
+    values = LAYOUTS[target.layout][0](read(tensor).reshape(target.shape))
+    return ops.convert_to_tensor(np.ascontiguousarray(values), target.variable.dtype)
+
+
+def unlike(tensor, target):
+    """Yields why a tensor cannot be that of a variable, by its header."""
+    if tensor.dtype not in DTYPES:
+        yield f"dtype {tensor.dtype}, not one of {', '.join(DTYPES)}"
+    if squeezed(tensor.shape) != squeezed(target.shape):
+        yield f"shape {tensor.shape}, not {target.shape}"
+
+
+def squeezed(shape):
+    """The shape of a matrix, also where it is stored as a 1×1 convolution."""
+    return shape[:2] if shape[2:] == (1, 1) else shape
+
+
+def unfit(tensor, target):
+    """Yields why the values of a tensor cannot be those of a variable."""
+    top, dtype = largest(tensor), target.variable.dtype
+    if not math.isfinite(top):
+        yield f"holds {top}"
+    elif top >= LIMITS.get(dtype, math.inf):
+        yield f"holds ±{top:.6g}, which overflows in {dtype}"
+
+
+def mismatch(parts, missing, unexpected, mismatched):
+    """The error that names everything."""
+    groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
+    names = [f"{group}: {name}" for group, names in groups.items() for name in names]
+    guesses = [f"{part.label} looks like {family}." for part in parts if (family := guess(part)) != f"a {part.label}"]
+    paths = [str(next(iter(part.tensors.values())).path) for part in parts if part.tensors]
+    message = [
+        f"The checkpoint does not fit the model, nothing was loaded: {len(names)} of its tensors are wrong.",
+        *guesses,
+        *names,
+        f"Build the networks for the checkpoint's architecture, or give another one. Received: {', '.join(paths)}",
+    ]
+    return CheckpointMismatchError("\n  ".join(message), **groups)
+
+
+def guess(part):
+    """What the tensors of a part look like."""
+    lines = "\n".join(f"{name} {tensor.shape}" for name, tensor in part.tensors.items())
+    return next((family for family, mark in FAMILIES.items() if re.search(mark, lines, re.MULTILINE)), "nothing known")
