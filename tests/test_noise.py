@@ -76,6 +76,7 @@ def test_noise_is_normal():
 
 
 def test_seeds():
+    assert noise.seeds(0, 1) == [0]
     assert noise.seeds(5, 3) == [5, 6, 7]
     assert noise.seeds([9, 2**63 - 1], 2) == [9, 2**63 - 1]
     assert noise.seeds((3,), 1) == [3]

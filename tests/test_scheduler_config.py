@@ -72,6 +72,51 @@ def test_what_a_file_leaves_out(name):
     np.testing.assert_array_equal(left_out.alphas, given.alphas)
 
 
+@pytest.mark.parametrize(
+    ("kind", "beta_start", "beta_end", "to_clean"),
+    [
+        ("DDIMScheduler", 0.0001, 0.02, True),
+        ("PNDMScheduler", 0.0001, 0.02, False),
+        ("UniPCMultistepScheduler", 0.0001, 0.02, True),
+        ("HeunDiscreteScheduler", 0.00085, 0.012, True),
+        ("KDPM2DiscreteScheduler", 0.00085, 0.012, True),
+        ("LCMScheduler", 0.00085, 0.012, True),
+    ],
+)
+def test_defaults_of_the_classes(kind, beta_start, beta_end, to_clean):
+    name, arguments = from_scheduler_config({"_class_name": kind})
+    alphas_cumprod = arguments["alphas_cumprod"]
+    assert 1 - alphas_cumprod[0] == pytest.approx(beta_start)
+    assert 1 - alphas_cumprod[-1] / alphas_cumprod[-2] == pytest.approx(beta_end)
+    middle = (beta_start + beta_end) / 2 if kind != "LCMScheduler" else (beta_start**0.5 + beta_end**0.5) ** 2 / 4
+    assert 1 - alphas_cumprod[500] / alphas_cumprod[499] == pytest.approx(middle, rel=0.01)
+    assert (build(name, 3, **arguments).alphas[-1] == 1) == to_clean
+
+
+def test_supported_options():
+    known = {
+        "disable_corrector": [],
+        "lower_order_final": True,
+        "original_inference_steps": 50,
+        "predict_x0": True,
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "timestep_scaling": 10.0,
+        "use_exponential_sigmas": False,
+        "use_flow_sigmas": False,
+        "use_lu_lambdas": False,
+    }
+    assert from_scheduler_config(SD15 | known)[0] == "pndm"
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"), [("DDIMScheduler", 0), ("LCMScheduler", 0), ("UniPCMultistepScheduler", 2**-24)]
+)
+def test_what_zero_terminal_snr_leaves(kind, left):
+    _, arguments = from_scheduler_config(SD15 | {"_class_name": kind, "rescale_betas_zero_snr": True})
+    assert arguments["alphas_cumprod"][-1] == left
+
+
 def test_the_stochastic_solver_of_one_class():
     config = SD15 | {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}
     assert from_scheduler_config(config)[0] == "dpmpp_2m_sde"
@@ -112,6 +157,9 @@ def test_zero_terminal_snr(name, config):
         ("thresholding", True),
         ("timestep_spacing", "random"),
         ("use_beta_sigmas", True),
+        ("use_exponential_sigmas", True),
+        ("use_flow_sigmas", True),
+        ("use_lu_lambdas", True),
         ("beta_schedule", "sigmoid"),
     ],
 )

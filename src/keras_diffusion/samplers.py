@@ -5,6 +5,24 @@
 
 `build` returns the `Table` of this recurrence. Each row asks the network once, and nothing in a row depends on the
 latents, so one loop runs every sampler.
+
+Every sampler is that of diffusers 0.42, except where diffusers departs from the paper or cannot run:
+
+    ddim, pndm; linspace, trailing    takes all steps for equally long (issues 11347, 12633); here a step ends where the
+                                      next begins
+    pndm; v_prediction                combines velocities of different timesteps (issue 14816); here their noise
+    pndm, euler_ancestral, dpm2;      refuses
+      sample
+    leading; 1000 steps               starts at timestep 1000: an IndexError, or a level visited twice; here the offset
+                                      gives way
+    dpmpp_2m, dpmpp_2m_sde, unipc;    leading with 999 steps, leading and linspace with 1000: divides by zero or fails;
+                                      here all levels differ
+    trailing; 61, 103, ... steps      makes one step too many, to timestep -1
+    lcm; more than 50 steps           refuses; here there are then as many distilled timesteps as steps
+    ddpm                              adds noise of deviation 1e-10 in its last step
+    start; pndm, lms                  goes on as if there had been steps before; here the solver begins anew
+    squaredcos_cap_v2; karras         cuts timesteps to whole numbers and can lose its place (issue 12771); here they
+                                      are rounded
 """
 
 import re

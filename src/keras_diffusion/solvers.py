@@ -167,21 +167,22 @@ def dpmpp_2m(levels, eta):
 
 
 def unipc(levels):
-    """UniPC of order 2 with B(h) = e^h - 1: Zhao et al. 2023 (arXiv:2302.04867), algorithms 1 and 2, for the denoised.
+    """UniPC of order 2 with B(h) = e^h - 1: Zhao et al. 2023 (arXiv:2302.04867), for the denoised latent.
 
-    Its predictor is DPM-Solver++ 2M. Its corrector redoes the previous step knowing the denoised latent at its end:
-    against the predictor, which left the same latent by the same factor, that is a change linear in three of them.
+    Its predictor is DPM-Solver++(2M). Its corrector makes the previous step again, knowing the denoised latent at its
+    end; both keep the same share of x, so all it changes is the weights of three denoised latents.
     """
     plan = dpmpp_2m(levels, eta=0)
     h = np.diff(levels.log_snrs)[:-1]
     growth = _growth(levels)[:-1]
-    decay = np.expm1(-h)
-    first = (-decay / h - 1) / decay  # the right-hand sides of UniC's linear system
-    second = 2 * ((1 + decay / h) / h - 1 / 2) / decay
+    bh = np.expm1(-h)
+    first = (-bh / h - 1) / bh  # the right-hand sides of UniC's linear system
+    second = 2 * ((1 + bh / h) / h - 1 / 2) / bh
     earlier = (first - second) * growth / (1 + growth)
-    latest = np.where(growth == 0, 1 / 2, first - earlier)
+    latest = first - earlier
+    latest[:1] = 1 / 2  # order 1
     bend = (earlier - 1 / 2) * growth
-    change = np.stack([latest, bend - latest, -bend], axis=1) * _column(-levels.alphas[1:-1] * decay)
+    change = np.stack([latest, bend - latest, -bend], axis=1) * _column(-levels.alphas[1:-1] * bh)
     plan.rows[1:, B : B + 3] += plan.rows[1:, [A]] * change
     return plan
 

@@ -3,7 +3,16 @@
     python tests/golden/make_samplers.py
 
 diffusers' schedulers compute in float32. Here their modules see `float32` as `float64`, so that what is compared is the
-method and not the rounding. Their own code runs otherwise unchanged, but for `DEVIATIONS`.
+method and not the rounding. Their code runs otherwise unchanged. Where diffusers cannot be, or should not be, the
+measure (the table in samplers.py), it is asked something else that has the right answer:
+
+    ddim, pndm; linspace, trailing     told the true length of every step
+    pndm; v_prediction, and `sample`   given the noise that the prediction implies, as an epsilon model
+      where it is refused
+    leading; 1000 steps                without offset, as are the 999 steps of dpmpp_2m, dpmpp_2m_sde and unipc
+    dpmpp_2m, dpmpp_2m_sde, unipc;     1000 steps with trailing spacing, which is all timesteps too
+      leading, linspace
+    lcm; more than 50 steps            distilled on as many timesteps as there are steps
 """
 
 import importlib
@@ -16,23 +25,6 @@ import numpy as np
 
 FIXTURE = Path(__file__).parent / "samplers.npz"
 STEPS = (1, 2, 3, 5, 9, 10, 20, 25, 27, 50, 100, 999, 1000)
-
-# Where diffusers 0.42 cannot be, or should not be, the measure, and what it is asked instead.
-DEVIATIONS = """
-ddim, pndm; linspace, trailing   assume that all steps are equally long, so they leave a level and arrive at another
-                                 than the network is told (issues 11347, 12633): told the true length of each step
-pndm; v_prediction               combines velocities of different timesteps (issue 14816): given the noise they imply
-pndm, euler_ancestral, dpm2;     refuse: given the noise that the sample implies
-  sample
-all; leading, 1000 steps         start at timestep 1000, an IndexError or a level visited twice: offset 0
-dpmpp_2m, dpmpp_2m_sde, unipc;   999 leading steps reach timestep 1000: offset 0; 1000 steps of either spacing visit a
-  leading, linspace              level twice and divide by zero: trailing, which is all timesteps
-lcm; more than 50 steps          refuses: distilled on as many timesteps as there are steps
-ddpm                             adds noise of deviation 1e-10 in its last step: left as it is
-karras                           looks its place up by timestep, which rounding may repeat (issue 12771): told where
-                                 it begins
-trailing                         makes one step too many for some counts (61, 103, ...), none of them here
-"""
 
 CLASSES = {
     "ddim": ("ddim", "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
