@@ -1,0 +1,84 @@
+"""How far our networks are from the references, as they are and with something in them changed."""
+
+import re
+from functools import cache
+
+import keras
+import numpy as np
+import pytest
+
+from keras_diffusion.decoder import Decoder
+from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.image_encoder import ImageEncoder
+from keras_diffusion.text_encoder import TextEncoder
+
+from . import networks
+
+TOLERANCE = 2e-5
+NETWORKS = {
+    "text_encoder": TextEncoder,
+    "diffusion_model": DiffusionModel,
+    "image_encoder": ImageEncoder,
+    "decoder": Decoder,
+}
+# A fixture that shows a change on one backend shows it on every backend.
+once = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="shown on TensorFlow")
+
+
+@cache
+def case(network, name):
+    return next(case for case in networks.cases(network) if case.name == name)
+
+
+def build(network, name, **arguments):
+    """Our network of a case, with the case's weights."""
+    if network == "text_encoder":
+        arguments["max_length"] = case(network, name).calls[0].get("length", 77)
+    architecture = case(network, name).architecture
+    model = NETWORKS[network](architecture=architecture, initialize=False, **arguments)
+    networks.fill(model, network, architecture)
+    return model
+
+
+built = cache(build)
+
+
+def evaluate(model, network, name):
+    """Our outputs, one for each call of a case."""
+    for call in case(network, name).calls:
+        arguments = list(networks.inputs(case(network, name), call))
+        if network == "diffusion_model":
+            frequencies = case(network, name).architecture.diffusion_model.frequencies
+            arguments[1] = timestep_embedding(arguments[1], frequencies)
+        yield keras.ops.convert_to_numpy(model(arguments if len(arguments) > 1 else arguments[0]))
+
+
+def error(network, name, model=None):
+    """The largest deviation of any output of a case."""
+    outputs = list(evaluate(model or built(network, name), network, name))
+    expected = networks.expected(case(network, name))
+    assert [output.shape for output in outputs] == [output.shape for output in expected]
+    return max(np.abs(ours - theirs).max() for ours, theirs in zip(outputs, expected, strict=True))
+
+
+def shows(network, name, model=None):
+    """Whether a change to the network is beyond what parity allows."""
+    return not error(network, name, model) < 1e-4
+
+
+def setting(pattern, attribute, value):
+    """A change: every layer whose path matches has another value of an attribute."""
+
+    def change(monkeypatch, model):
+        layers = [layer for layer in model._flatten_layers() if re.search(pattern, layer.path or "")]
+        assert layers
+        for layer in layers:
+            assert getattr(layer, attribute) != value
+            monkeypatch.setattr(layer, attribute, value)
+
+    return change
+
+
+def patching(owner, attribute, value):
+    """A change: a function or method is another one."""
+    return lambda monkeypatch, model: monkeypatch.setattr(owner, attribute, value)
