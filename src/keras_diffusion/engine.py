@@ -146,7 +146,7 @@ class Engine:
         return finite("decoding", self.run(decode, decoder, latents)).round().astype("uint8")
 
     def denoise(self, diffusion_model, latents, context, guidance, table, step_noise, rows_per_call=1):
-        """Runs a sampler's table, yielding after every call of the compiled loop.
+        """Runs a sampler's table, yielding after every step.
 
         Args:
             diffusion_model: The network.
@@ -179,8 +179,10 @@ class Engine:
             here = min(rows_per_call, count - first)
             inputs = (rows[index], embeddings[index], noise, np.int32(here), context, guidance)
             latents, history = self.run(denoise, diffusion_model, latents, history, *inputs)
-            step = int(table.steps[index[-1]])
-            yield step, float(table.rows[index[-1], 0]), finite(f"denoising step {step + 1}", latents)
+            step, timestep = table.steps[index[-1]], table.rows[index[-1], 0]
+            current = finite(f"denoising step {step + 1}", latents)
+            if step not in table.steps[index[-1] + 1 :]:  # some solvers take two rows for a step
+                yield int(step), float(timestep), current
 
 
 def finite(stage, tensor):

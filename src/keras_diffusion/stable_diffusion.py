@@ -240,7 +240,7 @@ class StableDiffusion:
         schedule = self._schedule
         if sampler is not None:
             schedule = {key: schedule[key] for key in ("prediction_type", "alphas_cumprod") if key in schedule}
-        table = build(sampler or self.sampler, num_steps, **schedule)
+        table = build(self.sampler if sampler is None else sampler, num_steps, **schedule)
         if diffusion_noise is None:
             latents = noise.starting_noise(seeds, latent_shape)
         else:
