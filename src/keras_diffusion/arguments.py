@@ -93,7 +93,8 @@ def array(name, value, shape):
             f"Received: {name} of shape {values.shape} and dtype {values.dtype}"
         )
     if not np.isfinite(values).all():
-        raise ValueError(f"`{name}` must be finite. Received: {name} with {(~np.isfinite(values)).sum()} values that are not")
+        bad = np.count_nonzero(~np.isfinite(values))
+        raise ValueError(f"`{name}` must be finite. Received: {name} with {bad} values that are not")
     return np.broadcast_to(values.astype("float32"), shape)
 
 

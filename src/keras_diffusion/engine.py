@@ -159,8 +159,8 @@ class Engine:
                 result is the same.
 
         Yields:
-            (step, timestep, latents): the number of the step just run, from 0, its timestep, and the latents after it, a
-            float32 array.
+            (step, timestep, latents): the number of the step just run, from 0, its timestep, and the latents after it,
+            a float32 array.
 
         Raises:
             NumericalError: If the latents are not finite.

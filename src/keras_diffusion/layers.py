@@ -42,7 +42,8 @@ class Network(keras.Model):
         self._config = {"name": name, **config}
 
     def get_config(self):
-        return {**self._config, "architecture": self.architecture.get_config(), "dtype": self.layers[-1].dtype_policy.name}
+        dtype = self.layers[-1].dtype_policy.name
+        return {**self._config, "architecture": self.architecture.get_config(), "dtype": dtype}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

@@ -8,21 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-def choice(name, value, choices):
-    """Returns `value` if it is one of the names `choices`."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={repr(value)[:200]}")
-    return value
-
-
-def whole_number(name, value, smallest, largest):
-    """Returns `value` as an int if it is one, within the range."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"`{name}` must be an int from {smallest} to {largest}. Received: {name}={repr(value)[:200]}")
-    if not smallest <= value <= largest:
-        raise ValueError(f"`{name}` must be from {smallest} to {largest}. Received: {name}={repr(value)[:200]}")
-    return int(value)
+from keras_diffusion.arguments import choice, whole_number
 
 
 def _cosine_betas(start, end, count):

@@ -106,9 +106,16 @@ class StableDiffusion:
             path: The folder; it must not exist yet.
             dtype: What the weights are stored in, "float32" or "float16".
         """
-        networks = {name: getattr(self, name) for name in ("text_encoder", "diffusion_model", "decoder", "image_encoder")}
-        scheduler_config = self._folder and self._folder.scheduler_config
-        folder.save(path, self.architecture, dtype=dtype, scheduler_config=scheduler_config, **networks)
+        folder.save(
+            path,
+            self.architecture,
+            dtype=dtype,
+            scheduler_config=self._folder and self._folder.scheduler_config,
+            text_encoder=self.text_encoder,
+            diffusion_model=self.diffusion_model,
+            image_encoder=self.image_encoder,
+            decoder=self.decoder,
+        )
 
     def text_to_image(
         self,
@@ -274,7 +281,7 @@ class StableDiffusion:
         return self._engine.decode(self.decoder, latents)
 
     def _encode(self, tokens):
-        """Tokens (b, 77) → context (b, 77, width), one prompt at a time: a context does not depend on its neighbours."""
+        """Tokens (b, 77) → context (b, 77, width), one prompt at a time: no context depends on its neighbours."""
         return np.concatenate([self._engine.encode(self.text_encoder, row[None]) for row in tokens])
 
     def _tokens(self, name, prompts, count=None):
