@@ -4,7 +4,16 @@ import keras
 from keras import layers
 
 from keras_diffusion.architectures import SD14
-from keras_diffusion.layers import Downsample, GroupNorm, Network, ResidualBlock, SpatialAttention, construction, conv, dense
+from keras_diffusion.layers import (
+    Downsample,
+    GroupNorm,
+    Network,
+    ResidualBlock,
+    SpatialAttention,
+    construction,
+    conv,
+    dense,
+)
 
 
 @keras.saving.register_keras_serializable("keras_diffusion")
