@@ -271,7 +271,7 @@ class Downsample(keras.layers.Layer):
         self.conv = conv(channels, "conv", strides=2, padding="valid")
 
     def build(self, x_shape):
-        self.conv.build(x_shape)
+        self.conv.build(self.pad.compute_output_shape(x_shape))
 
     def call(self, x):
         return self.conv(self.pad(x))
