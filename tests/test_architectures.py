@@ -1,0 +1,81 @@
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from keras_diffusion.architectures import (
+    ARCHITECTURES,
+    PREDICTION_TYPES,
+    SD14,
+    SD15,
+    SD21,
+    SD21_BASE,
+    Architecture,
+    AutoencoderShape,
+    Level,
+)
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+
+
+def test_the_table_knows_every_architecture_by_its_name():
+    assert set(ARCHITECTURES) == {"sd14", "sd15", "sd20_base", "sd20", "sd21_base", "sd21", "emoji", "tiny"}
+    assert all(architecture.name == name for name, architecture in ARCHITECTURES.items())
+
+
+@every_architecture
+def test_configuration_survives_json(architecture):
+    again = Architecture.from_config(json.loads(json.dumps(architecture.get_config())))
+    assert again == architecture
+    assert isinstance(again.diffusion_model.levels[0], Level)
+    assert hash(again) == hash(architecture)
+
+
+@every_architecture
+def test_its_parts_fit(architecture):
+    unet, text, autoencoder = architecture.diffusion_model, architecture.text_encoder, architecture.autoencoder
+    assert unet.context == text.width
+    assert unet.in_channels == unet.out_channels == autoencoder.latent_channels
+    assert text.width % text.heads == 0
+    assert text.pad_token < text.vocabulary
+    assert architecture.prediction_type in PREDICTION_TYPES
+    assert architecture.image_size % (autoencoder.factor * 2 ** (len(unet.levels) - 1)) == 0
+    for level in unet.levels:
+        assert level.channels % unet.groups == level.channels % level.heads == 0
+    for channels in autoencoder.channels:
+        assert channels % autoencoder.groups == 0
+
+
+def test_an_architecture_cannot_change():
+    with pytest.raises(FrozenInstanceError):
+        SD14.prediction_type = "sample"
+
+
+def test_derived_sizes_of_stable_diffusion_1():
+    unet = SD14.diffusion_model
+    assert (unet.frequencies, unet.time_width, unet.middle_depth) == (320, 1280, 1)
+    assert SD14.text_encoder.hidden == 3072
+    assert SD14.autoencoder.factor == 8
+    assert replace(SD15, name="sd14") == SD14
+
+
+def test_versions_differ_as_published():
+    assert [level.heads for level in SD14.diffusion_model.levels] == [8, 8, 8, 8]
+    # Version 2 has heads of 64 channels.
+    assert all(level.channels == 64 * level.heads for level in SD21.diffusion_model.levels)
+    assert replace(SD21_BASE, name="sd21", prediction_type="v_prediction", image_size=768) == SD21
+    assert (SD14.text_encoder.activation, SD14.text_encoder.pad_token) == ("quick_gelu", 49407)
+    assert (SD21.text_encoder.activation, SD21.text_encoder.pad_token) == ("gelu", 0)
+    assert SD14.autoencoder == SD21.autoencoder
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((512, 768), (64, 96)), ((None, 512), (None, 64)), ((None, None), (None, None))]
+)
+def test_latent_size(size, expected):
+    assert SD14.autoencoder.latent_size(*size) == expected
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_the_factor_counts_the_levels(levels):
+    assert AutoencoderShape(channels=(32,) * levels).factor == 2 ** (levels - 1)
