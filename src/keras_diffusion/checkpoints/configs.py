@@ -1,108 +1,20 @@
-"""Translates between an `Architecture` and the configuration files of a diffusers folder.
+"""Translates between an `Architecture` and the configuration files of a diffusers folder."""
 
-`OPTIONS` lists what is understood. An option that is neither there nor among those without effect may only be None or
-False, which is how diffusers switches things off.
-"""
-
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import mul
+
+import numpy as np
 
 from keras_diffusion.architectures import (
     ARCHITECTURES,
-    PREDICTION_TYPES,
     Architecture,
     AutoencoderShape,
     DiffusionModelShape,
     Level,
     TextEncoderShape,
 )
+from keras_diffusion.checkpoints.options import OPTIONS, PAD_TOKENS, PER_LEVEL, WITHOUT_EFFECT
 from keras_diffusion.errors import CheckpointMismatchError
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers from `low` to `high`, of one kind."""
-
-    low: float
-    high: float
-    kinds: tuple = (int,)
-
-    def __contains__(self, value):
-        return isinstance(value, self.kinds) and not isinstance(value, bool) and self.low <= value <= self.high
-
-    def __str__(self):
-        return f"a number from {self.low} to {self.high}"
-
-
-WIDTH, COUNT = Numbers(1, 65536), Numbers(1, 64)
-PAD_TOKENS = {"<|endoftext|>": 49407, "!": 0}
-
-OPTIONS = {  # part → option → (value where the file has none, as in diffusers; values understood)
-    "text_encoder": {
-        "hidden_size": (512, WIDTH),
-        "intermediate_size": (2048, WIDTH),
-        "num_hidden_layers": (12, COUNT),
-        "num_attention_heads": (8, COUNT),
-        "max_position_embeddings": (77, WIDTH),
-        "vocab_size": (49408, Numbers(1, 2**20)),
-        "hidden_act": ("quick_gelu", ("quick_gelu", "gelu")),
-        "layer_norm_eps": (1e-5, (1e-5,)),
-    },
-    "unet": {
-        "sample_size": (64, WIDTH),
-        "in_channels": (4, WIDTH),
-        "out_channels": (4, WIDTH),
-        "block_out_channels": ([320, 640, 1280, 1280], WIDTH),
-        "down_block_types": (["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], ("CrossAttnDownBlock2D", "DownBlock2D")),
-        "up_block_types": (["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, ("CrossAttnUpBlock2D", "UpBlock2D")),
-        "mid_block_type": ("UNetMidBlock2DCrossAttn", ("UNetMidBlock2DCrossAttn",)),
-        "transformer_layers_per_block": (1, COUNT),
-        "attention_head_dim": (8, WIDTH),  # to diffusers this is the number of heads
-        "layers_per_block": (2, COUNT),
-        "cross_attention_dim": (1280, WIDTH),
-        "norm_num_groups": (32, WIDTH),
-        "use_linear_projection": (False, (False, True)),
-        "norm_eps": (1e-5, (1e-5,)),
-        "act_fn": ("silu", ("silu", "swish")),
-        "attention_type": ("default", ("default",)),
-        "time_embedding_type": ("positional", ("positional",)),
-        "resnet_time_scale_shift": ("default", ("default",)),
-        "flip_sin_to_cos": (True, (True,)),
-        "freq_shift": (0, (0,)),
-        "downsample_padding": (1, (1,)),
-        "mid_block_scale_factor": (1, (1,)),
-        "resnet_out_scale_factor": (1, (1,)),
-        "conv_in_kernel": (3, (3,)),
-        "conv_out_kernel": (3, (3,)),
-    },
-    "vae": {
-        "block_out_channels": ([64], WIDTH),
-        "down_block_types": (["DownEncoderBlock2D"], ("DownEncoderBlock2D",)),
-        "up_block_types": (["UpDecoderBlock2D"], ("UpDecoderBlock2D",)),
-        "layers_per_block": (1, COUNT),
-        "latent_channels": (4, WIDTH),
-        "norm_num_groups": (32, WIDTH),
-        "scaling_factor": (0.18215, Numbers(1e-6, 1e6, (int, float))),
-        "in_channels": (3, (3,)),
-        "out_channels": (3, (3,)),
-        "act_fn": ("silu", ("silu", "swish")),
-        "mid_block_add_attention": (True, (True,)),
-        "use_quant_conv": (True, (True,)),
-        "use_post_quant_conv": (True, (True,)),
-    },
-    "scheduler": {"prediction_type": ("epsilon", PREDICTION_TYPES)},
-    "tokenizer": {"pad_token": ("<|endoftext|>", tuple(PAD_TOKENS))},
-}
-PER_LEVEL = {  # options that may be lists
-    *("block_out_channels", "down_block_types", "up_block_types"),
-    *("attention_head_dim", "transformer_layers_per_block", "only_cross_attention"),
-}
-WITHOUT_EFFECT = {  # on what the networks here compute
-    *("architectures", "model_type", "transformers_version", "dtype", "torch_dtype"),
-    *("attention_dropout", "dropout", "initializer_factor", "initializer_range", "projection_dim"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "addition_embed_type_num_heads"),
-    *("sample_size", "upcast_attention", "force_upcast"),  # softmax and decoding are in float32 anyway
-}
 
 FIELDS = {  # part → option → field of its shape
     "text_encoder": {
@@ -165,15 +77,14 @@ def from_diffusers(configs):
         CheckpointMismatchError: If an option has a value that is not understood or contradicts another option; all of
             them are named.
     """
+    pad_token = configs["tokenizer"].get("pad_token")
+    pad_token = pad_token.get("content") if isinstance(pad_token, dict) else pad_token
+    configs = {**configs, "tokenizer": {"pad_token": pad_token}}
     problems = [problem for part in OPTIONS for problem in _not_understood(part, configs[part])]
     if not problems:
         options = {part: _options(part, configs[part]) for part in OPTIONS}
         architecture = _architecture(options)
-        problems = [
-            f"{part}: {option}={options[part][option]!r:.200}, but the other options ask for {value!r:.200}"
-            for part, config in to_diffusers(architecture).items() if part in OPTIONS
-            for option, value in _options(part, config).items() if option in config and value != options[part][option]
-        ]
+        problems = list(_contradictions(options, to_diffusers(architecture))) or list(_remainders(options))
     if problems:
         raise CheckpointMismatchError(
             "\n  ".join(["The model has options that are not supported:", *problems])
@@ -239,7 +150,7 @@ def to_diffusers(architecture):
 
 
 def _not_understood(part, config):
-    """Yields a line for every option whose value is not understood."""
+    """Yields a line for every option that is not understood or whose value is not."""
     for option, value in config.items():
         if option in OPTIONS[part]:
             understood = OPTIONS[part][option][1]
@@ -251,6 +162,27 @@ def _not_understood(part, config):
         if value is not None and not (values and all(value in understood for value in values)):
             allowed = " or ".join(map(repr, understood)) if isinstance(understood, tuple) else understood
             yield f"{part}: {option}={value!r:.200}, understood is only {allowed}"
+
+
+def _contradictions(options, expected):
+    """Yields a line for every option that is not what the architecture, made of some of them, asks for."""
+    for part in OPTIONS:
+        for option, value in _options(part, expected[part]).items():
+            if option in expected[part] and options[part][option] != value:
+                yield f"{part}: {option}={options[part][option]!r:.200}, but the other options ask for {value!r:.200}"
+
+
+def _remainders(options):
+    """Yields a line for all heads or groups that do not divide the channels."""
+    text_encoder, unet, vae = (options[part] for part in FIELDS)
+    for option, divisors, channels in (
+        ("text_encoder: num_attention_heads", text_encoder["num_attention_heads"], [text_encoder["hidden_size"]]),
+        ("unet: attention_head_dim", unet["attention_head_dim"], unet["block_out_channels"]),
+        ("unet: norm_num_groups", unet["norm_num_groups"], unet["block_out_channels"]),
+        ("vae: norm_num_groups", vae["norm_num_groups"], vae["block_out_channels"]),
+    ):
+        if np.any(np.mod(channels, divisors)):
+            yield f"{option}={divisors!r:.200}, which does not divide {channels!r:.200}"
 
 
 def _options(part, config):

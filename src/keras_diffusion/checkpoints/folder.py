@@ -61,7 +61,10 @@ class DiffusersFolder:
                 overflowing tensor is named.
             CorruptCheckpointError: If a file is missing or damaged.
             UnsafeCheckpointError: If a file refers to one elsewhere.
+            TypeError: If a network has another name.
         """
+        if unknown := sorted(networks.keys() - NETWORKS.keys()):
+            raise TypeError(f"The networks must be named {', '.join(NETWORKS)}. Received: {unknown}")
         parts, differences = {}, []
         for name, network in networks.items():
             part = NETWORKS[name][0]

@@ -148,11 +148,11 @@ def mismatch(parts, missing, unexpected, mismatched):
     """The error that names everything."""
     groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
     names = [f"{group}: {name}" for group, names in groups.items() for name in names]
-    guesses = [f"{part.label} looks like {family}." for part in parts if (family := guess(part)) != f"a {part.label}"]
+    guesses = {part.label: guess(part) for part in parts}
     paths = [str(next(iter(part.tensors.values())).path) for part in parts if part.tensors]
     message = [
         f"The checkpoint does not fit the model, nothing was loaded: {len(names)} of its tensors are wrong.",
-        *guesses,
+        *(f"{label} looks like {family}." for label, family in guesses.items() if family not in (None, f"a {label}")),
         *names,
         f"Build the networks for the checkpoint's architecture, or give another one. Received: {', '.join(paths)}",
     ]
@@ -160,6 +160,6 @@ def mismatch(parts, missing, unexpected, mismatched):
 
 
 def guess(part):
-    """What the tensors of a part look like."""
+    """What the tensors of a part look like; None if there is nothing to see."""
     lines = "\n".join(f"{name} {tensor.shape}" for name, tensor in part.tensors.items())
-    return next((family for family, mark in FAMILIES.items() if re.search(mark, lines, re.MULTILINE)), "nothing known")
+    return next((family for family, mark in FAMILIES.items() if re.search(mark, lines, re.MULTILINE)), None)

@@ -65,12 +65,12 @@ def index(path):
             other = (kind for begin, kind in MISTAKEN_FOR.items() if start.lower().startswith(begin))
             kind = next(other, f"damaged: its header claims {length} bytes, of at most {MAX_HEADER}")
             raise CorruptCheckpointError(f"{path} is not a safetensors file but {kind}.")
-        file.seek(8)
-        header = file.read(length)
     try:
         with safe_open(path, framework="numpy"):
             pass  # the header fits the file: no hole, no overlap, nothing behind, no size that is not its shape's
-        tensors = json.loads(header)
+        with path.open("rb") as file:
+            file.seek(8)
+            tensors = json.loads(file.read(length))
     except (SafetensorError, ValueError) as error:
         raise CorruptCheckpointError(f"{path} is damaged: {error}. Fetch it again.") from error
     tensors.pop("__metadata__", None)

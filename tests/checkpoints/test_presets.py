@@ -1,0 +1,100 @@
+"""Names and paths of models."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from keras_diffusion.architectures import ARCHITECTURES
+from keras_diffusion.checkpoints import presets
+from keras_diffusion.errors import OfflineError
+
+
+@pytest.fixture
+def bundled(tmp_path, monkeypatch):
+    """A bundled model in a place of its own."""
+    folder = tmp_path / "weights" / "emoji"
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "model_index.json").write_text("{}")
+    monkeypatch.setattr(presets, "FOLDER", folder.parent)
+    return folder
+
+
+def test_finds_a_bundled_model(bundled):
+    assert presets.find("emoji") == bundled
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_finds_a_folder(bundled, kind):
+    assert presets.find(kind(bundled)) == bundled
+
+
+def test_a_folder_may_be_relative(bundled, monkeypatch):
+    monkeypatch.chdir(bundled.parents[1])
+    assert presets.find("elsewhere") == Path("elsewhere")
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name.startswith("sd")])
+def test_says_how_to_get_a_known_model(name):
+    with pytest.raises(OfflineError) as caught:
+        presets.find(name)
+    message = str(caught.value)
+    assert f"hf download {presets.MANIFEST[name]['repository']}" in message
+    assert "unet/diffusion_pytorch_model.safetensors" in message
+    assert presets.MANIFEST[name]["licence"] in message
+    assert "emoji" in message
+
+
+def test_says_when_the_bundled_model_is_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    with pytest.raises(OfflineError, match="install it again"):
+        presets.find("emoji")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "unknown",
+        "EMOJI",
+        "emoji/",
+        "./emoji",
+        "../elsewhere",
+        "emoji/../../elsewhere",
+        "..\\elsewhere",
+        "/etc",
+        "C:\\Windows",
+        "hf://owner/name",
+        "https://example.com/model",
+        "x" * 100_000,
+        "nul\0byte",
+        "\ud800",
+    ],
+)
+def test_a_name_never_becomes_part_of_a_path(bundled, name):
+    with pytest.raises(ValueError, match=r"Received: preset=") as caught:
+        presets.find(name)
+    assert "emoji" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_says_what_a_path_is_instead(bundled):
+    with pytest.raises(ValueError, match="a single file"):
+        presets.find(bundled / "model_index.json")
+    with pytest.raises(ValueError, match=r"a folder without model_index\.json"):
+        presets.find(bundled.parent)
+
+
+@pytest.mark.parametrize("preset", [None, 7, b"emoji", ["emoji"]])
+def test_refuses_other_types(preset):
+    with pytest.raises(TypeError, match="Received: preset="):
+        presets.find(preset)
+
+
+def test_the_manifest_knows_the_architectures():
+    manifest = json.loads((presets.FOLDER / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest.keys() == ARCHITECTURES.keys() - {"tiny"}
+    assert not any(os.sep in name for name in manifest)
