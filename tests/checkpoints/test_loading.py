@@ -150,6 +150,16 @@ def test_says_nothing_of_what_it_does_not_know(tmp_path):
     assert "looks like" not in str(caught.value)
 
 
+def test_shows_no_control_characters_and_no_endless_names(tmp_path):
+    names = ["\x1b[31mred", "x" * 10_000, "\u202etxet", "line\nbreak"]
+    with pytest.raises(CheckpointMismatchError) as caught:
+        loading.load([part(tmp_path, {name: floats(1) for name in names}, [])])
+    assert set(caught.value.unexpected) == {f"unet/{name}" for name in names}
+    lines = str(caught.value).split("\n")
+    assert len(lines) == len(names) + 2
+    assert all(line.isprintable() and len(line) < 300 for line in lines)
+
+
 def without_values(name, initializer="zeros"):
     with keras.StatelessScope(initialize_variables=False):
         return loading.Target(keras.Variable(initializer, shape=(2,), dtype="float32", name="v"), name, "same")

@@ -104,8 +104,8 @@ class DiffusersFolder:
         ours, theirs = (asdict(getattr(a, SHAPES[name])) for a in (network.architecture, self.architecture))
         return [
             f"{name}: built with {field}={ours[field]}, the folder says {theirs[field]}"
-            for field in ours.keys() - NOT_COMPUTED
-            if ours[field] != theirs[field]
+            for field in ours
+            if field not in NOT_COMPUTED and ours[field] != theirs[field]
         ]
 
 

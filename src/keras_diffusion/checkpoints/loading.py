@@ -147,7 +147,7 @@ def unfit(tensor, target):
 def mismatch(parts, missing, unexpected, mismatched):
     """The error that names everything."""
     groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
-    names = [f"{group}: {name}" for group, names in groups.items() for name in names]
+    names = [f"{group}: {shown(name)}" for group, names in groups.items() for name in names]
     guesses = {part.label: guess(part) for part in parts}
     paths = [str(next(iter(part.tensors.values())).path) for part in parts if part.tensors]
     message = [
@@ -157,6 +157,11 @@ def mismatch(parts, missing, unexpected, mismatched):
         f"Build the networks for the checkpoint's architecture, or give another one. Received: {', '.join(paths)}",
     ]
     return CheckpointMismatchError("\n  ".join(message), **groups)
+
+
+def shown(name):
+    """A name as far as a terminal should see it."""
+    return (name if name.isprintable() else ascii(name))[:200]
 
 
 def guess(part):

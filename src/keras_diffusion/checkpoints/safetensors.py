@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from keras_diffusion.errors import CorruptCheckpointError
 
 MAX_HEADER = 25_000_000  # bytes
+MAX_TENSORS = 10_000  # four times those of SDXL
 CHUNK = 2**20  # values that `largest` looks at together: they stay in the processor's cache
 DTYPES = {  # stored dtype → (its bits, as NumPy's floats)
     "F32": ("<u4", lambda bits: bits.view("<f4")),
@@ -58,6 +59,22 @@ def index(path):
         CorruptCheckpointError: If the file is damaged or of another kind.
     """
     path = Path(path)
+    header = _header(path)
+    try:
+        with safe_open(path, framework="numpy"):
+            pass  # the header fits the file: no hole, no overlap, nothing behind, no size that is not its shape's
+        tensors = json.loads(header)
+    except (SafetensorError, ValueError) as error:
+        raise CorruptCheckpointError(f"{path} is damaged: {error!s:.200}. Fetch it again.") from error
+    tensors.pop("__metadata__", None)
+    return {
+        name: Tensor(path, name, entry["dtype"], tuple(entry["shape"]), 8 + len(header) + entry["data_offsets"][0])
+        for name, entry in tensors.items()
+    }
+
+
+def _header(path):
+    """The header's JSON, unless there is absurdly much of it."""
     with path.open("rb") as file:
         start = file.read(32)
         length = int.from_bytes(start[:8], "little")
@@ -65,19 +82,11 @@ def index(path):
             other = (kind for begin, kind in MISTAKEN_FOR.items() if start.lower().startswith(begin))
             kind = next(other, f"damaged: its header claims {length} bytes, of at most {MAX_HEADER}")
             raise CorruptCheckpointError(f"{path} is not a safetensors file but {kind}.")
-    try:
-        with safe_open(path, framework="numpy"):
-            pass  # the header fits the file: no hole, no overlap, nothing behind, no size that is not its shape's
-        with path.open("rb") as file:
-            file.seek(8)
-            tensors = json.loads(file.read(length))
-    except (SafetensorError, ValueError) as error:
-        raise CorruptCheckpointError(f"{path} is damaged: {error}. Fetch it again.") from error
-    tensors.pop("__metadata__", None)
-    return {
-        name: Tensor(path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for name, entry in tensors.items()
-    }
+        file.seek(8)
+        header = file.read(min(length, path.stat().st_size))
+    if (count := header.count(b"data_offsets")) > MAX_TENSORS:
+        raise CorruptCheckpointError(f"{path} lists {count} tensors, of at most {MAX_TENSORS}.")
+    return header
 
 
 def read(tensor):
