@@ -15,6 +15,7 @@ import training
 from keras import ops
 
 from keras_diffusion import architectures
+from keras_diffusion.checkpoints.folder import DiffusersFolder
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.image_encoder import ImageEncoder
 
@@ -70,6 +71,7 @@ def main():
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--state", required=True)
     parser.add_argument("--output", required=True)
+    parser.add_argument("--preset", help="a model folder to start from; with --steps 0 its latents are all that is made")
     parser.add_argument("--steps", type=int, default=1500)
     arguments = parser.parse_args()
 
@@ -77,9 +79,11 @@ def main():
     pictures = dataset.load(arguments.dataset).images
     encoder = ImageEncoder(architecture=architectures.EMOJI)
     decoder = Decoder(architecture=architectures.EMOJI)
+    if arguments.preset:
+        DiffusersFolder(arguments.preset).load(image_encoder=encoder, decoder=decoder)
     trainer = AutoencoderTrainer(encoder, decoder)
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, arguments.steps, alpha=0.01, warmup_target=2e-3, warmup_steps=50
+        0.0, max(arguments.steps, 51), alpha=0.01, warmup_target=2e-3, warmup_steps=50
     )
     trainer.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-4, clipnorm=1.0), jit_compile=False)
 

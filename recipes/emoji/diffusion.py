@@ -15,6 +15,7 @@ import training
 from keras import ops
 
 from keras_diffusion import architectures
+from keras_diffusion.checkpoints.folder import DiffusersFolder
 from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
 from keras_diffusion.schedules import noise_schedule
 from keras_diffusion.text_encoder import TextEncoder
@@ -111,6 +112,7 @@ def main():
     parser.add_argument("--autoencoder", required=True, help="what stage 2 wrote")
     parser.add_argument("--state", required=True)
     parser.add_argument("--output", required=True)
+    parser.add_argument("--preset", help="a model folder to start from instead of random weights")
     parser.add_argument("--styles", nargs="+", default=["noto"])
     parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -123,21 +125,28 @@ def main():
         "text_encoder": TextEncoder(architecture=ARCHITECTURE),
         "diffusion_model": DiffusionModel(architecture=ARCHITECTURE),
     }
-    zero_last_layers(networks["diffusion_model"])
+    if arguments.preset:
+        DiffusersFolder(arguments.preset).load(**networks)
+    else:
+        zero_last_layers(networks["diffusion_model"])
     trainer = DiffusionTrainer(**networks)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, arguments.steps, alpha=0.02, warmup_target=arguments.learning_rate, warmup_steps=100
     )
     optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=1e-2, global_clipnorm=1.0, use_ema=True, ema_momentum=0.999
+        schedule, weight_decay=1e-2, global_clipnorm=1.0, use_ema=True, ema_momentum=0.998
     )
     trainer.compile(optimizer, jit_compile=False)
     print(f"{len(pictures.chosen)} pictures, {len(pictures.tokens)} captions", flush=True)
     training.train(trainer, pictures.batch, arguments.steps, arguments.state)
+    write(arguments.output, trainer, networks, pictures)
 
-    optimizer.finalize_variable_values(trainer.trainable_variables)
+
+def write(path, trainer, networks, pictures):
+    """Writes the moving averages of the weights, which draw better than the last ones."""
+    trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
     weights = {f"{name}/{v.path}": np.asarray(v) for name, model in networks.items() for v in model.variables}
-    training.write(arguments.output, used_tokens=np.unique(pictures.tokens), **weights)
+    training.write(path, used_tokens=np.unique(pictures.tokens), **weights)
 
 
 if __name__ == "__main__":
