@@ -39,7 +39,7 @@ def test_tokens_equal_openais(tokenizer):
 
 def test_tokens_equal_transformers(tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
-    words, merges = module._table()
+    words, merges = module.table()
     vocabulary, lines = tmp_path / "vocab.json", tmp_path / "merges.txt"
     vocabulary.write_text(json.dumps({word: token for token, word in enumerate(words)}))
     lines.write_text("\n".join(["#version: 0.2", *(f"{words[a]} {words[b]}" for a, b in merges)]), "utf-8")
@@ -130,14 +130,14 @@ def plain_byte_pair_encoding(piece, merges):
 
 @pytest.mark.parametrize("letters", ["a", "ab", "aeinrst", "lo", "'!.", "éÃ", "😀😁", "abcdefghijklmnopqrstuvwxyz漢"])
 def test_byte_pair_encoding_equals_the_plain_algorithm(letters):
-    merges = module._table()[1]
+    merges = module.table()[1]
     pick = random.Random(letters)
     pieces = ["".join(pick.choices(letters, k=pick.randint(1, 60))) for _ in range(150)]
     assert [piece for piece in pieces if module._encode_piece(piece) != plain_byte_pair_encoding(piece, merges)] == []
 
 
 def test_a_pair_comes_after_its_halves():
-    words, merges = module._table()
+    words, merges = module.table()
     assert len(words) == len(set(words)) == 49408
     assert list(merges.values()) == list(range(512, 49406))
     assert all(left < merged and right < merged for (left, right), merged in merges.items())
@@ -202,12 +202,12 @@ def test_plain_prompts_load_no_ftfy(tokenizer, monkeypatch):
         tokenizer.encode("é")
 
 
-def test_construction_loads_no_table():
+def test_construction_loads_notable():
     spec = importlib.util.find_spec(module.__name__)
     fresh = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fresh)
     tokenizer = fresh.SimpleTokenizer()
-    assert fresh._table.cache_info().currsize == 0
+    assert fresh.table.cache_info().currsize == 0
     assert tokenizer.encode("cat") == [START, 2368, END]
 
 

@@ -74,7 +74,7 @@ class StableDiffusion:
         self.architecture = self._folder.architecture if self._folder else preset
         self.img_height = self._side("img_height", img_height, self.architecture.image_size)
         self.img_width = self._side("img_width", img_width, self.architecture.image_size)
-        self.sampler, self._schedule = "pndm", {"prediction_type": self.architecture.prediction_type}
+        self.sampler, self._schedule = "ddim", {"prediction_type": self.architecture.prediction_type}
         if self._folder:
             self.sampler, self._schedule = from_scheduler_config(self._folder.scheduler_config)
         self.tokenizer = SimpleTokenizer()

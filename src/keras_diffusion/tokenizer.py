@@ -107,7 +107,7 @@ class SimpleTokenizer:
         Raises:
             ValueError: If an element is not an integer of this range.
         """
-        words = _table()[0] + [_to_word(word) for word in self._added]
+        words = table()[0] + [_to_word(word) for word in self._added]
         text = bytearray()
         for index, token in enumerate(tokens):
             if not isinstance(token, (int, np.integer)) or not 0 <= token < len(words):
@@ -234,7 +234,7 @@ def _to_word(text):
 
 
 @functools.cache
-def _table():
+def table():
     """The words of all tokens, and the merges: a pair of tokens to the token it becomes."""
     words = _LETTERS + [letter + _END_OF_WORD for letter in _LETTERS]
     token_of_word = {word: token for token, word in enumerate(words)}
@@ -259,7 +259,7 @@ def _encode_piece(piece):
     """
     if piece in _SPECIAL_TOKENS:
         return (_SPECIAL_TOKENS[piece],)
-    merges = _table()[1]
+    merges = table()[1]
     tokens = [*piece.encode().translate(_TOKEN_OF_BYTE), None]  # None bounds both ends
     tokens[-2] += len(_LETTERS)  # the last byte of a word has its own token
     before, after = [*range(-1, len(tokens) - 1)], [*range(1, len(tokens)), 0]  # a linked list

@@ -171,7 +171,7 @@ def save(
 
 def write_tokenizer(folder, special_tokens, length):
     """Writes the files of transformers' `CLIPTokenizer`."""
-    words, merges = tokenizer._table()
+    words, merges = tokenizer.table()
     write_json(folder / "tokenizer_config.json", {
         **special_tokens,
         "add_prefix_space": False,
