@@ -5,6 +5,7 @@ import pytest
 
 from keras_diffusion.architectures import (
     ARCHITECTURES,
+    EMOJI,
     PREDICTION_TYPES,
     SD14,
     SD15,
@@ -70,10 +71,16 @@ def test_versions_differ_as_published():
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((512, 768), (64, 96)), ((None, 512), (None, 64)), ((None, None), (None, None))]
+    ("architecture", "size", "expected"),
+    [
+        (SD14, (512, 768), (64, 96)),
+        (SD14, (None, 512), (None, 64)),
+        (EMOJI, (64, 128), (16, 32)),
+        (EMOJI, (None, None), (None, None)),
+    ],
 )
-def test_latent_size(size, expected):
-    assert SD14.autoencoder.latent_size(*size) == expected
+def test_latent_size(architecture, size, expected):
+    assert architecture.autoencoder.latent_size(*size) == expected
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4])

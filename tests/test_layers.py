@@ -190,6 +190,7 @@ def test_configuration_survives_json(network):
     assert again.name == "mine"
     assert again.architecture == TINY
     assert again.input_shape == model.input_shape
+    assert again.output.dtype == "bfloat16"
     described = [[(v.path, v.shape, v.dtype) for v in m.variables] for m in (model, again)]
     assert described[0] == described[1]
 
