@@ -71,7 +71,7 @@ def main():
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--state", required=True)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--preset", help="a model folder to start from; with --steps 0 its latents are all that is made")
+    parser.add_argument("--preset", help="a model folder to start from; --steps 0 only makes its latents")
     parser.add_argument("--steps", type=int, default=1500)
     arguments = parser.parse_args()
 
