@@ -86,3 +86,9 @@ def test_latent_size(architecture, size, expected):
 @pytest.mark.parametrize("levels", [1, 2, 4])
 def test_the_factor_counts_the_levels(levels):
     assert AutoencoderShape(channels=(32,) * levels).factor == 2 ** (levels - 1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 64), (64, 4), (None, 60)])
+def test_sizes_that_latents_cannot_have_are_refused(height, width):
+    with pytest.raises(ValueError, match=f"multiples of 8. Received: {height} × {width}"):
+        SD14.autoencoder.latent_size(height, width)

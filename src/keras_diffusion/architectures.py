@@ -94,6 +94,8 @@ class AutoencoderShape:
 
     def latent_size(self, height, width):
         """Latent rows and columns of an image of `height` and `width` pixels; None stays None."""
+        if any(side and side % self.factor for side in (height, width)):
+            raise ValueError(f"Image sizes must be multiples of {self.factor}. Received: {height!r} × {width!r}")
         return tuple(side and side // self.factor for side in (height, width))
 
 
