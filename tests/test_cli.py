@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from keras_diffusion import __version__, architectures, cli, stable_diffusion
-from keras_diffusion.checkpoints import presets
 from keras_diffusion.errors import CorruptCheckpointError, NumericalError
 from keras_diffusion.samplers import SAMPLERS
 
@@ -378,7 +377,6 @@ def test_help_comes_without_keras():
     assert not imported & {"keras", "numpy", "PIL"}
 
 
-@pytest.mark.skipif(not (presets.FOLDER / "emoji").is_dir(), reason="the bundled model is not there yet")
 def test_the_bundled_model_draws(tmp_path):
     """As a newcomer runs it: in a process of its own, in which nothing has silenced the backend."""
     environment = {key: value for key, value in os.environ.items() if key != cli.LOG_LEVEL}
