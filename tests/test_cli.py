@@ -298,10 +298,6 @@ def test_a_message_takes_the_place_of_the_bar(generate, fake, capsys, monkeypatc
     assert capsys.readouterr().err.endswith("\r\x1b[Kkeras-diffusion: interrupted\n")
 
 
-def test_dtypes_are_those_of_the_facade():
-    assert cli.DTYPES == stable_diffusion.DTYPES
-
-
 @pytest.mark.parametrize(("level", "heard"), [(None, "after"), ("0", "before after")])
 def test_backends_are_silent_at_import_unless_a_log_level_is_set(capfd, monkeypatch, level, heard):
     monkeypatch.delenv(cli.LOG_LEVEL)

@@ -242,7 +242,7 @@ def test_wrong_context(model, context):
         model.generate_image(context, **QUICK)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int8", "half", 16])
+@pytest.mark.parametrize("dtype", ["float64", "int8", "half", 16, ""])
 def test_wrong_dtype(dtype):
     with pytest.raises(ValueError, match="mixed_float16"):
         StableDiffusion(preset=TINY, dtype=dtype)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+DTYPES = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16")  # Keras policies to compute in
 
 
 class Level(NamedTuple):

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from keras_diffusion import __version__
+from keras_diffusion.architectures import DTYPES
 from keras_diffusion.errors import NumericalError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-DTYPES = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
 RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
 USUAL = (50, 7.5)
 FAILURES = (ValueError, OSError, ImportError, MemoryError, NumericalError)  # any other exception is a defect

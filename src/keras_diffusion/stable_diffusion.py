@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_diffusion import arguments, noise
-from keras_diffusion.architectures import Architecture
+from keras_diffusion.architectures import DTYPES, Architecture
 from keras_diffusion.checkpoints import folder, presets
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
@@ -20,7 +20,6 @@ from keras_diffusion.scheduler_config import from_scheduler_config
 from keras_diffusion.text_encoder import TextEncoder
 from keras_diffusion.tokenizer import SimpleTokenizer
 
-DTYPES = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
 
 
@@ -69,7 +68,8 @@ class StableDiffusion:
 
     def __init__(self, img_height=None, img_width=None, jit_compile="auto", dtype=None, preset="sd14"):
         self._engine = Engine(jit_compile)
-        self._dtype = dtype and arguments.choice("dtype", dtype, DTYPES)
+        if dtype is not None:
+            arguments.choice("dtype", dtype, DTYPES)
         self._folder = None if isinstance(preset, Architecture) else folder.DiffusersFolder(presets.find(preset))
         self.architecture = self._folder.architecture if self._folder else preset
         self.img_height = self._side("img_height", img_height, self.architecture.image_size)
@@ -242,7 +242,7 @@ class StableDiffusion:
         autoencoder = self.architecture.autoencoder
         latent_shape = (*autoencoder.latent_size(height, width), autoencoder.latent_channels)
         if seed is not None and diffusion_noise is not None:
-            raise ValueError("Give `seed` or `diffusion_noise`, not both: a seed stands for noise.")
+            raise ValueError(f"Give `seed` or `diffusion_noise`, not both. Received: both, with {seed=!r:.200}")
         seeds = noise.seeds(seed, batch_size)
         schedule = self._schedule
         if sampler is not None:
