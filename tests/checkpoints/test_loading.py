@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from keras_diffusion.checkpoints import loading, safetensors
+from keras_diffusion.checkpoints.tensors import Tensor
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 
 pytestmark = pytest.mark.backend
@@ -137,7 +138,7 @@ def test_accepts_the_largest_values_that_fit(tmp_path, number, dtype, expected):
     ],
 )
 def test_says_what_the_file_looks_like(tmp_path, family, name, shape):
-    tensor = safetensors.Tensor(tmp_path, name, "F32", shape, 0)
+    tensor = Tensor(tmp_path, name, "F32", shape, 0)
     found = loading.Part("unet", {"conv_norm_out.bias": tensor, name: tensor}, [target("a", (1,))], set())
     with pytest.raises(CheckpointMismatchError) as caught:
         loading.load([found])

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from keras_diffusion.checkpoints import safetensors
+from keras_diffusion.checkpoints.tensors import DTYPES, largest, read
 from keras_diffusion.errors import CorruptCheckpointError
 
 
@@ -47,7 +48,7 @@ def test_reads_what_the_official_writer_writes(path, dtype):
     assert tensors.keys() == arrays.keys()
     for name, array in arrays.items():
         assert tensors[name].shape == array.shape
-        values = safetensors.read(tensors[name])
+        values = read(tensors[name])
         assert values.dtype == dtype
         np.testing.assert_array_equal(values, array)
 
@@ -57,7 +58,7 @@ def test_reads_bfloat16_as_float32(path):
     array = (array.view("uint32") & 0xFFFF0000).view("float32")
     write(path, {"a": entry(dtype="BF16", shape=[2, 3], data_offsets=[0, 12])}, bfloat16(array))
 
-    values = safetensors.read(safetensors.index(path)["a"])
+    values = read(safetensors.index(path)["a"])
 
     assert values.dtype == "float32"
     np.testing.assert_array_equal(values.view("uint32"), array.view("uint32"))
@@ -97,12 +98,12 @@ def test_tensors_begin_at_multiples_of_8(path, name):
 )
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_finds_the_largest_magnitude(path, monkeypatch, dtype, numbers, expected):
-    monkeypatch.setattr(safetensors, "CHUNK", 2)
+    monkeypatch.setattr("keras_diffusion.checkpoints.tensors.CHUNK", 2)
     array = np.array(numbers, "float32")
     data = {"F32": array.tobytes, "F16": array.astype("float16").tobytes, "BF16": lambda: bfloat16(array)}[dtype]()
     write(path, {"a": entry(dtype=dtype, shape=[len(numbers)], data_offsets=[0, len(data)])}, data)
 
-    np.testing.assert_equal(safetensors.largest(safetensors.index(path)["a"]), expected)
+    np.testing.assert_equal(largest(safetensors.index(path)["a"]), expected)
 
 
 HOSTILE = {
@@ -183,7 +184,7 @@ def test_survives_changed_bytes(path):
     """Whatever is changed: our own error, or tensors that can be read."""
     save_file({"a": np.arange(4.0, dtype="float32"), "b": np.ones((3, 2), "float16")}, path)
     whole, random = path.read_bytes(), np.random.default_rng(0)
-    read = 0
+    count = 0
     for _ in range(300):
         changed = bytearray(whole)
         for place in random.integers(0, len(whole), random.integers(1, 4)):
@@ -194,13 +195,13 @@ def test_survives_changed_bytes(path):
         except CorruptCheckpointError:
             continue
         for tensor in tensors.values():
-            if tensor.dtype in safetensors.DTYPES:
-                assert safetensors.read(tensor).shape == tensor.shape
-                read += 1
-    assert read > 30
+            if tensor.dtype in DTYPES:
+                assert read(tensor).shape == tensor.shape
+                count += 1
+    assert count > 30
 
 
-@pytest.mark.parametrize("reader", [safetensors.read, safetensors.largest])
+@pytest.mark.parametrize("reader", [read, largest])
 def test_notices_a_file_cut_short_after_it_was_listed(path, reader):
     save_file({"a": np.arange(4.0, dtype="float32")}, path)
     tensor = safetensors.index(path)["a"]

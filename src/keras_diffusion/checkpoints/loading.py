@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion.checkpoints.names import LAYOUTS
-from keras_diffusion.checkpoints.safetensors import DTYPES, Tensor, largest, read
+from keras_diffusion.checkpoints.tensors import DTYPES, Tensor, largest, read
 from keras_diffusion.errors import CheckpointMismatchError
 
 LIMITS = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # the least that rounds to infinity
