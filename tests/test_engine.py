@@ -8,7 +8,7 @@ from keras_diffusion import noise
 from keras_diffusion.architectures import TINY
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.engine import Engine
+from keras_diffusion.engine import Conditions, Engine
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.samplers import SAMPLERS, build
 from keras_diffusion.text_encoder import TextEncoder
@@ -33,8 +33,7 @@ def denoise(engine, network, sampler="dpmpp_2m", num_steps=5, guidance=3.0, copi
     loop = engine.denoise(
         network,
         noise.starting_noise(seeds, SHAPE),
-        context,
-        np.full(len(seeds), guidance, "float32"),
+        Conditions(context, np.full(len(seeds), guidance, "float32")),
         build(sampler, num_steps),
         lambda steps: noise.step_noise(seeds, SHAPE, steps),
         **options,

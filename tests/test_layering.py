@@ -18,6 +18,7 @@ LEVELS = {
     "errors": 0,
     "tokenizer": 0,
     "noise": 0,
+    "images": 0,
     "schedules": 0,
     "checkpoints.names": 0,
     "layers": 1,

@@ -5,24 +5,43 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
 
 pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
+PICTURE = np.random.default_rng(1).integers(0, 256, (64, 72, 3), "uint8")
+MASK = np.zeros((64, 72), bool)
+MASK[16:48, 24:56] = True
 LATENTS = np.random.default_rng(0).standard_normal((2, 8, 8, 4), "float32")
+
+
+def made(architecture, folder):
+    """The folder of a model with random weights whose latents and pixels stay in their range."""
+    keras.utils.set_random_seed(0)
+    model = StableDiffusion(preset=architecture)
+    for network in (model.diffusion_model, model.decoder):
+        kernel = network.get_layer("conv_out").kernel
+        kernel.assign(0.2 * kernel)
+    quant_conv = model.image_encoder.get_layer("quant_conv")  # no variance: diffusers draws latents of an image
+    for variable, logarithm in ((quant_conv.kernel, 0.0), (quant_conv.bias, -30.0)):
+        values = np.array(variable)
+        values[..., 4:] = logarithm
+        variable.assign(values)
+    model.save_to_preset(folder)
+    return folder
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def folder(request, tmp_path_factory):
-    keras.utils.set_random_seed(0)
-    model = StableDiffusion(preset=replace(TINY, prediction_type=request.param))
-    for network in (model.diffusion_model, model.decoder):
-        kernel = network.get_layer("conv_out").kernel  # keeps latents and pixels in their range
-        kernel.assign(0.2 * kernel)
-    path = tmp_path_factory.mktemp("pipeline") / request.param
-    model.save_to_preset(path)
-    return path
+    return made(replace(TINY, prediction_type=request.param), tmp_path_factory.mktemp("pipeline") / request.param)
+
+
+@pytest.fixture(scope="module")
+def inpainting_folder(tmp_path_factory):
+    shape = replace(TINY.diffusion_model, in_channels=9)
+    return made(replace(TINY, diffusion_model=shape), tmp_path_factory.mktemp("inpainting") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +49,33 @@ def ours(folder):
     return StableDiffusion.from_preset(folder)
 
 
-@pytest.fixture(scope="module")
-def theirs(folder):
+def loaded(pipeline, folder):
     pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline = getattr(diffusers, pipeline).from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    return loaded("StableDiffusionPipeline", folder)
+
+
+def assert_60_decibel(images, expected):
+    expected = (np.asarray(expected) * 255).round()
+    assert np.isin(expected, (0, 255)).mean() < 0.5
+    assert expected.std() > 2
+    assert 10 * np.log10(255**2 / max(np.square(images - expected).mean(), 1e-9)) >= 60
+
+
+def given_noise(monkeypatch, module, latents):
+    """Has a module of diffusers draw these latents as its noise."""
+    import torch
+
+    tensor = torch.tensor(latents.transpose(0, 3, 1, 2))
+    module = f"diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_{module}.randn_tensor"
+    monkeypatch.setattr(module, lambda *arguments, **options: tensor)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +111,64 @@ def test_twenty_steps_reach_60_decibel(ours, theirs, sampler, scheduler, spacing
         sampler=sampler,
         verbose=0,
     )
-    expected = (expected * 255).round()
-    assert np.isin(expected, (0, 255)).mean() < 0.5
-    assert expected.std() > 2
-    assert 10 * np.log10(255**2 / max(np.square(images - expected).mean(), 1e-9)) >= 60
+    assert_60_decibel(images, expected)
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), [("ddim", "DDIMScheduler"), ("heun", "HeunDiscreteScheduler")])
+@pytest.mark.parametrize("strength", [0.35, 1.0])
+def test_image_to_image_reaches_60_decibel(folder, ours, monkeypatch, strength, sampler, scheduler):
+    theirs = loaded("StableDiffusionImg2ImgPipeline", folder)
+    import diffusers
+
+    spacing = "leading" if sampler == "ddim" else "linspace"
+    scheduler = getattr(diffusers, scheduler)
+    theirs.scheduler = scheduler.from_config(theirs.scheduler.config, timestep_spacing=spacing)
+    latents = np.random.default_rng(2).standard_normal((1, 8, 9, 4), "float32")
+    given_noise(monkeypatch, "img2img", latents)
+    expected = theirs(
+        "a cat", image=Image.fromarray(PICTURE), strength=strength, num_inference_steps=11, guidance_scale=3.0,
+        output_type="np",
+    ).images  # fmt: skip
+    images = ours.generate_image(
+        ours.encode_text("a cat"), num_steps=11, unconditional_guidance_scale=3.0, diffusion_noise=latents,
+        image=PICTURE, strength=strength, sampler=sampler, verbose=0,
+    )  # fmt: skip
+    assert_60_decibel(images, expected)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("channels", [4, 9])
+def test_inpainting_reaches_60_decibel(folder, inpainting_folder, monkeypatch, strength, channels):
+    folder = folder if channels == 4 else inpainting_folder
+    theirs, ours = loaded("StableDiffusionInpaintPipeline", folder), StableDiffusion.from_preset(folder)
+    latents = np.random.default_rng(2).standard_normal((1, 8, 9, 4), "float32")
+    given_noise(monkeypatch, "inpaint", latents)
+    expected = theirs(
+        "a cat", image=Image.fromarray(PICTURE), mask_image=Image.fromarray(MASK), strength=strength, height=64,
+        width=72, num_inference_steps=10, guidance_scale=3.0, output_type="np",
+    ).images  # fmt: skip
+    images = ours.generate_image(
+        ours.encode_text("a cat"), num_steps=10, unconditional_guidance_scale=3.0, diffusion_noise=latents,
+        image=PICTURE, mask=MASK, strength=strength, sampler="ddim", verbose=0,
+    )  # fmt: skip
+    assert_60_decibel(images[:, MASK], expected[:, MASK])
+    np.testing.assert_array_equal(images[0][~MASK], PICTURE[~MASK])
+
+
+def test_guidance_rescale_reaches_60_decibel(ours, theirs):
+    import torch
+
+    options = {"negative_prompt": "blue", "guidance_rescale": 0.7}
+    expected = theirs(
+        "a cat", num_inference_steps=6, guidance_scale=9.0, height=64, width=64, output_type="np",
+        latents=torch.tensor(LATENTS[:1].transpose(0, 3, 1, 2)), **options,
+    ).images  # fmt: skip
+    images, plain = (
+        ours.generate_image(
+            ours.encode_text("a cat"), num_steps=6, unconditional_guidance_scale=9.0, diffusion_noise=LATENTS[0],
+            sampler="ddim", verbose=0, **{**options, "guidance_rescale": rescale},
+        )
+        for rescale in (0.7, 0.0)
+    )  # fmt: skip
+    assert_60_decibel(images, expected)
+    assert np.abs(images.astype(int) - plain).max() > 2

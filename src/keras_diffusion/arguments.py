@@ -1,6 +1,7 @@
 """Checks of what people pass in: each returns the value in the form the library works with, or says what is allowed."""
 
-import numbers
+import math
+from numbers import Real
 
 import numpy as np
 
@@ -72,16 +73,31 @@ def context(name, value, shape):
     return array(name, values, (len(values) if values.ndim == len(shape) + 1 else 1, *shape))
 
 
-def guidance_scales(name, value, count):
-    """Returns the guidance scale of each image as a float32 array (count,)."""
+def numbers(name, value, count, largest=math.inf):
+    """Returns a number from 0 to `largest` for each image, where one may stand for all, as float32 (count,)."""
     values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
-    for scale in values:
-        number = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
-        if not number:
-            raise TypeError(f"`{name}` must be a number of at least 0. Received: {name}={shorten(value)}")
-        if not (np.isfinite(scale) and scale >= 0):
-            raise ValueError(f"`{name}` must be finite and at least 0. Received: {name}={shorten(value)}")
+    allowed = "a number of at least 0" if largest == math.inf else f"a number from 0 to {largest}"
+    for number in values:
+        if not isinstance(number, Real) or isinstance(number, bool):
+            raise TypeError(f"`{name}` must be {allowed}. Received: {name}={shorten(value)}")
+        if not (math.isfinite(number) and 0 <= number <= largest):
+            raise ValueError(f"`{name}` must be {allowed}, and finite. Received: {name}={shorten(value)}")
     return np.array(repeated(name, values, count), "float32")
+
+
+def left_out(name, strength, num_steps):
+    """Returns how many of `num_steps` steps a strength, more than 0 and at most 1, leaves out."""
+    if not isinstance(strength, Real) or isinstance(strength, bool):
+        raise TypeError(f"`{name}` must be a number above 0, at most 1. Received: {name}={shorten(strength)}")
+    if not 0 < strength <= 1:
+        raise ValueError(f"`{name}` must be above 0 and at most 1. Received: {name}={shorten(strength)}")
+    taken = int(num_steps * strength)
+    if not taken:
+        raise ValueError(
+            f"`{name}` must leave at least one of {num_steps} steps; it is their share, so at least {1 / num_steps:g}. "
+            f"Received: {name}={shorten(strength)}"
+        )
+    return int(num_steps) - taken
 
 
 def array(name, value, shape):

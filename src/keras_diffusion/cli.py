@@ -116,7 +116,7 @@ def check(options):
     if options.steps is not None:
         arguments.whole_number("--steps", options.steps, 1, 1000)
     if options.guidance is not None:
-        arguments.guidance_scales("--guidance", options.guidance, 1)
+        arguments.numbers("--guidance", options.guidance, 1)
     if options.sampler is not None:
         samplers.resolve(options.sampler)
     tokenizer.SimpleTokenizer().tokenize([options.prompt, options.negative_prompt or ""], pad_token=0)

@@ -5,6 +5,7 @@ seed, sampler, number of steps, guidance) is an array, so that nothing is compil
 """
 
 import threading
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -26,39 +27,95 @@ def encode_image(network, image):
     return ops.cast(network(image), "float32")
 
 
-def denoise(network, latents, history, rows, embeddings, noise, count, context, guidance):
+class Rows(NamedTuple):
+    """Some rows of a sampler's table, k of them.
+
+    Args:
+        columns: (k, columns), see `samplers`.
+        levels: (k, 2), the share of signal and of noise in the latents after each row.
+        embeddings: (k, frequencies), of the timesteps.
+        noise: (k, b, h, w, c), unit noise for the rows that add some.
+    """
+
+    columns: Any
+    levels: Any
+    embeddings: Any
+    noise: Any
+
+
+class Conditions(NamedTuple):
+    """What latents (b, h, w, c) are drawn from, the same in every row. None leaves out the computation.
+
+    Args:
+        context: (b, n, d), or (2b, n, d) with the negative prompts first, for guidance.
+        guidance: (b,), how far to go from the negative prompt to the prompt (Ho & Salimans 2022, equation 6).
+        rescale: (b,), how far to bring the deviation of a guided prediction back to that of the prompt's own (Lin et
+            al. 2023, equations 15 and 16).
+        extra: (b, h, w, k), what the network sees beside the latents.
+        drawn: bool (b, h, w, 1), where latents are drawn; elsewhere they stay those of `known`.
+        known: (b, h, w, c), the latents of a picture.
+        noise: (b, h, w, c), the unit noise that covers them until the last row.
+    """
+
+    context: Any
+    guidance: Any
+    rescale: Any = None
+    extra: Any = None
+    drawn: Any = None
+    known: Any = None
+    noise: Any = None
+
+
+def denoise(network, latents, history, count, rows, conditions):
     """Runs the first `count` rows of a sampler's table.
 
     Args:
         network: The diffusion model.
         latents: (b, h, w, c), x_n.
         history: (HISTORY, b, h, w, c), the latest estimates h, newest first.
-        rows: (k, columns), see `samplers`.
-        embeddings: (k, frequencies), the timesteps of the rows.
-        noise: (k, b, h, w, c), unit noise for the rows that add some.
-        count: How many of the k rows to run.
-        context: (b, n, d), or (2b, n, d) with the negative prompts first, for guidance.
-        guidance: (b, 1, 1, 1), how far to go from the negative prompt to the prompt (Ho & Salimans 2022, equation 6).
+        count: How many of the rows to run.
+        rows: `Rows`.
+        conditions: `Conditions`.
 
     Returns:
         The new `latents` and `history`.
     """
+    context, guidance, rescale, extra, drawn, known, known_noise = conditions
     copies = context.shape[0] // latents.shape[0]
 
     def row_of(i, latents, history):
-        _, p, q, a, d, *b = ops.unstack(rows[i])
-        embedding = ops.broadcast_to(embeddings[i], (context.shape[0], embeddings.shape[1]))
-        prediction = ops.cast(network([ops.concatenate([latents] * copies), embedding, context]), "float32")
+        _, p, q, a, d, *b = ops.unstack(rows.columns[i])
+        embedding = ops.broadcast_to(rows.embeddings[i], (context.shape[0], rows.embeddings.shape[1]))
+        seen = latents if extra is None else ops.concatenate([latents, extra], axis=-1)
+        prediction = ops.cast(network([ops.concatenate([seen] * copies), embedding, context]), "float32")
         if copies == 2:
             negative, positive = ops.split(prediction, 2)
-            prediction = negative + guidance * (positive - negative)
+            prediction = negative + _column(guidance) * (positive - negative)
+            if rescale is not None:
+                shrink = _deviation(positive) / ops.maximum(_deviation(prediction), keras.config.epsilon())
+                prediction = prediction * (1.0 + _column(rescale) * (shrink - 1.0))
         history = ops.concatenate([(p * latents + q * prediction)[None], history[:-1]])
-        latents = a * latents + d * noise[i] + sum(b[j] * history[j] for j in range(HISTORY))
+        latents = a * latents + d * rows.noise[i] + sum(b[j] * history[j] for j in range(HISTORY))
+        if drawn is not None:
+            alpha, sigma = ops.unstack(rows.levels[i])
+            latents = ops.where(drawn, latents, alpha * known + sigma * known_noise)
         return latents, history
 
-    if rows.shape[0] == 1:
+    if rows.columns.shape[0] == 1:
         return row_of(0, latents, history)
     return ops.fori_loop(0, count, lambda i, state: row_of(i, *state), (latents, history))
+
+
+def _column(x):
+    return ops.reshape(x, (-1, 1, 1, 1))
+
+
+def _deviation(x):
+    return ops.std(x, axis=(1, 2, 3), keepdims=True)
+
+
+def _tensors(structure):
+    return keras.tree.map_structure(lambda x: None if x is None else ops.convert_to_tensor(x), structure)
 
 
 def decode(network, latents):
@@ -122,13 +179,13 @@ class Engine:
         self._lock = threading.Lock()
 
     def run(self, stage, network, *inputs):
-        """Runs `stage(network, *inputs)`, compiled; NumPy arrays and backend tensors in, backend tensors out."""
+        """Runs `stage(network, *inputs)`, compiled; (tuples of) NumPy arrays and backend tensors in, tensors out."""
         with self._lock:
             compiled_for, compiled = self._compiled.get(stage, (None, None))
             if compiled_for is not network:
                 compiled = COMPILERS[keras.backend.backend()](stage, network, self.jit_compile, self._traced)
                 self._compiled[stage] = network, compiled
-        return compiled(*(ops.convert_to_tensor(x) for x in inputs))
+        return compiled(*_tensors(inputs))
 
     def _traced(self):
         self.compilations += 1
@@ -145,14 +202,13 @@ class Engine:
         """Latents → images, a uint8 array (b, h, w, 3)."""
         return finite("decoding", self.run(decode, decoder, latents)).round().astype("uint8")
 
-    def denoise(self, diffusion_model, latents, context, guidance, table, step_noise, rows_per_call=1):
+    def denoise(self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1):
         """Runs a sampler's table, yielding after every step.
 
         Args:
             diffusion_model: The network.
             latents: float32 (b, h, w, c), where the table starts.
-            context: (b, n, d), or (2b, n, d) with the negative prompts first.
-            guidance: float32 (b,).
+            conditions: `Conditions`, of float32 arrays.
             table: A `samplers.Table`.
             step_noise: Function of an array of k steps that returns unit noise (k, b, h, w, c).
             rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph. The
@@ -167,18 +223,19 @@ class Engine:
         """
         frequencies = diffusion_model.architecture.diffusion_model.frequencies
         count = len(table.rows)
-        rows = table.rows.astype("float32")
+        columns = table.rows.astype("float32")
+        levels = np.stack([table.alphas, table.sigmas], axis=-1)[1:].astype("float32")
+        levels[-1] = 1.0, 0.0  # what is known ends as it was, also where a sampler leaves a trace of noise
         embeddings = timestep_embedding(table.rows[:, 0], frequencies)
         quiet = ops.zeros((rows_per_call, *latents.shape))
-        latents, context = ops.convert_to_tensor(latents), ops.convert_to_tensor(context)
         history = ops.zeros((HISTORY, *latents.shape))
-        guidance = ops.reshape(ops.convert_to_tensor(guidance, "float32"), (-1, 1, 1, 1))
+        conditions = _tensors(conditions)
         for first in range(0, count, rows_per_call):
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
             noise = step_noise(table.steps[index]) if table.stochastic else quiet
-            here = min(rows_per_call, count - first)
-            inputs = (rows[index], embeddings[index], noise, np.int32(here), context, guidance)
-            latents, history = self.run(denoise, diffusion_model, latents, history, *inputs)
+            rows = Rows(columns[index], levels[index], embeddings[index], noise)
+            here = np.int32(min(rows_per_call, count - first))
+            latents, history = self.run(denoise, diffusion_model, latents, history, here, rows, conditions)
             step, timestep = table.steps[index[-1]], table.rows[index[-1], 0]
             current = finite(f"denoising step {step + 1}", latents)
             if step not in table.steps[index[-1] + 1 :]:  # some solvers take two rows for a step

@@ -1,25 +1,28 @@
 """The facade: prompts to images."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import keras
 import numpy as np
+from PIL import Image
 
-from keras_diffusion import arguments, noise
+from keras_diffusion import arguments, images, noise
 from keras_diffusion.architectures import DTYPES, Architecture
 from keras_diffusion.checkpoints import folder, presets
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.engine import Engine
+from keras_diffusion.engine import Conditions, Engine
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.image_encoder import ImageEncoder
+from keras_diffusion.images import MASK_WHITE
 from keras_diffusion.samplers import Table, build
 from keras_diffusion.scheduler_config import from_scheduler_config
 from keras_diffusion.text_encoder import TextEncoder
 from keras_diffusion.tokenizer import SimpleTokenizer
 
+OUTPUTS = ("array", "pil", "latents")
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
 
 
@@ -27,12 +30,16 @@ class Plan(NamedTuple):
     """What a call asks for, checked."""
 
     table: Table
-    latents: np.ndarray
-    step_noise: Callable
+    seeds: list
+    latents: np.ndarray  # unit noise
     negative: np.ndarray
     guidance: np.ndarray
+    rescale: np.ndarray
+    image: np.ndarray | None  # pixels
+    mask: np.ndarray | None  # of pixels
     callback: Callable | None
     verbose: int
+    output: str
 
 
 class StableDiffusion:
@@ -138,10 +145,10 @@ class StableDiffusion:
                 for each image. At 1 the negative prompt has no part and costs nothing.
             seed: Where the noise comes from: an int from 0 to 2**63 - 1, where image i takes seed + i, or a list with
                 one for each image. None takes another one every time.
-            **options: `sampler`, `img_height`, `img_width`, `callback` and `verbose`, see `generate_image`.
+            **options: See `generate_image`.
 
         Returns:
-            A uint8 array (batch_size, height, width, 3).
+            A uint8 array (batch_size, height, width, 3), or what the option `output` says.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -151,9 +158,101 @@ class StableDiffusion:
         """
         tokens = self._tokens("prompt", prompt)
         plan = self._plan(
-            len(tokens), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, None, seed, **options
+            len(tokens), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **options
         )
         return self._draw(self._encode(tokens), plan)
+
+    def image_to_image(
+        self,
+        image,
+        prompt,
+        strength=0.8,
+        negative_prompt=None,
+        batch_size=None,
+        num_steps=50,
+        unconditional_guidance_scale=7.5,
+        seed=None,
+        **options,
+    ):
+        """Draws images of a prompt that start from a picture (Meng et al. 2021, "SDEdit", arXiv:2108.01073).
+
+        Args:
+            image: The picture, or one for each image: a path to a PNG, JPEG or WebP file, a PIL image, an array (h, w,
+                3) or (b, h, w, 3), uint8 or floats in [0, 1], or a list of them. Its size is that of the images; the
+                options `img_height` and `img_width` scale it first.
+            prompt: What to draw.
+            strength: How much to change: more than 0, at most 1. The first `num_steps * (1 - strength)` steps are left
+                out; at 1 nothing remains of the picture.
+            negative_prompt: See `text_to_image`, as for all that follows.
+            batch_size: Number of images; None takes one for each prompt or picture.
+            num_steps: Number of steps.
+            unconditional_guidance_scale: How much to follow the prompt.
+            seed: Where the noise comes from.
+            **options: See `generate_image`.
+
+        Returns:
+            As `text_to_image`.
+
+        Raises:
+            TypeError, ValueError, NumericalError, GenerationCancelled: As `text_to_image`; also if the image is
+                damaged or of a size that the model cannot draw.
+        """
+        given = {"image": image, "strength": strength, **options}
+        return self.text_to_image(
+            prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **given
+        )
+
+    def inpaint(
+        self,
+        image,
+        mask,
+        prompt,
+        strength=1.0,
+        negative_prompt=None,
+        batch_size=None,
+        num_steps=50,
+        unconditional_guidance_scale=7.5,
+        seed=None,
+        **options,
+    ):
+        """Repaints a part of a picture.
+
+        A model for inpainting, whose diffusion model takes 9 channels, sees the rest of the picture. With any other,
+        the rest is put back after every step (Avrahami et al. 2022, "Blended latent diffusion", arXiv:2206.02779).
+        Pixels that are not repainted stay exactly as they are.
+
+        Args:
+            image: The picture, as in `image_to_image`.
+            mask: Where to repaint: white, of the picture's size; as `image`, or an array (h, w) or (b, h, w) of bool,
+                uint8 or floats in [0, 1]. A latent is repainted if any of its pixels is.
+            prompt: What to draw there.
+            strength: How much to change there, see `image_to_image`.
+            negative_prompt: See `text_to_image`, as for all that follows.
+            batch_size: Number of images.
+            num_steps: Number of steps.
+            unconditional_guidance_scale: How much to follow the prompt.
+            seed: Where the noise comes from.
+            **options: See `generate_image`; also `mask_white`, "repaint" or, as in KerasCV, "keep".
+
+        Returns:
+            As `text_to_image`.
+
+        Raises:
+            TypeError, ValueError, NumericalError, GenerationCancelled: As `image_to_image`; also if the mask has
+                another size or repaints nothing.
+        """
+        return self.image_to_image(
+            image,
+            prompt,
+            strength,
+            negative_prompt,
+            batch_size,
+            num_steps,
+            unconditional_guidance_scale,
+            seed,
+            mask=mask,
+            **options,
+        )
 
     def encode_text(self, prompt):
         """Turns prompts into the context that `generate_image` takes.
@@ -192,13 +291,17 @@ class StableDiffusion:
             diffusion_noise: Noise of unit variance to start from instead of a seed's, (h/f, w/f, c) for all images or
                 (batch_size, h/f, w/f, c), for the latent factor f.
             seed: Where the noise comes from.
-            **options: `sampler`, the name of a sampler in `samplers.SAMPLERS`; `img_height` and `img_width`, the size
-                of these images; `callback`, called as callback(step, timestep, latents) after every step, counted
-                from 1, with the latents as a float32 array, which cancels when it returns False; `verbose`, 1 for a
-                progress bar and 0 for none.
+            **options: `img_height` and `img_width`, the size of these images; `sampler`, the name of a sampler in
+                `samplers.SAMPLERS`; `spacing`, `karras`, `eta` and `timesteps`, see `samplers.build`, where
+                `timesteps` replaces `num_steps`; `guidance_rescale`, from 0 to 1, which keeps high guidance from
+                washing out (Lin et al. 2023, arXiv:2305.08891; they take 0.7), or a list with one for each image;
+                `image`, `strength`, `mask` and `mask_white`, see `image_to_image` and `inpaint`; `callback`, called as
+                callback(step, timestep, latents) after every step, counted from 1, with the latents as a float32
+                array, which cancels when it returns False; `verbose`, 1 for a progress bar and 0 for none; `output`,
+                "array" for a uint8 array, "pil" for a list of PIL images, "latents" for the float32 latents.
 
         Returns:
-            A uint8 array (batch_size, height, width, 3).
+            A uint8 array (batch_size, height, width, 3), or what the option `output` says.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -208,17 +311,66 @@ class StableDiffusion:
         """
         shape = self.architecture.text_encoder
         context = arguments.context("encoded_text", encoded_text, (shape.length, shape.width))
+        options["diffusion_noise"] = diffusion_noise
         plan = self._plan(
-            len(context),
-            negative_prompt,
-            batch_size,
-            num_steps,
-            unconditional_guidance_scale,
-            diffusion_noise,
-            seed,
-            **options,
+            len(context), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **options
         )
         return self._draw(context, plan)
+
+    def denoise(
+        self,
+        prompt,
+        negative_prompt=None,
+        batch_size=None,
+        num_steps=50,
+        unconditional_guidance_scale=7.5,
+        seed=None,
+        **options,
+    ):
+        """Draws images of a prompt step by step, as the caller asks for them.
+
+        Args:
+            prompt: What to draw.
+            negative_prompt: See `text_to_image`, as for all that follows.
+            batch_size: Number of images.
+            num_steps: Number of steps.
+            unconditional_guidance_scale: How much to follow the prompt.
+            seed: Where the noise comes from.
+            **options: See `generate_image`.
+
+        Yields:
+            (step, timestep, latents) after every step: its number, counted from 1, its timestep, and the latents, a
+            float32 array (batch_size, h/f, w/f, c) for `decode` and `preview`.
+
+        Raises:
+            TypeError, ValueError, NumericalError: As `text_to_image`, arguments before the first step.
+        """
+        tokens = self._tokens("prompt", prompt)
+        plan = self._plan(
+            len(tokens), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **options
+        )
+        return self._steps(self._encode(tokens), plan)
+
+    def decode(self, latents):
+        """Turns latents into images.
+
+        Args:
+            latents: Numbers (b, h/f, w/f, c), as `denoise` yields them.
+
+        Returns:
+            A uint8 array (b, h, w, 3).
+
+        Raises:
+            ValueError: If the latents have another shape or are not finite.
+            NumericalError: If the images are not finite.
+        """
+        return self._engine.decode(self.decoder, self._latents(latents))
+
+    def _latents(self, latents):
+        shape = (*np.shape(latents)[:-1], self.architecture.autoencoder.latent_channels)
+        if len(shape) != 4:
+            raise ValueError(f"`latents` must be of shape (b, h, w, {shape[-1]}). Received: {np.shape(latents)}")
+        return arguments.array("latents", latents, shape)
 
     def _plan(
         self,
@@ -227,58 +379,141 @@ class StableDiffusion:
         batch_size,
         num_steps,
         unconditional_guidance_scale,
-        diffusion_noise,
         seed,
+        diffusion_noise=None,
+        image=None,
+        strength=None,
+        mask=None,
+        mask_white="repaint",
         sampler=None,
+        spacing=None,
+        karras=False,
+        eta=None,
+        timesteps=None,
+        guidance_rescale=0.0,
         img_height=None,
         img_width=None,
         callback=None,
         verbose=1,
+        output="array",
     ):
         """Checks the arguments of a call, for `count` contexts, before anything is computed."""
+        arguments.choice("output", output, OUTPUTS)
+        if image is not None:
+            image = self._picture(image, img_height, img_width)
+            img_height, img_width = image.shape[1:3]
+            if batch_size is None and count == 1:
+                batch_size = len(image)
+        elif mask is not None or strength is not None:
+            raise ValueError("`mask` and `strength` need an `image`. Received: no image")
         batch_size = arguments.batch_size("batch_size", batch_size, count)
         height = self._side("img_height", img_height, self.img_height)
         width = self._side("img_width", img_width, self.img_width)
+        if image is not None:
+            image = np.stack(arguments.repeated("image", list(image), batch_size))
+        if mask is not None:
+            mask = images.mask("mask", mask, (height, width), arguments.choice("mask_white", mask_white, MASK_WHITE))
+            mask = np.stack(arguments.repeated("mask", list(mask), batch_size))
         autoencoder = self.architecture.autoencoder
         latent_shape = (*autoencoder.latent_size(height, width), autoencoder.latent_channels)
         if seed is not None and diffusion_noise is not None:
             raise ValueError(f"Give `seed` or `diffusion_noise`, not both. Received: both, with {seed=!r:.200}")
         seeds = noise.seeds(seed, batch_size)
-        schedule = self._schedule
-        if sampler is not None:
-            schedule = {key: schedule[key] for key in ("prediction_type", "alphas_cumprod") if key in schedule}
-        table = build(self.sampler if sampler is None else sampler, num_steps, **schedule)
         if diffusion_noise is None:
             latents = noise.starting_noise(seeds, latent_shape)
         else:
             latents = arguments.array("diffusion_noise", diffusion_noise, (batch_size, *latent_shape))
-        name = "unconditional_guidance_scale"
+        schedule = self._schedule
+        if sampler is not None:
+            schedule = {key: schedule[key] for key in ("prediction_type", "alphas_cumprod") if key in schedule}
+        chosen = {"spacing": spacing, "karras": karras or None, "eta": eta, "timesteps": timesteps}
+        schedule = {**schedule, **{name: value for name, value in chosen.items() if value is not None}}
+        sampler, num_steps = self.sampler if sampler is None else sampler, num_steps if timesteps is None else None
+        table = build(sampler, num_steps, **schedule)
+        if strength is not None:
+            start = arguments.left_out("strength", strength, table.steps[-1] + 1)
+            table = build(sampler, num_steps, start=start, **schedule)
         return Plan(
             table=table,
-            latents=np.float32(table.initial_scale) * latents,
-            step_noise=lambda steps: noise.step_noise(seeds, latent_shape, steps),
+            seeds=seeds,
+            latents=latents,
             negative=self._tokens("negative_prompt", "" if negative_prompt is None else negative_prompt, batch_size),
-            guidance=arguments.guidance_scales(name, unconditional_guidance_scale, batch_size),
+            guidance=arguments.numbers("unconditional_guidance_scale", unconditional_guidance_scale, batch_size),
+            rescale=arguments.numbers("guidance_rescale", guidance_rescale, batch_size, largest=1),
+            image=image,
+            mask=mask,
             callback=callback,
             verbose=verbose,
+            output=output,
         )
 
     def _draw(self, context, plan):
-        """Runs the denoising loop on a context (1 or b, n, d) and decodes."""
+        """Runs the denoising loop on a context (1 or b, n, d), shows how far it is, and decodes."""
+        steps = plan.table.steps[-1] + 1
+        progress = keras.utils.Progbar(steps, verbose=plan.verbose)
+        for step, timestep, latents in self._steps(context, plan):
+            progress.update(step)
+            if plan.callback and plan.callback(step, timestep, latents) is False:
+                raise GenerationCancelled(f"The callback stopped the generation after step {step} of {steps}.")
+        if plan.output == "latents":
+            return latents
+        drawn = self._engine.decode(self.decoder, latents)
+        if plan.mask is not None:
+            drawn = np.where(plan.mask[..., None], drawn, plan.image.round().astype("uint8"))
+        return drawn if plan.output == "array" else [Image.fromarray(image) for image in drawn]
+
+    def _steps(self, context, plan):
+        """Yields the number of each step, from 1, its timestep and the latents after it."""
         context = np.resize(context, (len(plan.latents), *context.shape[1:]))
         if (plan.guidance != 1.0).any():
             negative = self._encode(plan.negative)
             context = np.concatenate([np.resize(negative, context.shape), context])
-        steps = plan.table.steps[-1] + 1
-        progress = keras.utils.Progbar(steps, verbose=plan.verbose)
-        loop = self._engine.denoise(
-            self.diffusion_model, plan.latents, context, plan.guidance, plan.table, plan.step_noise
-        )
+        latents, conditions = self._conditions(context, plan)
+        step_noise = partial(noise.step_noise, plan.seeds, latents.shape[1:])
+        loop = self._engine.denoise(self.diffusion_model, latents, conditions, plan.table, step_noise)
         for step, timestep, latents in loop:
-            progress.update(step + 1)
-            if plan.callback and plan.callback(step + 1, timestep, latents) is False:
-                raise GenerationCancelled(f"The callback stopped the generation after step {step + 1} of {steps}.")
-        return self._engine.decode(self.decoder, latents)
+            yield step + 1, timestep, latents
+
+    def _conditions(self, context, plan):
+        """The latents to start from, and what they are drawn from."""
+        table, conditions = plan.table, Conditions(context, plan.guidance)
+        if plan.rescale.any():
+            conditions = conditions._replace(rescale=plan.rescale)
+        latents = np.float32(table.initial_scale) * plan.latents
+        if plan.image is not None:
+            known = self._engine.encode_image(self.image_encoder, plan.image / 127.5 - 1.0)
+            if plan.mask is None or table.steps[0] > 0:
+                latents = np.float32(table.alphas[0]) * known + np.float32(table.sigmas[0]) * plan.latents
+        if self.architecture.diffusion_model.in_channels > latents.shape[-1]:
+            return latents, conditions._replace(extra=self._extra(plan))
+        if plan.mask is not None:
+            conditions = conditions._replace(drawn=self._cells(plan.mask), known=known, noise=plan.latents)
+        return latents, conditions
+
+    def _extra(self, plan):
+        """What a model for inpainting sees beside the latents: the mask, and the latents of the rest of the image."""
+        factor = self.architecture.autoencoder.factor
+        height, width = (side * factor for side in plan.latents.shape[1:3])
+        mask = np.ones((len(plan.latents), height, width), bool) if plan.mask is None else plan.mask
+        image = 127.5 if plan.image is None else plan.image
+        rest = np.where(mask[..., None], 0.0, image / 127.5 - 1.0)
+        rest = self._engine.encode_image(self.image_encoder, np.broadcast_to(rest, (*mask.shape, 3)))
+        return np.concatenate([self._cells(mask).astype("float32"), rest], axis=-1)
+
+    def _cells(self, mask):
+        """Which latents are drawn, bool (b, h/f, w/f, 1): those with any pixel that is, of a mask (b, h, w)."""
+        factor = self.architecture.autoencoder.factor
+        count, height, width = mask.shape
+        return mask.reshape(count, height // factor, factor, width // factor, factor).any(axis=(2, 4))[..., None]
+
+    def _picture(self, image, height, width):
+        """Pixels (b, h, w, 3), scaled where a height or width is given."""
+        read = images.pictures("image", image)
+        size = read.shape[1:3]
+        wanted = tuple(size[i] if side is None else side for i, side in enumerate((height, width)))
+        for name, side in zip(("the height of `image`", "the width of `image`"), wanted, strict=True):
+            self._side(name, side, None)
+        return read if wanted == size else images.resize(read, wanted).clip(0, 255)
 
     def _encode(self, tokens):
         """Tokens (b, 77) → context (b, 77, width), one prompt at a time: no context depends on its neighbours."""

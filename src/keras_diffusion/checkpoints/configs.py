@@ -116,6 +116,7 @@ def to_diffusers(architecture):
     return {
         "model_index": {
             "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": "0.42.0",  # its pipelines for inpainting refuse a folder without one
             "_name_or_path": architecture.name,
             **{part: list(names) for part, names in CLASSES.items()},
             "requires_safety_checker": False,
