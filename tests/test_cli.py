@@ -1,3 +1,4 @@
+import hashlib
 import inspect
 import os
 import re
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_diffusion import __version__, architectures, cli, stable_diffusion
+from keras_diffusion import __version__, architectures, cli, metadata, stable_diffusion
 from keras_diffusion.errors import CorruptCheckpointError, NumericalError
 from keras_diffusion.samplers import SAMPLERS
 
@@ -26,7 +27,8 @@ class FakeModel:
     def __init__(self, *args, **kwargs):
         constructor = inspect.signature(stable_diffusion.StableDiffusion.__init__)
         self.built = constructor.bind(self, *args, **kwargs).arguments
-        self.architecture = SimpleNamespace(name=self.name)
+        self.architecture = SimpleNamespace(name=self.name, prediction_type="epsilon")
+        self.img_height, self.img_width, self.sampler = 16, 24, "dpmpp_2m"
         self.made.append(self)
 
     def text_to_image(self, *args, **kwargs):
@@ -55,6 +57,8 @@ def generate(fake, tmp_path, monkeypatch):
     model = tmp_path / "model"
     model.mkdir()
     (model / "model_index.json").write_text("{}")
+    (model / "unet").mkdir()
+    (model / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -105,7 +109,8 @@ def test_the_suffix_decides_the_format(generate, name, kind):
 
 def test_every_option_reaches_the_model(generate, fake):
     options = "--negative-prompt blue --batch-size 2 --steps 7 --guidance 0 --seed 5 --sampler euler "
-    options += "--width 24 --height 16 --dtype bfloat16 --jit-compile"
+    options += "--width 24 --height 16 --dtype bfloat16 --jit-compile "
+    options += "--prompt-weighting --long-prompts chunk --clip-skip 1"
     assert generate(*options.split()) == 0
     (model,) = fake.made
     assert {**model.built, "self": None, "preset": None} == {
@@ -126,6 +131,9 @@ def test_every_option_reaches_the_model(generate, fake):
         "unconditional_guidance_scale": 0.0,
         "seed": 5,
         "sampler": "euler",
+        "prompt_weighting": True,
+        "long_prompts": "chunk",
+        "clip_skip": 1,
         "verbose": 0,
     }
 
@@ -161,6 +169,87 @@ def test_an_existing_file_is_replaced(generate):
     np.testing.assert_array_equal(pixels("pizza.png"), IMAGES[0])
     with open("old") as file:  # whoever has it open goes on reading it
         assert file.read() == "the old one"
+
+
+def test_a_picture_says_how_it_was_made(generate, fake):
+    options = "--negative-prompt blue --batch-size 2 --seed 5 --dtype float16 --clip-skip 1".split()
+    assert generate(*options) == 0
+    made = [metadata.read(f"pizza-{i}.png") for i in (1, 2)]
+    assert made[1] == {
+        "Prompt": "a slice of pizza",
+        "Negative prompt": "blue",
+        "Steps": "25",
+        "Sampler": "DPM++ 2M",
+        "Sampler settings": "model",
+        "CFG scale": "3.0",
+        "Seed": "6",
+        "Clip skip": "2",
+        "Emphasis": "None",
+        "Long prompts": "error",
+        "Size": "24x16",
+        "Version": f"keras-diffusion {__version__}",
+        "Model": "model",
+        "Model hash": hashlib.sha256(b"weights").hexdigest()[:10],
+        "Prediction type": "epsilon",
+        "Precision": "float16",
+    }
+    assert made[0] == made[1] | {"Seed": "5"}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_without_metadata_a_picture_says_nothing(generate, suffix):
+    path = f"pizza.{suffix}"
+    assert generate("--output", path) == 0
+    assert metadata.read(path)
+    assert generate("--output", path, "--no-metadata") == 0
+    assert metadata.read(path) == {}
+    with Image.open(path) as image:
+        assert not image.getexif()
+
+
+def test_what_no_file_could_hold_is_refused_before_it_is_drawn(generate, fake, capsys):
+    assert generate("--seed", "1", "--negative-prompt", " " * 40_000) == 1
+    assert "32000 characters" in capsys.readouterr().err
+    assert not hasattr(fake.made[0], "call")
+    assert generate("--seed", "1", "--negative-prompt", " " * 40_000, "--no-metadata") == 0
+
+
+def test_a_weight_file_is_not_needed_for_a_picture(generate, tmp_path):
+    (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    assert generate() == 0
+    assert "Model hash" not in metadata.read("pizza.png")
+
+
+def test_info_describes_a_picture(generate, capsys):
+    assert generate("--seed", "1", "--negative-prompt", "a\x1b[31m\nb") == 0
+    capsys.readouterr()
+    assert cli.main(["info", "pizza.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "Prompt           a slice of pizza",
+        "Negative prompt  a\\x1b[31m",
+        "                 b",
+        "Steps            25",
+    ]
+
+
+def test_info_of_a_picture_that_says_nothing(tmp_path, capsys):
+    Image.fromarray(IMAGES[0]).save(tmp_path / "plain.PNG")
+    assert cli.main(["info", str(tmp_path / "plain.PNG")]) == 0
+    assert capsys.readouterr().out == "parameters       none\n"
+    assert cli.main(["info", str(tmp_path / "nowhere.png")]) == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_a_picture_can_be_made_again(tiny, tmp_path):
+    path = str(tmp_path / "pizza.png")
+    options = ["--prompt-weighting", "--clip-skip", "1", "--sampler", "euler a", "--width", "32", "--batch-size", "2"]
+    prompt = ["a (slice:1.3) BREAK of pizza", "--negative-prompt", "[blue]"]
+    assert cli.main(["generate", *prompt, "--output", path, "--preset", str(tiny), "--steps", "2", *options]) == 0
+    drawn = tmp_path / "pizza-2.png"
+    call = metadata.arguments(metadata.read(drawn))
+    again = stable_diffusion.StableDiffusion(preset=str(tiny)).text_to_image(**call, verbose=0)
+    assert np.abs(again[0].astype(int) - pixels(drawn)).max() <= 1
 
 
 def test_a_link_stays_a_link(generate, tmp_path):
@@ -230,6 +319,9 @@ def test_ctrl_c_is_code_130(generate, fake, capsys):
         (["--sampler", "magic"], "dpmpp_2m"),
         (["--dtype", "int8"], "mixed_bfloat16"),
         (["--negative-prompt", "pizza " * 100], "77 tokens"),
+        (["--negative-prompt", "(pizza:1000)", "--prompt-weighting"], "from -100 to 100"),
+        (["--long-prompts", "cut"], "error, truncate, chunk"),
+        (["--clip-skip", "-1"], "`--clip-skip` must be from 0 to 22"),
         (["--preset", "nonsense"], "There is no such model"),
         (["--output", "pizza"], ".png, .jpg, .jpeg, .webp"),
         (["--output", "pizza.gif"], "Received: suffix of --output='.gif'"),

@@ -95,6 +95,14 @@ def test_nothing_is_compiled_twice(network):
     assert engine.compilations == 2  # another batch size
 
 
+@pytest.mark.skipif(not COMPILES, reason="eager torch compiles nothing")
+def test_contexts_of_another_length_are_compiled_once():
+    engine, encoder = Engine(), TextEncoder(architecture=TINY)
+    for clip_skip in (0, 1, 1, 0):
+        engine.encode(encoder, np.zeros((1, 77), "int32"), clip_skip)
+    assert engine.compilations == 2  # with blocks left out, and without
+
+
 def test_another_network_takes_its_place(network):
     engine = Engine()
     keras.utils.set_random_seed(1)

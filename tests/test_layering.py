@@ -19,6 +19,7 @@ LEVELS = {
     "tokenizer": 0,
     "noise": 0,
     "images": 0,
+    "prompts": 1,
     "schedules": 0,
     "checkpoints.names": 0,
     "layers": 1,
@@ -34,8 +35,9 @@ LEVELS = {
     "stable_diffusion": 4,
     "training": 5,
     PACKAGE: 6,  # the public names, __init__.py
-    "cli": 7,
-    "__main__": 8,
+    "metadata": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 CORE = ("text_encoder", "diffusion_model", "decoder", "stable_diffusion")
 NETWORKS = ("text_encoder", "diffusion_model", "decoder", "image_encoder", "layers")

@@ -1,6 +1,7 @@
 """The whole pipeline against diffusers': the same weights, prompt and latents give the same picture."""
 
 from dataclasses import replace
+from itertools import chain
 
 import keras
 import numpy as np
@@ -21,6 +22,8 @@ def made(architecture, folder):
     """The folder of a model with random weights whose latents and pixels stay in their range."""
     keras.utils.set_random_seed(0)
     model = StableDiffusion(preset=architecture)
+    beta = model.text_encoder.get_layer("final_layer_norm").beta
+    beta.assign(np.linspace(-1, 2, beta.shape[0]))  # contexts of trained models have a mean
     for network in (model.diffusion_model, model.decoder):
         kernel = network.get_layer("conv_out").kernel
         kernel.assign(0.2 * kernel)
@@ -62,11 +65,15 @@ def theirs(folder):
     return loaded("StableDiffusionPipeline", folder)
 
 
+def decibel(images, expected):
+    """The distance of bytes from images in [0, 1]."""
+    return 10 * np.log10(255**2 / max(np.square(images - (expected * 255).round()).mean(), 1e-9))
+
+
 def assert_60_decibel(images, expected):
-    expected = (np.asarray(expected) * 255).round()
-    assert np.isin(expected, (0, 255)).mean() < 0.5
-    assert expected.std() > 2
-    assert 10 * np.log10(255**2 / max(np.square(images - expected).mean(), 1e-9)) >= 60
+    assert np.isin(expected, (0, 1)).mean() < 0.5
+    assert 255 * expected.std() > 2
+    assert decibel(images, expected) >= 60
 
 
 def given_noise(monkeypatch, module, latents):
@@ -172,3 +179,45 @@ def test_guidance_rescale_reaches_60_decibel(ours, theirs):
     )  # fmt: skip
     assert_60_decibel(images, expected)
     assert np.abs(images.astype(int) - plain).max() > 2
+
+
+def test_clip_skip_reaches_60_decibel(ours, theirs):
+    import torch
+
+    vars(theirs.text_encoder).setdefault("text_model", theirs.text_encoder)  # which diffusers 0.42 expects
+    expected = theirs(
+        "a cat",
+        negative_prompt="blue",
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        latents=torch.tensor(LATENTS[:1].transpose(0, 3, 1, 2)),
+        height=64,
+        width=64,
+        clip_skip=1,
+        output_type="np",
+    ).images
+    options = {"num_steps": 5, "unconditional_guidance_scale": 3.0, "diffusion_noise": LATENTS[:1], "verbose": 0}
+    negative = ours.encode_text("blue")  # diffusers skips no block for it
+    images = ours.generate_image(ours.encode_text("a cat", clip_skip=1), negative, **options)
+    others = ours.generate_image(ours.encode_text("a cat"), negative, **options)
+    assert decibel(images, expected) >= 60
+    assert decibel(others, expected) < 60
+
+
+def test_chunks_are_encoded_as_by_transformers(ours, theirs):
+    """A1111's definition of a weighted prompt in two chunks, computed with their tokenizer and text encoder."""
+    import torch
+
+    start, end = theirs.tokenizer.bos_token_id, theirs.tokenizer.eos_token_id
+    expected = []
+    for words in ([("a", 1.0), ("black cat", 1.3), (", on a", 1.0)], [("red", 1 / 1.1), ("sofa", 1.0)]):
+        ids = [theirs.tokenizer(text, add_special_tokens=False).input_ids for text, _ in words]
+        tokens = [start, *chain(*ids), end]
+        weights = [1.0, *(w for part, (_, w) in zip(ids, words, strict=True) for _ in part)]
+        with torch.no_grad():
+            padded = torch.tensor([tokens + [end] * (77 - len(tokens))])
+            context = theirs.text_encoder(padded).last_hidden_state[0].numpy()
+        weighted = context * np.array(weights + [1.0] * (77 - len(weights)), "float32")[:, None]
+        expected.append(weighted * (context.mean() / weighted.mean()))
+    found = ours.encode_text("a (black cat:1.3), on a BREAK [red] sofa", prompt_weighting=True)
+    np.testing.assert_allclose(found[0], np.concatenate(expected), rtol=0, atol=1e-4)

@@ -17,7 +17,10 @@ QUICK = {"num_steps": 2, "verbose": 0}
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(0)
-    return StableDiffusion(preset=TINY)
+    model = StableDiffusion(preset=TINY)
+    beta = model.text_encoder.get_layer("final_layer_norm").beta
+    beta.assign(np.linspace(-1, 2, beta.shape[0]))  # contexts of trained models have a mean
+    return model
 
 
 def test_images_are_bytes(model):
@@ -33,7 +36,7 @@ def test_signatures_are_those_of_keras_cv():
     parameters = {name: inspect.signature(getattr(StableDiffusion, name)).parameters for name in (
         "__init__", "text_to_image", "encode_text", "generate_image")}
     assert list(parameters["__init__"])[:4] == ["self", "img_height", "img_width", "jit_compile"]
-    assert list(parameters["encode_text"]) == ["self", "prompt"]
+    assert list(parameters["encode_text"])[:2] == ["self", "prompt"]
     common = ["negative_prompt", "batch_size", "num_steps", "unconditional_guidance_scale"]
     assert list(parameters["text_to_image"])[:7] == ["self", "prompt", *common, "seed"]
     assert list(parameters["generate_image"])[:8] == ["self", "encoded_text", *common, "diffusion_noise", "seed"]
@@ -103,6 +106,80 @@ def test_generate_image_is_text_to_image_without_the_text(model):
     for encoded in (context, context[0], np.repeat(context, 2, axis=0)):
         images = model.generate_image(encoded, batch_size=2, seed=3, **QUICK)
         np.testing.assert_array_equal(images, expected)
+
+
+def contexts(model, *tokens, clip_skip=0):
+    """What the text encoder makes of rows of tokens between start and end."""
+    rows = np.full((len(tokens), 77), 49407)
+    rows[:, 0] = 49406
+    for row, words in zip(rows, tokens, strict=True):
+        row[1 : len(words) + 1] = words
+    inputs = [rows, np.arange(77)[None]]
+    return keras.ops.convert_to_numpy(model.text_encoder.skip(inputs, clip_skip))
+
+
+def words(model, text):
+    return model.tokenizer.encode(text)[1:-1]
+
+
+def test_words_have_weights(model):
+    (context,) = model.encode_text("a (black cat:1.4), [red]", prompt_weighting=True)
+    (plain,) = contexts(model, words(model, "a black cat, red"))
+    weighted = plain * np.array([1, 1.4, 1.4, 1, 1 / 1.1])[[0, 0, 1, 2, 3, 4] + [0] * 71, None]
+    np.testing.assert_allclose(context, weighted * plain.mean() / weighted.mean(), rtol=0, atol=2e-5)
+    assert np.abs(context - plain).max() > 0.1
+
+
+def test_brackets_are_text_unless_asked(model):
+    (context,) = model.encode_text("a (cat:1.4)")
+    (plain,) = contexts(model, words(model, "a (cat:1.4)"))
+    np.testing.assert_allclose(context, plain, rtol=0, atol=2e-5)
+
+
+def test_clip_skip_leaves_out_blocks(model):
+    context = model.encode_text("a cat", clip_skip=1)
+    np.testing.assert_allclose(context, contexts(model, words(model, "a cat"), clip_skip=1), rtol=0, atol=2e-5)
+    assert np.abs(context - model.encode_text("a cat")).max() > 0.01
+    drawn = model.text_to_image("a cat", "a dog", seed=0, clip_skip=1, **QUICK)
+    expected = model.generate_image(context, model.encode_text("a dog", clip_skip=1), seed=0, **QUICK)
+    np.testing.assert_array_equal(drawn, expected)
+
+
+def test_long_prompts_are_chunks(model):
+    long = words(model, "cat dog " * 40)
+    found = model.encode_text(["cat dog " * 40, "a BREAK", "a"], long_prompts="chunk")
+    first, second, third = contexts(model, long[:75], long[75:], words(model, "a"))
+    assert found.shape == (3, 154, TINY.text_encoder.width)
+    np.testing.assert_allclose(found[0], np.concatenate([first, second]), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found[2], np.concatenate([third, third]), rtol=0, atol=2e-5)
+
+
+def test_a_prompt_of_any_length_is_drawn_alone_or_with_others(model):
+    settings = {"long_prompts": "chunk", **QUICK}
+    prompts, negatives = ["a cat", "a bird " * 60], ["blue " * 160, ""]
+    both = model.text_to_image(prompts, negatives, seed=[3, 3], **settings)
+    for image, prompt, negative in zip(both, prompts, negatives, strict=True):
+        alone = model.text_to_image(prompt, negative, seed=3, **settings)
+        assert np.abs(image.astype(int) - alone[0]).max() <= 1
+    plain = model.text_to_image("a cat", seed=3, **QUICK)
+    twice = np.tile(model.encode_text("a cat"), (1, 2, 1))
+    assert np.abs(model.generate_image(twice, seed=3, **QUICK).astype(int) - plain).max() <= 1
+
+
+def test_truncation_draws_what_fits(model, caplog):
+    drawn = model.text_to_image("a " * 75 + "dog", seed=1, long_prompts="truncate", **QUICK)
+    assert "dog" in caplog.text
+    np.testing.assert_array_equal(drawn, model.text_to_image("a " * 75, seed=1, **QUICK))
+
+
+def test_options_hold_for_the_negative_prompt(model):
+    settings = {"seed": 1, "prompt_weighting": True, **QUICK}
+    drawn = model.text_to_image("a cat", "(blue:1.4) sky", **settings)
+    context, negative = (model.encode_text(p, prompt_weighting=True) for p in ("a cat", "(blue:1.4) sky"))
+    for contexts_of in (negative, negative[0]):
+        np.testing.assert_array_equal(model.generate_image(context, contexts_of, seed=1, **QUICK), drawn)
+    np.testing.assert_array_equal(model.generate_image(context, "(blue:1.4) sky", **settings), drawn)
+    assert not np.array_equal(model.text_to_image("a cat", "(blue:1.4) sky", seed=1, **QUICK), drawn)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -195,7 +272,12 @@ WRONG = [
     *(("sampler", value, ValueError) for value in ("", "dpm++ 9M", 3)),
     *(("negative_prompt", value, TypeError) for value in (3, ["a", 3][1:], b"a")),
     *(("negative_prompt", value, ValueError) for value in (["a", "b"], [], "word " * 80)),
-    *(("prompt", value, TypeError) for value in (None, 3, b"cat", {"a": 1}, ["a", None])),
+    *(("negative_prompt", np.zeros(shape), ValueError) for shape in ((77, 15), (3, 77, 16), (76, 16), (0, 16), (77,))),
+    *(("prompt_weighting", value, TypeError) for value in (1, "yes", None)),
+    *(("long_prompts", value, ValueError) for value in ("cut", True, None)),
+    *(("clip_skip", value, ValueError) for value in (-1, 2, 10**9)),
+    *(("clip_skip", value, TypeError) for value in (1.0, True, "1", None)),
+    *(("prompt", value, TypeError) for value in (np.zeros((77, 16)), None, 3, b"cat", {"a": 1}, ["a", None])),
     *(("prompt", value, ValueError) for value in ([], "word " * 80)),
 ]
 

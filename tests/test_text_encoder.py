@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from keras import ops
@@ -81,6 +83,18 @@ def test_a_token_changes_no_context_before_it(tiny):
     difference = ops.convert_to_numpy(tiny([TOKENS, POSITIONS]) - tiny([other, POSITIONS]))
     changed = np.abs(difference).max(axis=(0, 2)) > 1e-6
     np.testing.assert_array_equal(changed, [False, False, False, True, True, True])
+
+
+def test_skipped_blocks_are_those_of_a_shorter_encoder(tiny):
+    shorter = TextEncoder(6, architecture=replace(TINY, text_encoder=replace(TINY.text_encoder, layers=1)))
+    by_name = {variable.path: variable for variable in tiny.variables}
+    for variable in shorter.variables:
+        variable.assign(by_name[variable.path])
+    expected = ops.convert_to_numpy(shorter([TOKENS, POSITIONS]))
+    np.testing.assert_allclose(ops.convert_to_numpy(tiny.skip([TOKENS, POSITIONS], 1)), expected, rtol=0, atol=1e-6)
+    whole = ops.convert_to_numpy(tiny([TOKENS, POSITIONS]))
+    np.testing.assert_allclose(ops.convert_to_numpy(tiny.skip([TOKENS, POSITIONS], 0)), whole, rtol=0, atol=1e-6)
+    assert np.abs(expected - whole).max() > 0.01
 
 
 def test_a_length_that_was_fixed_stays(tiny):

@@ -68,9 +68,12 @@ def batch_size(name, value, count):
 
 
 def context(name, value, shape):
-    """Returns a text encoder's output of `shape`, or a batch of them, as a float32 array with a batch axis."""
+    """Returns a text encoder's output of `shape`, of several chunks, or a batch of them, as (b, tokens, width)."""
     values = np.asarray(value)
-    return array(name, values, (len(values) if values.ndim == len(shape) + 1 else 1, *shape))
+    tokens, width = shape
+    if values.ndim > 1 and values.shape[-2] and values.shape[-2] % tokens == 0:
+        tokens = values.shape[-2]
+    return array(name, values, (len(values) if values.ndim == 3 else 1, tokens, width))
 
 
 def numbers(name, value, count, largest=math.inf):

@@ -4,16 +4,18 @@ Keras takes seconds to import, so it waits until the command makes sense.
 """
 
 import argparse
+import hashlib
 import os
 import sys
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
-from keras_diffusion import __version__
+from keras_diffusion import __version__, metadata
 from keras_diffusion.architectures import DTYPES
-from keras_diffusion.errors import NumericalError
+from keras_diffusion.errors import CheckpointError, NumericalError
+from keras_diffusion.metadata import FORMATS
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
 USUAL = (50, 7.5)
 FAILURES = (ValueError, OSError, ImportError, MemoryError, NumericalError)  # any other exception is a defect
@@ -61,16 +63,20 @@ def parser():
     add("--steps", type=int, help="number of steps (default: 25 for emoji, else 50)")
     add("--guidance", type=float, help="how much to follow the prompt (default: 3 for emoji, else 7.5)")
     add("--negative-prompt", metavar="PROMPT", help="what to keep away from")
+    add("--prompt-weighting", action="store_true", help="read (word:1.3), [word] and BREAK as A1111 does")
+    add("--long-prompts", default="error", metavar="HOW", help="beyond 77 tokens: error (default), truncate, chunk")
+    add("--clip-skip", type=int, default=0, metavar="N", help="leave out the text encoder's last N blocks (default: 0)")
     add("--batch-size", type=int, default=1, metavar="N", help="number of images (default: 1)")
     add("--sampler", help="one that `keras-diffusion info` lists (default: the model's)")
     add("--width", type=int, help="in pixels (default: the model's)")
     add("--height", type=int, help="in pixels (default: the model's)")
+    add("--no-metadata", action="store_true", help="do not write into the files how they were made")
     add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
     add("--jit-compile", action="store_const", const=True, default="auto", help="compile for longer, to run faster")
 
-    command = commands.add_parser("info", help="describe the installation or a model", description=info.__doc__)
+    command = commands.add_parser("info", help="describe installation, model or picture", description=info.__doc__)
     command.set_defaults(run=info)
-    command.add_argument("preset", nargs="?", help="a bundled model, or a folder in diffusers layout")
+    command.add_argument("subject", nargs="?", help="a bundled model, a folder in diffusers layout, or a picture")
     return root
 
 
@@ -88,27 +94,69 @@ def generate(options):
     model = StableDiffusion(options.height, options.width, options.jit_compile, options.dtype, options.preset)
     steps, guidance = RECOMMENDED.get(model.architecture.name, USUAL)
     steps = steps if options.steps is None else options.steps
+    call = {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative_prompt,
+        "num_steps": steps,
+        "unconditional_guidance_scale": guidance if options.guidance is None else options.guidance,
+        "sampler": options.sampler,
+        "prompt_weighting": options.prompt_weighting,
+        "long_prompts": options.long_prompts,
+        "clip_skip": options.clip_skip,
+    }
+    seeds = range(seed, seed + options.batch_size)
+    recipes = [None if options.no_metadata else recipe(options, model, call, seed) for seed in seeds]
     images = model.text_to_image(
-        options.prompt,
-        options.negative_prompt,
-        options.batch_size,
-        steps,
-        guidance if options.guidance is None else options.guidance,
-        seed,
-        sampler=options.sampler,
+        **call,
+        batch_size=options.batch_size,
+        seed=seeds[0],
         callback=lambda step, *_: show(f"[{'#' * (30 * step // steps):30}] {step}/{steps}"),
         verbose=0,
     )
     show("")
-    for i, image in enumerate(images, start=1):
+    for i, (image, settings) in enumerate(zip(images, recipes, strict=True), start=1):
         stem = options.output.stem if len(images) == 1 else f"{options.output.stem}-{i}"
-        save(image, options.output.with_stem(stem))
+        save(image, options.output.with_stem(stem), settings)
         print(options.output.with_stem(stem), flush=True)
+
+
+def recipe(options, model, call, seed):
+    """What the file says about how the picture of a seed was made; refused here if the file cannot hold it."""
+    from keras_diffusion import samplers
+
+    call = call | {"seed": seed, "sampler": samplers.label(options.sampler or model.sampler)}
+    about_model = {
+        "Model": Path(options.preset).name,
+        "Model hash": model_hash(options.preset),
+        "Prediction type": model.architecture.prediction_type,
+        "Precision": options.dtype or "float32",
+    }
+    settings = metadata.settings(model.img_width, model.img_height, **call)
+    settings |= {name: value for name, value in about_model.items() if value}
+    settings |= {} if options.sampler else metadata.MODELS_OWN
+    metadata.to_text(settings)
+    return settings
+
+
+@cache
+def model_hash(preset):
+    """The first ten digits of the SHA-256 of the diffusion model's file, where it has a file of its own."""
+    from keras_diffusion.checkpoints import files, presets
+
+    digest = hashlib.sha256()
+    try:
+        for path in files.weights(presets.find(preset) / "unet", files.WEIGHTS["unet"]):
+            with open(path, "rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+    except CheckpointError:
+        return None
+    return digest.hexdigest()[:10]
 
 
 def check(options):
     """Refuses at once what would fail after Keras is imported, and returns the seed."""
-    from keras_diffusion import arguments, noise, samplers, tokenizer
+    from keras_diffusion import arguments, noise, prompts, samplers, tokenizer
+    from keras_diffusion.architectures import SD21
     from keras_diffusion.checkpoints import presets
 
     presets.find(options.preset)
@@ -119,7 +167,11 @@ def check(options):
         arguments.numbers("--guidance", options.guidance, 1)
     if options.sampler is not None:
         samplers.resolve(options.sampler)
-    tokenizer.SimpleTokenizer().tokenize([options.prompt, options.negative_prompt or ""], pad_token=0)
+    arguments.whole_number("--clip-skip", options.clip_skip, 0, SD21.text_encoder.layers - 1)
+    arguments.choice("--long-prompts", options.long_prompts, prompts.LONG_PROMPTS)
+    if options.long_prompts != "truncate":  # which warns, and once is enough
+        texts, how = [options.prompt, options.negative_prompt or ""], (options.prompt_weighting, options.long_prompts)
+        prompts.read("prompts", texts, tokenizer.SimpleTokenizer(), SD21.text_encoder, *how)
     arguments.choice("suffix of --output", options.output.suffix.lower(), FORMATS)
     try:
         if options.output.is_dir():
@@ -133,9 +185,16 @@ def check(options):
 
 
 def info(options):
-    """Describe the installation, or a model: no network is built and no weight is read."""
-    for name, value in (of_model(options.preset) if options.preset else of_installation()).items():
-        print(f"{name:16} {value}")
+    """Describe the installation, a model or a picture: no network is built and no weight is read."""
+    if options.subject is None:
+        rows = of_installation()
+    elif Path(options.subject).suffix.lower() in FORMATS:
+        rows = metadata.read(options.subject) or {"parameters": "none"}
+    else:
+        rows = of_model(options.subject)
+    for name, value in rows.items():
+        shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(value))
+        print(f"{name:16} " + shown.replace("\n", "\n".ljust(18)))
 
 
 def of_installation():
@@ -206,13 +265,11 @@ def show(text):
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def save(image, path):
+def save(image, path, settings):
     """Writes an image: at any moment, the file is the old one or the complete new one."""
-    from PIL import Image
-
     path = path.resolve()  # a link stays a link
     with beside(path) as temporary:
-        Image.fromarray(image).save(temporary, FORMATS[path.suffix.lower()], quality=95)
+        metadata.write(temporary, image, settings, FORMATS[path.suffix.lower()])
         temporary.replace(path)
 
 

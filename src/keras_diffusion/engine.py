@@ -16,10 +16,11 @@ from keras_diffusion.errors import NumericalError
 from keras_diffusion.solvers import HISTORY
 
 
-def encode(network, tokens):
-    """Tokens (b, n) → context (b, n, d)."""
+def encode(network, tokens, clip_skip=None):
+    """Tokens (b, n) → context (b, n, d), with an int also that of `TextEncoder.skip`."""
     positions = ops.broadcast_to(ops.arange(tokens.shape[1], dtype="int32"), tokens.shape)
-    return ops.cast(network([tokens, positions]), "float32")
+    inputs = [tokens, positions]
+    return ops.cast(network(inputs) if clip_skip is None else network.skip(inputs, clip_skip), "float32")
 
 
 def encode_image(network, image):
@@ -190,9 +191,10 @@ class Engine:
     def _traced(self):
         self.compilations += 1
 
-    def encode(self, text_encoder, tokens):
-        """Tokens (b, n) → context, a float32 array (b, n, d)."""
-        return finite("text encoding", self.run(encode, text_encoder, tokens))
+    def encode(self, text_encoder, tokens, clip_skip=0):
+        """Tokens (b, n) → context, a float32 array (b, n, d), without the last `clip_skip` blocks."""
+        inputs = (tokens, np.int32(clip_skip)) if clip_skip else (tokens,)
+        return finite("text encoding", self.run(encode, text_encoder, *inputs))
 
     def encode_image(self, image_encoder, image):
         """Images (b, h, w, 3) in [-1, 1] → latents, a float32 array (b, h/f, w/f, c)."""

@@ -38,7 +38,7 @@ from keras_diffusion.arguments import choice, whole_number
 from keras_diffusion.schedules import SPACINGS, noise_levels, noise_schedule
 from keras_diffusion.solvers import COLUMNS, HISTORY, D, P, Q
 
-__all__ = ["COLUMNS", "HISTORY", "SAMPLERS", "SPACINGS", "Table", "build", "noise_schedule", "resolve"]
+__all__ = ["COLUMNS", "HISTORY", "SAMPLERS", "SPACINGS", "Table", "build", "label", "noise_schedule", "resolve"]
 
 # (p, q) of h = p x + q prediction, for the estimate a solver works on and the prediction of the network.
 # Salimans and Ho 2022 (arXiv:2202.00512), appendix D: velocity = alpha noise - sigma denoised.
@@ -70,7 +70,8 @@ class Sampler:
         whole: Spacings whose timesteps are rounded.
         karras: Extremes of its Karras levels: those of the timesteps "visited" or those "trained".
         scaled: Whether the starting noise has the deviation sigma of the first level, instead of 1, unless leading.
-        spellings: Other names people know it by.
+        spellings: Other names people know it by: of A1111's menu, where it has one, k-diffusion's and ComfyUI's, and
+            diffusers' class.
     """
 
     solver: Callable
@@ -90,21 +91,27 @@ _k_diffusion = partial(Sampler, estimate="noise", spacing="linspace", whole=(), 
 _log_snr = partial(Sampler, estimate="denoised", spacing="linspace", reserve=1, karras="trained")
 
 SAMPLERS = {
-    "ddim": _leading(solvers.ddim, "denoised", eta=0.0, to_clean=False, spellings=("DDIMScheduler",)),
-    "ddpm": _leading(solvers.ddim, "denoised", eta=1.0, spellings=("DDPMScheduler",)),
-    "pndm": _leading(solvers.pndm, "noise", to_clean=False, spellings=("PNDMScheduler", "PLMS")),
-    "keras_cv": Sampler(solvers.ddim, "denoised", "keras_cv", eta=0.0),
-    "euler": _k_diffusion(solvers.euler, eta=0.0, spellings=("EulerDiscreteScheduler", "k_euler")),
+    "ddim": _leading(solvers.ddim, "denoised", eta=0.0, to_clean=False, spellings=("DDIM", "DDIMScheduler")),
+    "ddpm": _leading(solvers.ddim, "denoised", eta=1.0, spellings=("DDPM", "DDPMScheduler")),
+    "pndm": _leading(solvers.pndm, "noise", to_clean=False, spellings=("PLMS", "PNDMScheduler")),
+    "keras_cv": Sampler(solvers.ddim, "denoised", "keras_cv", eta=0.0, spellings=("KerasCV",)),
+    "euler": _k_diffusion(solvers.euler, eta=0.0, spellings=("Euler", "k_euler", "EulerDiscreteScheduler")),
     "euler_ancestral": _k_diffusion(
-        solvers.euler, eta=1.0, spellings=("EulerAncestralDiscreteScheduler", "Euler a", "k_euler_a")
+        solvers.euler,
+        eta=1.0,
+        spellings=("Euler a", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
     ),
-    "heun": _k_diffusion(solvers.heun, spellings=("HeunDiscreteScheduler", "k_heun")),
-    "lms": _k_diffusion(solvers.lms, spellings=("LMSDiscreteScheduler", "k_lms")),
-    "dpm2": _k_diffusion(solvers.dpm2, whole=("karras",), spellings=("KDPM2DiscreteScheduler", "k_dpm_2")),
-    "dpmpp_2m": _log_snr(solvers.dpmpp_2m, eta=0.0, spellings=("DPMSolverMultistepScheduler", "DPM++ 2M")),
-    "dpmpp_2m_sde": _log_snr(solvers.dpmpp_2m, eta=1.0, spellings=("DPM++ 2M SDE",)),
-    "unipc": _log_snr(solvers.unipc, spellings=("UniPCMultistepScheduler",)),
-    "lcm": Sampler(solvers.lcm, "denoised", "lcm", spellings=("LCMScheduler",)),
+    "heun": _k_diffusion(solvers.heun, spellings=("Heun", "k_heun", "HeunDiscreteScheduler")),
+    "lms": _k_diffusion(solvers.lms, spellings=("LMS", "k_lms", "LMSDiscreteScheduler")),
+    "dpm2": _k_diffusion(solvers.dpm2, whole=("karras",), spellings=("DPM2", "k_dpm_2", "KDPM2DiscreteScheduler")),
+    "dpmpp_2m": _log_snr(
+        solvers.dpmpp_2m,
+        eta=0.0,
+        spellings=("DPM++ 2M", "k_dpmpp_2m", "DPM-Solver++(2M)", "DPMSolverMultistepScheduler"),
+    ),
+    "dpmpp_2m_sde": _log_snr(solvers.dpmpp_2m, eta=1.0, spellings=("DPM++ 2M SDE", "k_dpmpp_2m_sde")),
+    "unipc": _log_snr(solvers.unipc, spellings=("UniPC", "uni_pc_bh2", "UniPCMultistepScheduler")),
+    "lcm": Sampler(solvers.lcm, "denoised", "lcm", spellings=("LCM", "LCMScheduler")),
 }
 
 
@@ -113,6 +120,7 @@ def _key(name):
 
 
 _SPELLINGS = {_key(spelling): name for name, row in SAMPLERS.items() for spelling in (name, *row.spellings)}
+_KARRAS = re.compile("(.*?)(karras|ka)?")  # "DPM++ 2M Karras", "k_dpmpp_2m_ka"
 
 
 def resolve(name):
@@ -121,7 +129,7 @@ def resolve(name):
     Capitals, spaces and punctuation do not count.
 
     Args:
-        name: A name in `SAMPLERS`, a diffusers class, or a name from A1111's menu, as "DPM++ 2M Karras".
+        name: A name in `SAMPLERS`, a diffusers class, or a name from A1111's menu, as "DPM++ 2M Karras"; see the table.
 
     Returns:
         (name, karras), a str and a bool.
@@ -129,10 +137,16 @@ def resolve(name):
     Raises:
         ValueError: if there is no such sampler, with the names there are.
     """
-    key = _key(name) if isinstance(name, str) else ""
-    if key.removesuffix("karras") not in _SPELLINGS:
+    key, karras = _KARRAS.fullmatch(_key(name) if isinstance(name, str) else "").groups()
+    if key not in _SPELLINGS:
         raise ValueError(f"The sampler must be one of {', '.join(SAMPLERS)}. Received: sampler={repr(name)[:200]}")
-    return _SPELLINGS[key.removesuffix("karras")], key.endswith("karras")
+    return _SPELLINGS[key], karras is not None
+
+
+def label(name):
+    """What A1111's menu calls a sampler, where it has it, as "DPM++ 2M Karras"."""
+    name, karras = resolve(name)
+    return SAMPLERS[name].spellings[0] + " Karras" * karras
 
 
 @dataclass(frozen=True, eq=False)

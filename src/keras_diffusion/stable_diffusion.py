@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from keras_diffusion import arguments, images, noise
+from keras_diffusion import arguments, images, noise, prompts
 from keras_diffusion.architectures import DTYPES, Architecture
 from keras_diffusion.checkpoints import folder, presets
 from keras_diffusion.decoder import Decoder
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     table: Table
     seeds: list
     latents: np.ndarray  # unit noise
-    negative: np.ndarray
+    negative: list | np.ndarray
     guidance: np.ndarray
     rescale: np.ndarray
     image: np.ndarray | None  # pixels
@@ -138,14 +138,15 @@ class StableDiffusion:
 
         Args:
             prompt: What to draw; a str, or a list with one for each image.
-            negative_prompt: What to keep away from; likewise. None is the empty prompt.
+            negative_prompt: What to keep away from; likewise, or a context as `encode_text` returns it. None is the
+                empty prompt.
             batch_size: Number of images, 1 to 1024; None takes one for each prompt.
             num_steps: Number of steps, 1 to 1000.
             unconditional_guidance_scale: How much to follow the prompt; a number of at least 0, or a list with one
                 for each image. At 1 the negative prompt has no part and costs nothing.
             seed: Where the noise comes from: an int from 0 to 2**63 - 1, where image i takes seed + i, or a list with
                 one for each image. None takes another one every time.
-            **options: See `generate_image`.
+            **options: See `generate_image` and `encode_text`.
 
         Returns:
             A uint8 array (batch_size, height, width, 3), or what the option `output` says.
@@ -156,11 +157,11 @@ class StableDiffusion:
             NumericalError: If a stage gives values that are not finite.
             GenerationCancelled: If the callback returned False.
         """
-        tokens = self._tokens("prompt", prompt)
+        texts = self._read("prompt", prompt, **prompts.options(options))
         plan = self._plan(
-            len(tokens), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **options
+            len(texts), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **options
         )
-        return self._draw(self._encode(tokens), plan)
+        return self._draw(self._encode(texts), plan)
 
     def image_to_image(
         self,
@@ -254,20 +255,28 @@ class StableDiffusion:
             **options,
         )
 
-    def encode_text(self, prompt):
+    def encode_text(self, prompt, prompt_weighting=False, long_prompts="error", clip_skip=0):
         """Turns prompts into the context that `generate_image` takes.
 
         Args:
             prompt: A str or a list of them.
+            prompt_weighting: Whether (word), [word] and (word:1.3) weight words and BREAK begins a new chunk, as in
+                A1111, see `prompts`; otherwise brackets are text.
+            long_prompts: What becomes of prompts of more than 77 tokens: "error"; "truncate", with a warning in the
+                log that quotes what is cut; or "chunk", which encodes every 75 words alone and gives k · 77 tokens.
+            clip_skip: Number of the text encoder's last blocks to leave out, counted as diffusers does: 1 is what A1111
+                calls "Clip skip 2".
 
         Returns:
-            A float32 array (b, 77, width).
+            A float32 array (b, 77, width), or (b, k · 77, width) where a prompt has several chunks; shorter prompts in
+            the list are then repeated, which draws the same images.
 
         Raises:
-            TypeError: If a prompt is not a str.
-            ValueError: If a prompt is too long.
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a prompt is too long, a weight too large, or an option unknown.
+            NumericalError: If the context is not finite.
         """
-        return self._encode(self._tokens("prompt", prompt))
+        return self._encode(self._read("prompt", prompt, prompt_weighting, long_prompts, clip_skip))
 
     def generate_image(
         self,
@@ -283,7 +292,8 @@ class StableDiffusion:
         """Draws images of a context.
 
         Args:
-            encoded_text: What `encode_text` returns, or one of its rows: (77, width) or (b, 77, width).
+            encoded_text: What `encode_text` returns, or one of its rows: (77, width) or (b, 77, width), or a multiple
+                of 77. The options by which it was encoded do not hold for `negative_prompt` unless repeated here.
             negative_prompt: See `text_to_image`, as for all that is not described here.
             batch_size: Number of images; None takes one for each context.
             num_steps: Number of steps.
@@ -298,7 +308,8 @@ class StableDiffusion:
                 `image`, `strength`, `mask` and `mask_white`, see `image_to_image` and `inpaint`; `callback`, called as
                 callback(step, timestep, latents) after every step, counted from 1, with the latents as a float32
                 array, which cancels when it returns False; `verbose`, 1 for a progress bar and 0 for none; `output`,
-                "array" for a uint8 array, "pil" for a list of PIL images, "latents" for the float32 latents.
+                "array" for a uint8 array, "pil" for a list of PIL images, "latents" for the float32 latents; and those
+                of `encode_text`, here for the negative prompt.
 
         Returns:
             A uint8 array (batch_size, height, width, 3), or what the option `output` says.
@@ -345,11 +356,11 @@ class StableDiffusion:
         Raises:
             TypeError, ValueError, NumericalError: As `text_to_image`, arguments before the first step.
         """
-        tokens = self._tokens("prompt", prompt)
+        texts = self._read("prompt", prompt, **prompts.options(options))
         plan = self._plan(
-            len(tokens), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **options
+            len(texts), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **options
         )
-        return self._steps(self._encode(tokens), plan)
+        return self._steps(self._encode(texts), plan)
 
     def decode(self, latents):
         """Turns latents into images.
@@ -396,6 +407,9 @@ class StableDiffusion:
         callback=None,
         verbose=1,
         output="array",
+        prompt_weighting=False,
+        long_prompts="error",
+        clip_skip=0,
     ):
         """Checks the arguments of a call, for `count` contexts, before anything is computed."""
         arguments.choice("output", output, OUTPUTS)
@@ -437,7 +451,7 @@ class StableDiffusion:
             table=table,
             seeds=seeds,
             latents=latents,
-            negative=self._tokens("negative_prompt", "" if negative_prompt is None else negative_prompt, batch_size),
+            negative=self._negative(negative_prompt, batch_size, prompt_weighting, long_prompts, clip_skip),
             guidance=arguments.numbers("unconditional_guidance_scale", unconditional_guidance_scale, batch_size),
             rescale=arguments.numbers("guidance_rescale", guidance_rescale, batch_size, largest=1),
             image=image,
@@ -467,7 +481,8 @@ class StableDiffusion:
         context = np.resize(context, (len(plan.latents), *context.shape[1:]))
         if (plan.guidance != 1.0).any():
             negative = self._encode(plan.negative)
-            context = np.concatenate([np.resize(negative, context.shape), context])
+            negative = np.resize(negative, (len(context), *negative.shape[1:]))
+            context = np.concatenate(prompts.equally_long(negative, context))
         latents, conditions = self._conditions(context, plan)
         step_noise = partial(noise.step_noise, plan.seeds, latents.shape[1:])
         loop = self._engine.denoise(self.diffusion_model, latents, conditions, plan.table, step_noise)
@@ -515,17 +530,29 @@ class StableDiffusion:
             self._side(name, side, None)
         return read if wanted == size else images.resize(read, wanted).clip(0, 255)
 
-    def _encode(self, tokens):
-        """Tokens (b, 77) → context (b, 77, width), one prompt at a time: no context depends on its neighbours."""
-        return np.concatenate([self._engine.encode(self.text_encoder, row[None]) for row in tokens])
+    def _encode(self, texts):
+        """Texts or a context → context (b, k · 77, width), one chunk at a time: none depends on its neighbours."""
+        if isinstance(texts, np.ndarray):
+            return texts
+        contexts = []
+        for text in texts:
+            chunks = [self._engine.encode(self.text_encoder, row[None], text.clip_skip)[0] for row in text.tokens]
+            contexts.append(np.concatenate(list(map(prompts.emphasise, chunks, text.weights))))
+        return np.stack(prompts.equally_long(*contexts))
 
-    def _tokens(self, name, prompts, count=None):
-        """Prompts → tokens (b, 77), 1 or `count` of them."""
-        prompts = arguments.texts(name, prompts)
-        if count:
-            arguments.repeated(name, prompts, count)
+    def _read(self, name, value, *reading, **options):
+        """Prompts → what `_encode` takes."""
+        return prompts.read(name, value, self.tokenizer, self.architecture.text_encoder, *reading, **options)
+
+    def _negative(self, value, count, *reading):
+        """A negative prompt or context → what `_encode` takes, 1 or `count` of them; None is the empty prompt."""
         shape = self.architecture.text_encoder
-        return self.tokenizer.tokenize(prompts, pad_token=shape.pad_token, length=shape.length)
+        if hasattr(value, "shape"):
+            texts = arguments.context("negative_prompt", value, (shape.length, shape.width))
+        else:
+            texts = self._read("negative_prompt", "" if value is None else value, *reading)
+        arguments.repeated("negative_prompt", list(texts), count)
+        return texts
 
     def _side(self, name, value, default):
         return arguments.image_side(name, default if value is None else value, self.architecture.autoencoder.factor)

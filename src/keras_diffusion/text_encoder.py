@@ -51,6 +51,26 @@ class TextEncoder(Network):
             context = layer_norm("final_layer_norm")(x)
         super().__init__([tokens, positions], context, architecture, name, max_length=max_length, vocab_size=vocab_size)
 
+    def skip(self, inputs, blocks):
+        """Computes the context without the last blocks; the final layer normalisation stays.
+
+        Source: diffusers' `clip_skip`. A1111 counts from 1: its "Clip skip" is `blocks` + 1.
+
+        Args:
+            inputs: The list [tokens, positions].
+            blocks: How many blocks to leave out, 0 to layers - 1; an int, also as a tensor.
+
+        Returns:
+            Context (b, max_length, width).
+        """
+        tokens, positions = inputs
+        x = self.get_layer("embeddings_token_embedding")(tokens)
+        x = x + self.get_layer("embeddings_position_embedding")(positions)
+        count = self.architecture.text_encoder.layers
+        states = [x := self.get_layer(f"encoder_layers_{i}")(x) for i in range(count)]
+        x = ops.take(ops.stack(states), count - 1 - blocks, axis=0)
+        return self.get_layer("final_layer_norm")(x)
+
 
 class EncoderLayer(keras.layers.Layer):
     """Causal self-attention and a two-layer perceptron, each after a layer normalisation and with a residual."""

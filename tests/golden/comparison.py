@@ -50,7 +50,10 @@ def evaluate(model, network, name):
         if network == "diffusion_model":
             frequencies = case(network, name).architecture.diffusion_model.frequencies
             arguments[1] = timestep_embedding(arguments[1], frequencies)
-        yield keras.ops.convert_to_numpy(model(arguments if len(arguments) > 1 else arguments[0]))
+        if "clip_skip" in call:
+            yield keras.ops.convert_to_numpy(model.skip(arguments[:2], arguments[2]))
+        else:
+            yield keras.ops.convert_to_numpy(model(arguments if len(arguments) > 1 else arguments[0]))
 
 
 def error(network, name, model=None):

@@ -64,8 +64,10 @@ def autoencoder(architecture):
     )
 
 
-def encode_text(model, tokens, positions):
-    return model(input_ids=tokens.long(), position_ids=positions.long()).last_hidden_state
+def encode_text(model, tokens, positions, clip_skip=0):
+    """As diffusers' `encode_prompt` uses `clip_skip`."""
+    output = model(input_ids=tokens.long(), position_ids=positions.long(), output_hidden_states=True)
+    return getattr(model, "text_model", model).final_layer_norm(output.hidden_states[-1 - clip_skip])
 
 
 def predict(model, latent, timesteps, context):

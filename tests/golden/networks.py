@@ -50,7 +50,15 @@ def vae(name, *calls, **shape):
 
 
 CASES = [
-    text("sd1", {"batch": 1, "words": 9}, width=32, layers=3, heads=4),
+    text(
+        "sd1",
+        {"batch": 1, "words": 9},
+        {"batch": 2, "words": 9, "clip_skip": 1},
+        {"batch": 1, "words": 3, "clip_skip": 2},
+        width=32,
+        layers=3,
+        heads=4,
+    ),
     text("sd2", {"batch": 2, "words": 20, "length": 32}, width=48, layers=2, heads=6, activation="gelu", pad_token=0),
     text("emoji", {"batch": 1, "words": 3, "length": 20}, **vars(EMOJI.text_encoder)),
     text("short", {"batch": 3, "words": 2, "length": 7}, width=16, layers=1, heads=1),
@@ -128,13 +136,14 @@ def inputs(case, call):
     return INPUTS[case.network](case.architecture, **call)
 
 
-def text_encoder_inputs(architecture, batch, words, length=77):
-    """Start, as many random words as asked for, end, and padding."""
+def text_encoder_inputs(architecture, batch, words, length=77, clip_skip=None):
+    """Start, as many random words as asked for, end, and padding; their positions; the blocks to leave out, if any."""
     shape = architecture.text_encoder
     tokens = np.full((batch, length), shape.pad_token, "int32")
     tokens[:, 0], tokens[:, words + 1] = shape.vocabulary - 2, shape.vocabulary - 1
     tokens[:, 1 : words + 1] = uniform("tokens", (batch, words), 0, shape.vocabulary - 2)
-    return tokens, np.arange(length, dtype="int32")[None]
+    positions = np.arange(length, dtype="int32")[None]
+    return (tokens, positions) if clip_skip is None else (tokens, positions, np.array(clip_skip, "int32"))
 
 
 def diffusion_model_inputs(architecture, size, timesteps, length):

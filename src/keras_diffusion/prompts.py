@@ -1,0 +1,218 @@
+r"""Prompts: weights by brackets, chunks of tokens for the text encoder, and the contexts made of them.
+
+    (word)              weight 1.1, and ((word)) 1.1²
+    [word]              weight 1 / 1.1
+    (word:1.3)          weight 1.3
+    \( \) \[ \] \\      these characters themselves
+    sky BREAK sea       a chunk for each
+
+Brackets multiply. One that is not closed reaches to the end of the prompt; one that was not opened is text.
+
+The definition is that of AUTOMATIC1111's stable-diffusion-webui 1.10: `prompt_parser.py`, `sd_hijack_clip.py` without
+its way back to the last comma, and the "Original" emphasis of `sd_emphasis.py`. There a BREAK inside brackets is a word
+of negative weight, and a weight such as 1.2.3 an exception; here the one breaks and the other is text.
+"""
+
+import logging
+import math
+import re
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_diffusion import arguments
+
+OPTIONS = ("prompt_weighting", "long_prompts", "clip_skip")
+LONG_PROMPTS = ("error", "truncate", "chunk")
+LARGEST_WEIGHT = 100
+LARGEST_CONTEXT = 64 * 77  # tokens
+
+FACTORS = {"(": 1.1, "[": 1 / 1.1}
+OPENING = {")": "(", "]": "["}
+_GRAMMAR = re.compile(
+    r"\\[()\[\]\\]?|[()\[\]]|:\s*(?P<weight>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*\)|:|[^\\()\[\]:]+"
+)
+_BREAK = re.compile(r"\bBREAK\b")
+
+logger = logging.getLogger(__name__)
+
+
+class Text(NamedTuple):
+    """A prompt that has been read: k chunks of n tokens.
+
+    Args:
+        tokens: int32 (k, n).
+        weights: float32 (k, n).
+        clip_skip: How many of the text encoder's last blocks to leave out.
+    """
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    clip_skip: int
+
+
+def options(given):
+    """Those of a call's keyword arguments that say how prompts are read."""
+    return {key: given[key] for key in OPTIONS if key in given}
+
+
+def read(name, prompts, tokenizer, shape, prompt_weighting=False, long_prompts="error", clip_skip=0):
+    """Reads prompts as a text encoder takes them.
+
+    Args:
+        name: What error messages call the prompts.
+        prompts: A str or a list of them.
+        tokenizer: A `SimpleTokenizer`.
+        shape: The `TextEncoderShape`.
+        prompt_weighting: Whether brackets are weights and BREAK breaks; otherwise they are text like all else.
+        long_prompts: What happens to a prompt of more tokens than the text encoder takes: "error"; "truncate", with a
+            warning to this module's logger that quotes what is cut; or "chunk", where each chunk is encoded alone.
+        clip_skip: How many of the text encoder's last blocks to leave out.
+
+    Returns:
+        A list of `Text`.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an option is out of its range, a weight is beyond -100 or 100, or a prompt is too long.
+    """
+    if not isinstance(prompt_weighting, bool):
+        received = arguments.shorten(prompt_weighting)
+        raise TypeError(f"`prompt_weighting` must be True or False. Received: prompt_weighting={received}")
+    arguments.choice("long_prompts", long_prompts, LONG_PROMPTS)
+    clip_skip = arguments.whole_number("clip_skip", clip_skip, 0, shape.layers - 1)
+    texts = []
+    for prompt in arguments.texts(name, prompts):
+        parts = parse(prompt) if prompt_weighting else [[(prompt, 1.0)]]
+        parts = [[(token, w) for text, w in part for token in tokenizer.encode(text)[1:-1]] for part in parts]
+        chunks = _chunks(f"{name}={arguments.shorten(prompt)}", parts, tokenizer, shape.length - 2, long_prompts)
+        tokens = np.full((len(chunks), shape.length), shape.pad_token, "int32")
+        weights = np.ones(tokens.shape, "float32")
+        tokens[:, 0] = tokenizer.start_of_text
+        for i, chunk in enumerate(chunks):
+            tokens[i, 1 : len(chunk) + 1] = [token for token, _ in chunk]
+            tokens[i, len(chunk) + 1] = tokenizer.end_of_text
+            weights[i, 1 : len(chunk) + 1] = [weight for _, weight in chunk]
+        texts.append(Text(tokens, weights, clip_skip))
+    return texts
+
+
+def parse(prompt):
+    """Reads the weights that a prompt gives to its words.
+
+    Args:
+        prompt: A str of any length, whatever is in it.
+
+    Returns:
+        A list for each part between BREAKs, of pairs (text, weight), in which neighbours have different weights.
+
+    Raises:
+        ValueError: If a weight is beyond -100 or 100.
+    """
+    parts, factors = [[]], {"(": [1.0], "[": [1.0]}  # of the brackets that are open
+    for bracket, content in _events(prompt):
+        if not bracket:
+            weight = round(factors["("][-1] * factors["["][-1], 9)
+            if not abs(weight) <= LARGEST_WEIGHT:
+                raise ValueError(
+                    f"Weights of words must be from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}. "
+                    f"Received: weight {weight:g} for {arguments.shorten(content)}"
+                )
+            first, *others = _BREAK.split(content)
+            parts[-1].append((first, weight))
+            parts += [[(text, weight)] for text in others]
+        elif content is None:
+            factors[bracket].pop()
+        else:
+            factors[bracket].append(factors[bracket][-1] * content)
+    return [
+        [("".join(text for text, _ in run), weight) for weight, run in groupby(part, key=itemgetter(1))]
+        for part in parts
+    ]
+
+
+def _events(prompt):
+    """What a prompt consists of: ("", text), and for brackets (bracket, factor) and (bracket, None)."""
+    events, opened = [], {"(": [], "[": []}
+    for match in _GRAMMAR.finditer(prompt):
+        token, weight = match[0], match["weight"]
+        closed = "(" if weight else OPENING.get(token)
+        if token in opened:
+            opened[token].append(len(events))
+            events.append((token, FACTORS[token]))
+        elif closed and opened[closed]:
+            events[opened[closed].pop()] = closed, float(weight or FACTORS[closed])
+            events.append((closed, None))
+        else:
+            events.append(("", token.removeprefix("\\")))
+    return events
+
+
+def _chunks(received, parts, tokenizer, room, long_prompts):
+    """Cuts the tokens of each part into chunks of at most `room`."""
+    chunks = []
+    for part in parts:
+        if len(part) > room and long_prompts != "chunk":
+            rest = tokenizer.decode([token for token, _ in part[room : 2 * room]]).strip()
+            length = f"{room + 2} tokens, start and end of text included; this one has {len(part) + 2}"
+            if long_prompts == "error":
+                raise ValueError(
+                    f"A prompt can have {length}. Leave out what does not fit, from {arguments.shorten(rest)} on, or "
+                    f"choose long_prompts='truncate' or 'chunk'. Received: {received}"
+                )
+            logger.warning("A prompt can have %s: it ends before %.200r. Received: %s", length, rest, received)
+            part = part[:room]
+        chunks += [part[i : i + room] for i in range(0, max(len(part), 1), room)]
+    if len(chunks) > 1 and not chunks[-1]:
+        chunks.pop()  # after a BREAK at the end
+    if len(chunks) * (room + 2) > LARGEST_CONTEXT:
+        raise ValueError(
+            f"A prompt can have {LARGEST_CONTEXT // (room + 2)} chunks of {room} tokens; this one has {len(chunks)}. "
+            f"Received: {received}"
+        )
+    return chunks
+
+
+def emphasise(context, weights):
+    """Multiplies each token's context by its weight, then all by the number that restores their mean.
+
+    A mean that is rounding and no more, as that of an untrained network, is not restored.
+
+    Args:
+        context: float32 (n, d).
+        weights: float32 (n,).
+
+    Returns:
+        A float32 array (n, d).
+    """
+    if (weights == 1).all():
+        return context
+    weighted = context * weights[:, None]
+    before, after = context.mean(dtype="float64"), weighted.mean(dtype="float64")
+    rounding = 1e-6 * np.abs(context).mean()
+    return weighted * np.float32(before / after) if min(abs(before), abs(after)) > rounding else weighted
+
+
+def equally_long(*contexts):
+    """Repeats contexts until all have the same number of tokens; attention computes the same from them.
+
+    Args:
+        *contexts: Arrays (..., n, d), each with its own n.
+
+    Returns:
+        A list of arrays (..., m, d), where m is the least common multiple.
+
+    Raises:
+        ValueError: If m is too large.
+    """
+    lengths = [context.shape[-2] for context in contexts]
+    length = math.lcm(*lengths)
+    if length > LARGEST_CONTEXT:
+        raise ValueError(
+            f"Contexts of so different lengths cannot be used together: their least common multiple must be at most "
+            f"{LARGEST_CONTEXT} tokens. Draw images one at a time, or choose prompts of as many chunks. "
+            f"Received: {', '.join(map(str, sorted(set(lengths))))} tokens"
+        )
+    return [np.tile(context, (length // n, 1)) for context, n in zip(contexts, lengths, strict=True)]
