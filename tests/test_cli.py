@@ -312,7 +312,7 @@ def test_ctrl_c_is_code_130(generate, fake, capsys):
         (["--steps", "1001"], "`--steps` must be from 1 to 1000"),
         (["--steps", "1.5"], "argument --steps: invalid int value"),
         (["--guidance", "-1"], "`--guidance` must be a number of at least 0, and finite"),
-        (["--guidance", "nan"], "`--guidance` must be finite"),
+        (["--guidance", "nan"], "`--guidance` must be a number of at least 0, and finite"),
         (["--batch-size", "0"], "`--batch-size` must be from 1 to 1024"),
         (["--seed", "-1"], "A seed must be from 0"),
         (["--seed", str(2**63)], "A seed must be from 0"),
