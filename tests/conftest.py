@@ -13,6 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Modules that compute with Keras: every test of theirs carries the marker `backend`.
 COMPUTING = {
+    "control",
+    "controlnet",
     "decoder",
     "diffusion_model",
     "engine",

@@ -28,8 +28,11 @@ LEVELS = {
     "diffusion_model": 2,
     "decoder": 2,
     "image_encoder": 2,
+    "controlnet": 2.5,  # a part of the diffusion model, and more
     "samplers": 2,
     "checkpoints": 3,
+    "control": 3,
+    "plan": 3.5,
     "engine": 3,
     "scheduler_config": 3,
     "stable_diffusion": 4,
@@ -40,7 +43,7 @@ LEVELS = {
     "__main__": 9,
 }
 CORE = ("text_encoder", "diffusion_model", "decoder", "stable_diffusion")
-NETWORKS = ("text_encoder", "diffusion_model", "decoder", "image_encoder", "layers")
+NETWORKS = ("text_encoder", "diffusion_model", "decoder", "image_encoder", "controlnet", "layers")
 # Solvers, paths and URLs.
 UNKNOWN_TO_NETWORKS = {"huggingface_hub", "os", "pathlib", "safetensors", "schedules", "solvers", "urllib"}
 BACKEND = re.compile(r"\b(tensorflow|jax|torch|openvino)\b")

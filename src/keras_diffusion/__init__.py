@@ -5,6 +5,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
+    "control": ("Control",),
+    "controlnet": ("ControlNet",),
     "decoder": ("Decoder",),
     "diffusion_model": ("DiffusionModel",),
     "errors": (

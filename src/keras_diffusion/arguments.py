@@ -25,6 +25,15 @@ def whole_number(name, value, smallest, largest):
     return int(value)
 
 
+def number(name, value, smallest, largest):
+    """Returns `value` as a float if it is a number within the range."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number from {smallest} to {largest}. Received: {name}={shorten(value)}")
+    if not smallest <= value <= largest:
+        raise ValueError(f"`{name}` must be from {smallest} to {largest}. Received: {name}={shorten(value)}")
+    return float(value)
+
+
 def image_side(name, value, factor):
     """Returns a height or width in pixels if it is a multiple of `factor`, which latents need."""
     value = whole_number(name, value, factor, LARGEST_SIDE)

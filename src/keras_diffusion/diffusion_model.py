@@ -60,47 +60,109 @@ class DiffusionModel(Network):
             timestep = keras.Input((shape.frequencies,), name="timestep_embedding")
             context = keras.Input((max_text_length, shape.context), name="context")
 
-            time = dense(shape.time_width, "time_embedding_linear_1")(timestep)
-            time = dense(shape.time_width, "time_embedding_linear_2")(layers.Activation("silu")(time))
-            time = layers.Activation("silu")(time)
+            time = embed_time(shape, timestep)
+            residual, attend = blocks(shape, time, context)
 
-            def residual(x, channels, name):
-                return ResidualBlock(channels, shape.groups, name=name)(x, time)
-
-            def attend(x, heads, depth, name):
-                return SpatialTransformer(heads, depth, shape.groups, name=name)(x, context) if depth else x
-
-            # Downsampling flow
+            # Downsampling and middle flow
             x = conv(shape.levels[0].channels, "conv_in")(latent)
-            skips = [x]
-            for i, (channels, heads, depth) in enumerate(shape.levels):
-                for j in range(shape.blocks):
-                    x = residual(x, channels, f"down_blocks_{i}_resnets_{j}")
-                    x = attend(x, heads, depth, f"down_blocks_{i}_attentions_{j}")
-                    skips.append(x)
-                if i < len(shape.levels) - 1:
-                    x = Downsample(channels, padding=(1, 1), name=f"down_blocks_{i}_downsamplers_0")(x)
-                    skips.append(x)
-
-            # Middle flow
-            x = residual(x, channels, "mid_block_resnets_0")
-            x = attend(x, heads, shape.middle_depth, "mid_block_attentions_0")
-            x = residual(x, channels, "mid_block_resnets_1")
+            skips, middle = descend(shape, x, residual, attend)
 
             # Upsampling flow
+            x, passed = middle, list(skips)
             for i, (channels, heads, depth) in enumerate(reversed(shape.levels)):
                 for j in range(shape.blocks + 1):
-                    x = layers.Concatenate()([x, skips.pop()])
+                    x = layers.Concatenate()([x, passed.pop()])
                     x = residual(x, channels, f"up_blocks_{i}_resnets_{j}")
                     x = attend(x, heads, depth, f"up_blocks_{i}_attentions_{j}")
-                if skips:
-                    x = Upsample(channels, name=f"up_blocks_{i}_upsamplers_0")(x, skips[-1])
+                if passed:
+                    x = Upsample(channels, name=f"up_blocks_{i}_upsamplers_0")(x, passed[-1])
 
             # Exit flow
             x = GroupNorm(shape.groups, silu=True, name="conv_norm_out")(x)
             prediction = conv(shape.out_channels, "conv_out")(x)
         sizes = {"img_height": img_height, "img_width": img_width, "max_text_length": max_text_length}
         super().__init__([latent, timestep, context], prediction, architecture, name, **sizes)
+        self._time, self._skips, self._middle = time, skips, middle
+
+    def steer(self, inputs, residuals=(), features=()):
+        """Predicts with additions from other networks: a second graph of the same layers.
+
+        Meant for `keras.Input`s, to make a network of this one and of those that steer it, see `control.steered`.
+
+        Args:
+            inputs: latent, timestep_embedding and context.
+            residuals: What a ControlNet adds to the skip connections, in the order in which they arise, and then to
+                the middle; as many, or none.
+            features: What a T2I-adapter (Mou et al. 2023, arXiv:2302.08453) adds to the last feature map of every
+                level of the way down; as many, or none.
+
+        Returns:
+            The prediction (b, h, w, output channels).
+
+        Raises:
+            ValueError: If there are more or fewer of them than places.
+        """
+        shape = self.architecture.diffusion_model
+        for name, given, places in (("residuals", residuals, len(self._skips) + 1),
+                                    ("features", features, len(shape.levels))):
+            if len(given) not in (0, places):
+                raise ValueError(f"`{name}` must be {places} tensors, or none. Received: {len(given)} tensors")
+        # A part of the graph begins where the values of tensors are given anew.
+        tensors, values = list(self.inputs), list(inputs)
+
+        def proceed(*wanted):
+            found = keras.Model(tensors, wanted)(values)
+            tensors.extend(wanted)
+            values.extend(found)
+
+        proceed(self._time)
+        for level in range(len(shape.levels)):
+            proceed(*self._skips[level * (shape.blocks + 1) :][: shape.blocks + 1])
+            if features:
+                values[-1] = values[-1] + features[level]
+        proceed(self._middle)
+        first = len(self.inputs) + 1
+        for i, residual in enumerate(residuals, first):
+            values[i] = values[i] + residual
+        return keras.Model(tensors, self.outputs)(values)[0]
+
+
+def embed_time(shape, timestep):
+    """The sinusoidal embedding (b, frequencies) → what residual blocks take, (b, time width)."""
+    time = dense(shape.time_width, "time_embedding_linear_1")(timestep)
+    time = dense(shape.time_width, "time_embedding_linear_2")(layers.Activation("silu")(time))
+    return layers.Activation("silu")(time)
+
+
+def blocks(shape, time, context):
+    """The two blocks of every flow, as functions of a feature map, their size and their name."""
+
+    def residual(x, channels, name):
+        return ResidualBlock(channels, shape.groups, name=name)(x, time)
+
+    def attend(x, heads, depth, name):
+        return SpatialTransformer(heads, depth, shape.groups, name=name)(x, context) if depth else x
+
+    return residual, attend
+
+
+def descend(shape, x, residual, attend):
+    """The way down and the middle: the first feature map → every feature map for a skip connection, and the middle."""
+    # Downsampling flow
+    skips = [x]
+    for i, (channels, heads, depth) in enumerate(shape.levels):
+        for j in range(shape.blocks):
+            x = residual(x, channels, f"down_blocks_{i}_resnets_{j}")
+            x = attend(x, heads, depth, f"down_blocks_{i}_attentions_{j}")
+            skips.append(x)
+        if i < len(shape.levels) - 1:
+            x = Downsample(channels, padding=(1, 1), name=f"down_blocks_{i}_downsamplers_0")(x)
+            skips.append(x)
+
+    # Middle flow
+    x = residual(x, channels, "mid_block_resnets_0")
+    x = attend(x, heads, shape.middle_depth, "mid_block_attentions_0")
+    return skips, residual(x, channels, "mid_block_resnets_1")
 
 
 def timestep_embedding(timesteps, width):

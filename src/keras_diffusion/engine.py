@@ -36,12 +36,14 @@ class Rows(NamedTuple):
         levels: (k, 2), the share of signal and of noise in the latents after each row.
         embeddings: (k, frequencies), of the timesteps.
         noise: (k, b, h, w, c), unit noise for the rows that add some.
+        scales: (k, n), how much each of n ControlNets has a say, for a network that takes them.
     """
 
     columns: Any
     levels: Any
     embeddings: Any
     noise: Any
+    scales: Any = None
 
 
 class Conditions(NamedTuple):
@@ -56,6 +58,7 @@ class Conditions(NamedTuple):
         drawn: bool (b, h, w, 1), where latents are drawn; elsewhere they stay those of `known`.
         known: (b, h, w, c), the latents of a picture.
         noise: (b, h, w, c), the unit noise that covers them until the last row.
+        controls: The image of each ControlNet, (b, height, width, 3) in [0, 1].
     """
 
     context: Any
@@ -65,6 +68,7 @@ class Conditions(NamedTuple):
     drawn: Any = None
     known: Any = None
     noise: Any = None
+    controls: Any = ()
 
 
 def denoise(network, latents, history, count, rows, conditions):
@@ -81,14 +85,20 @@ def denoise(network, latents, history, count, rows, conditions):
     Returns:
         The new `latents` and `history`.
     """
-    context, guidance, rescale, extra, drawn, known, known_noise = conditions
+    context, guidance, rescale, extra, drawn, known, known_noise, controls = conditions
     copies = context.shape[0] // latents.shape[0]
+
+    def copied(x):
+        return ops.concatenate([x] * copies)
 
     def row_of(i, latents, history):
         _, p, q, a, d, *b = ops.unstack(rows.columns[i])
         embedding = ops.broadcast_to(rows.embeddings[i], (context.shape[0], rows.embeddings.shape[1]))
         seen = latents if extra is None else ops.concatenate([latents, extra], axis=-1)
-        prediction = ops.cast(network([ops.concatenate([seen] * copies), embedding, context]), "float32")
+        inputs = [copied(seen), embedding, context]
+        if controls:
+            inputs += [ops.broadcast_to(rows.scales[i], (context.shape[0], len(controls))), *map(copied, controls)]
+        prediction = ops.cast(network(inputs), "float32")
         if copies == 2:
             negative, positive = ops.split(prediction, 2)
             prediction = negative + _column(guidance) * (positive - negative)
@@ -182,10 +192,11 @@ class Engine:
     def run(self, stage, network, *inputs):
         """Runs `stage(network, *inputs)`, compiled; (tuples of) NumPy arrays and backend tensors in, tensors out."""
         with self._lock:
-            compiled_for, compiled = self._compiled.get(stage, (None, None))
+            place = stage, network.name  # a steered diffusion model leaves the plain one what was compiled for it
+            compiled_for, compiled = self._compiled.get(place, (None, None))
             if compiled_for is not network:
                 compiled = COMPILERS[keras.backend.backend()](stage, network, self.jit_compile, self._traced)
-                self._compiled[stage] = network, compiled
+                self._compiled[place] = network, compiled
         return compiled(*_tensors(inputs))
 
     def _traced(self):
@@ -204,7 +215,7 @@ class Engine:
         """Latents → images, a uint8 array (b, h, w, 3)."""
         return finite("decoding", self.run(decode, decoder, latents)).round().astype("uint8")
 
-    def denoise(self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1):
+    def denoise(self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1, scales=None):
         """Runs a sampler's table, yielding after every step.
 
         Args:
@@ -215,6 +226,7 @@ class Engine:
             step_noise: Function of an array of k steps that returns unit noise (k, b, h, w, c).
             rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph. The
                 result is the same.
+            scales: (rows, n), how much each ControlNet has a say in every row, for a steered network.
 
         Yields:
             (step, timestep, latents): the number of the step just run, from 0, its timestep, and the latents after it,
@@ -236,6 +248,8 @@ class Engine:
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
             noise = step_noise(table.steps[index]) if table.stochastic else quiet
             rows = Rows(columns[index], levels[index], embeddings[index], noise)
+            if scales is not None:
+                rows = rows._replace(scales=scales[index])
             here = np.int32(min(rows_per_call, count - first))
             latents, history = self.run(denoise, diffusion_model, latents, history, here, rows, conditions)
             step, timestep = table.steps[index[-1]], table.rows[index[-1], 0]

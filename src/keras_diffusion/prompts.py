@@ -24,7 +24,6 @@ import numpy as np
 
 from keras_diffusion import arguments
 
-OPTIONS = ("prompt_weighting", "long_prompts", "clip_skip")
 LONG_PROMPTS = ("error", "truncate", "chunk")
 LARGEST_WEIGHT = 100
 LARGEST_CONTEXT = 64 * 77  # tokens
@@ -51,11 +50,6 @@ class Text(NamedTuple):
     tokens: np.ndarray
     weights: np.ndarray
     clip_skip: int
-
-
-def options(given):
-    """Those of a call's keyword arguments that say how prompts are read."""
-    return {key: given[key] for key in OPTIONS if key in given}
 
 
 def read(name, prompts, tokenizer, shape, prompt_weighting=False, long_prompts="error", clip_skip=0):

@@ -1,45 +1,28 @@
 """The facade: prompts to images."""
 
-from collections.abc import Callable
 from functools import cached_property, partial
-from typing import NamedTuple
 
 import keras
 import numpy as np
 from PIL import Image
 
-from keras_diffusion import arguments, images, noise, prompts
+from keras_diffusion import arguments, noise, prompts
 from keras_diffusion.architectures import DTYPES, Architecture
 from keras_diffusion.checkpoints import folder, presets
+from keras_diffusion.checkpoints.controlnet import ControlNetFolder
+from keras_diffusion.control import scales
+from keras_diffusion.controlnet import ControlNet, steered
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.engine import Conditions, Engine
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.images import MASK_WHITE
-from keras_diffusion.samplers import Table, build
+from keras_diffusion.plan import plan, read
 from keras_diffusion.scheduler_config import from_scheduler_config
 from keras_diffusion.text_encoder import TextEncoder
 from keras_diffusion.tokenizer import SimpleTokenizer
 
-OUTPUTS = ("array", "pil", "latents")
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
-
-
-class Plan(NamedTuple):
-    """What a call asks for, checked."""
-
-    table: Table
-    seeds: list
-    latents: np.ndarray  # unit noise
-    negative: list | np.ndarray
-    guidance: np.ndarray
-    rescale: np.ndarray
-    image: np.ndarray | None  # pixels
-    mask: np.ndarray | None  # of pixels
-    callback: Callable | None
-    verbose: int
-    output: str
 
 
 class StableDiffusion:
@@ -75,15 +58,16 @@ class StableDiffusion:
 
     def __init__(self, img_height=None, img_width=None, jit_compile="auto", dtype=None, preset="sd14"):
         self._engine = Engine(jit_compile)
+        self._steered = (), None  # the networks that the last control asked for, and what they were made into
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
         self._folder = None if isinstance(preset, Architecture) else folder.DiffusersFolder(presets.find(preset))
         self.architecture = self._folder.architecture if self._folder else preset
-        self.img_height = self._side("img_height", img_height, self.architecture.image_size)
-        self.img_width = self._side("img_width", img_width, self.architecture.image_size)
-        self.sampler, self._schedule = "ddim", {"prediction_type": self.architecture.prediction_type}
+        self.img_height = self.img_width = self.architecture.image_size
+        self.img_height, self.img_width = self.side("img_height", img_height), self.side("img_width", img_width)
+        self.sampler, self.schedule = "ddim", {"prediction_type": self.architecture.prediction_type}
         if self._folder:
-            self.sampler, self._schedule = from_scheduler_config(self._folder.scheduler_config)
+            self.sampler, self.schedule = from_scheduler_config(self._folder.scheduler_config)
         self.tokenizer = SimpleTokenizer()
         networks = {
             "text_encoder": self._build(TextEncoder, dtype),
@@ -104,6 +88,28 @@ class StableDiffusion:
         network = self._build(ImageEncoder, VAE_DTYPE)
         if self._folder:
             self._folder.load(image_encoder=network)
+        return network
+
+    def load_controlnet(self, path):
+        """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.
+
+        Args:
+            path: A folder in diffusers layout: config.json and diffusion_pytorch_model.safetensors.
+
+        Returns:
+            A `ControlNet`.
+
+        Raises:
+            CheckpointError: If there is none in the folder, or it is damaged or made for another model.
+
+        Example:
+            canny = model.load_controlnet("sd-controlnet-canny")
+            model.text_to_image("a bird", control=(canny, "edges.png", 0.8))
+        """
+        source = ControlNetFolder(path, self.architecture)
+        dtype = self.diffusion_model.get_config()["dtype"]
+        network = ControlNet(architecture=source.architecture, **source.options, initialize=False, dtype=dtype)
+        source.load(network)
         return network
 
     def save_to_preset(self, path, dtype="float32"):
@@ -157,11 +163,8 @@ class StableDiffusion:
             NumericalError: If a stage gives values that are not finite.
             GenerationCancelled: If the callback returned False.
         """
-        texts = self._read("prompt", prompt, **prompts.options(options))
-        plan = self._plan(
-            len(texts), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **options
-        )
-        return self._draw(self._encode(texts), plan)
+        given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
+        return self._draw(plan(self, "prompt", *given, **options))
 
     def image_to_image(
         self,
@@ -276,7 +279,16 @@ class StableDiffusion:
             ValueError: If a prompt is too long, a weight too large, or an option unknown.
             NumericalError: If the context is not finite.
         """
-        return self._encode(self._read("prompt", prompt, prompt_weighting, long_prompts, clip_skip))
+        return self._encode(
+            read(
+                self,
+                "prompt",
+                prompt,
+                prompt_weighting=prompt_weighting,
+                long_prompts=long_prompts,
+                clip_skip=clip_skip,
+            )
+        )
 
     def generate_image(
         self,
@@ -305,7 +317,8 @@ class StableDiffusion:
                 `samplers.SAMPLERS`; `spacing`, `karras`, `eta` and `timesteps`, see `samplers.build`, where
                 `timesteps` replaces `num_steps`; `guidance_rescale`, from 0 to 1, which keeps high guidance from
                 washing out (Lin et al. 2023, arXiv:2305.08891; they take 0.7), or a list with one for each image;
-                `image`, `strength`, `mask` and `mask_white`, see `image_to_image` and `inpaint`; `callback`, called as
+                `image`, `strength`, `mask` and `mask_white`, see `image_to_image` and `inpaint`; `control`,
+                (ControlNet, image, scale, start, end) or a list of those, see `control.Control`; `callback`, called as
                 callback(step, timestep, latents) after every step, counted from 1, with the latents as a float32
                 array, which cancels when it returns False; `verbose`, 1 for a progress bar and 0 for none; `output`,
                 "array" for a uint8 array, "pil" for a list of PIL images, "latents" for the float32 latents; and those
@@ -320,13 +333,8 @@ class StableDiffusion:
             NumericalError: If a stage gives values that are not finite.
             GenerationCancelled: If the callback returned False.
         """
-        shape = self.architecture.text_encoder
-        context = arguments.context("encoded_text", encoded_text, (shape.length, shape.width))
-        options["diffusion_noise"] = diffusion_noise
-        plan = self._plan(
-            len(context), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **options
-        )
-        return self._draw(context, plan)
+        given = encoded_text, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
+        return self._draw(plan(self, "encoded_text", *given, diffusion_noise=diffusion_noise, **options))
 
     def denoise(
         self,
@@ -356,11 +364,8 @@ class StableDiffusion:
         Raises:
             TypeError, ValueError, NumericalError: As `text_to_image`, arguments before the first step.
         """
-        texts = self._read("prompt", prompt, **prompts.options(options))
-        plan = self._plan(
-            len(texts), negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed, **options
-        )
-        return self._steps(self._encode(texts), plan)
+        given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
+        return self._steps(plan(self, "prompt", *given, **options))
 
     def decode(self, latents):
         """Turns latents into images.
@@ -383,89 +388,11 @@ class StableDiffusion:
             raise ValueError(f"`latents` must be of shape (b, h, w, {shape[-1]}). Received: {np.shape(latents)}")
         return arguments.array("latents", latents, shape)
 
-    def _plan(
-        self,
-        count,
-        negative_prompt,
-        batch_size,
-        num_steps,
-        unconditional_guidance_scale,
-        seed,
-        diffusion_noise=None,
-        image=None,
-        strength=None,
-        mask=None,
-        mask_white="repaint",
-        sampler=None,
-        spacing=None,
-        karras=False,
-        eta=None,
-        timesteps=None,
-        guidance_rescale=0.0,
-        img_height=None,
-        img_width=None,
-        callback=None,
-        verbose=1,
-        output="array",
-        prompt_weighting=False,
-        long_prompts="error",
-        clip_skip=0,
-    ):
-        """Checks the arguments of a call, for `count` contexts, before anything is computed."""
-        arguments.choice("output", output, OUTPUTS)
-        if image is not None:
-            image = self._picture(image, img_height, img_width)
-            img_height, img_width = image.shape[1:3]
-            if batch_size is None and count == 1:
-                batch_size = len(image)
-        elif mask is not None or strength is not None:
-            raise ValueError("`mask` and `strength` need an `image`. Received: no image")
-        batch_size = arguments.batch_size("batch_size", batch_size, count)
-        height = self._side("img_height", img_height, self.img_height)
-        width = self._side("img_width", img_width, self.img_width)
-        if image is not None:
-            image = np.stack(arguments.repeated("image", list(image), batch_size))
-        if mask is not None:
-            mask = images.mask("mask", mask, (height, width), arguments.choice("mask_white", mask_white, MASK_WHITE))
-            mask = np.stack(arguments.repeated("mask", list(mask), batch_size))
-        autoencoder = self.architecture.autoencoder
-        latent_shape = (*autoencoder.latent_size(height, width), autoencoder.latent_channels)
-        if seed is not None and diffusion_noise is not None:
-            raise ValueError(f"Give `seed` or `diffusion_noise`, not both. Received: both, with {seed=!r:.200}")
-        seeds = noise.seeds(seed, batch_size)
-        if diffusion_noise is None:
-            latents = noise.starting_noise(seeds, latent_shape)
-        else:
-            latents = arguments.array("diffusion_noise", diffusion_noise, (batch_size, *latent_shape))
-        schedule = self._schedule
-        if sampler is not None:
-            schedule = {key: schedule[key] for key in ("prediction_type", "alphas_cumprod") if key in schedule}
-        chosen = {"spacing": spacing, "karras": karras or None, "eta": eta, "timesteps": timesteps}
-        schedule = {**schedule, **{name: value for name, value in chosen.items() if value is not None}}
-        sampler, num_steps = self.sampler if sampler is None else sampler, num_steps if timesteps is None else None
-        table = build(sampler, num_steps, **schedule)
-        if strength is not None:
-            start = arguments.left_out("strength", strength, table.steps[-1] + 1)
-            table = build(sampler, num_steps, start=start, **schedule)
-        return Plan(
-            table=table,
-            seeds=seeds,
-            latents=latents,
-            negative=self._negative(negative_prompt, batch_size, prompt_weighting, long_prompts, clip_skip),
-            guidance=arguments.numbers("unconditional_guidance_scale", unconditional_guidance_scale, batch_size),
-            rescale=arguments.numbers("guidance_rescale", guidance_rescale, batch_size, largest=1),
-            image=image,
-            mask=mask,
-            callback=callback,
-            verbose=verbose,
-            output=output,
-        )
-
-    def _draw(self, context, plan):
-        """Runs the denoising loop on a context (1 or b, n, d), shows how far it is, and decodes."""
+    def _draw(self, plan):
+        """Runs the denoising loop, shows how far it is, and decodes."""
         steps = plan.table.steps[-1] + 1
         progress = keras.utils.Progbar(steps, verbose=plan.verbose)
-        for step, timestep, latents in self._steps(context, plan):
+        for step, timestep, latents in self._steps(plan):
             progress.update(step)
             if plan.callback and plan.callback(step, timestep, latents) is False:
                 raise GenerationCancelled(f"The callback stopped the generation after step {step} of {steps}.")
@@ -476,44 +403,52 @@ class StableDiffusion:
             drawn = np.where(plan.mask[..., None], drawn, plan.image.round().astype("uint8"))
         return drawn if plan.output == "array" else [Image.fromarray(image) for image in drawn]
 
-    def _steps(self, context, plan):
+    def _steps(self, plan):
         """Yields the number of each step, from 1, its timestep and the latents after it."""
-        context = np.resize(context, (len(plan.latents), *context.shape[1:]))
+        table, known = plan.table, None if plan.image is None else self._latents_of(plan.image)
+        latents = np.float32(table.initial_scale) * plan.noise
+        if known is not None and (plan.mask is None or table.steps[0] > 0):
+            latents = np.float32(table.alphas[0]) * known + np.float32(table.sigmas[0]) * plan.noise
+        loop = self._engine.denoise(
+            self._network(plan),
+            latents,
+            self._conditions(plan, known),
+            table,
+            partial(noise.step_noise, plan.seeds, latents.shape[1:]),
+            scales=scales(plan.controls, table.steps) if plan.controls else None,
+        )
+        for step, timestep, current in loop:
+            yield step + 1, timestep, current
+
+    def _network(self, plan):
+        """The diffusion model, steered if the plan asks for it."""
+        if not plan.controls:
+            return self.diffusion_model
+        networks = self.diffusion_model, *(control.network for control in plan.controls)
+        made_of, network = self._steered
+        if made_of != networks:
+            network = steered(self.diffusion_model, networks[1:])
+            self._steered = networks, network
+        return network
+
+    def _conditions(self, plan, known):
+        """What latents are drawn from; `known` are those of the image."""
+        count, height, width, channels = plan.noise.shape
+        context = self._repeated(plan.prompt, count)
         if (plan.guidance != 1.0).any():
-            negative = self._encode(plan.negative)
-            negative = np.resize(negative, (len(context), *negative.shape[1:]))
-            context = np.concatenate(prompts.equally_long(negative, context))
-        latents, conditions = self._conditions(context, plan)
-        step_noise = partial(noise.step_noise, plan.seeds, latents.shape[1:])
-        loop = self._engine.denoise(self.diffusion_model, latents, conditions, plan.table, step_noise)
-        for step, timestep, latents in loop:
-            yield step + 1, timestep, latents
-
-    def _conditions(self, context, plan):
-        """The latents to start from, and what they are drawn from."""
-        table, conditions = plan.table, Conditions(context, plan.guidance)
-        if plan.rescale.any():
-            conditions = conditions._replace(rescale=plan.rescale)
-        latents = np.float32(table.initial_scale) * plan.latents
-        if plan.image is not None:
-            known = self._engine.encode_image(self.image_encoder, plan.image / 127.5 - 1.0)
-            if plan.mask is None or table.steps[0] > 0:
-                latents = np.float32(table.alphas[0]) * known + np.float32(table.sigmas[0]) * plan.latents
-        if self.architecture.diffusion_model.in_channels > latents.shape[-1]:
-            return latents, conditions._replace(extra=self._extra(plan))
-        if plan.mask is not None:
-            conditions = conditions._replace(drawn=self._cells(plan.mask), known=known, noise=plan.latents)
-        return latents, conditions
-
-    def _extra(self, plan):
-        """What a model for inpainting sees beside the latents: the mask, and the latents of the rest of the image."""
-        factor = self.architecture.autoencoder.factor
-        height, width = (side * factor for side in plan.latents.shape[1:3])
-        mask = np.ones((len(plan.latents), height, width), bool) if plan.mask is None else plan.mask
-        image = 127.5 if plan.image is None else plan.image
-        rest = np.where(mask[..., None], 0.0, image / 127.5 - 1.0)
-        rest = self._engine.encode_image(self.image_encoder, np.broadcast_to(rest, (*mask.shape, 3)))
-        return np.concatenate([self._cells(mask).astype("float32"), rest], axis=-1)
+            context = np.concatenate(prompts.equally_long(self._repeated(plan.negative, count), context))
+        conditions = Conditions(context, plan.guidance, plan.rescale if plan.rescale.any() else None)
+        if plan.controls:
+            conditions = conditions._replace(controls=tuple(control.image for control in plan.controls))
+        if self.architecture.diffusion_model.in_channels > channels:  # a model for inpainting sees what is known
+            factor = self.architecture.autoencoder.factor
+            mask = np.ones((count, factor * height, factor * width), bool) if plan.mask is None else plan.mask
+            rest = np.where(mask[..., None], 127.5, 0.0 if plan.image is None else plan.image)
+            extra = np.concatenate([self._cells(mask).astype("float32"), self._latents_of(rest)], axis=-1)
+            return conditions._replace(extra=extra)
+        if plan.mask is None:
+            return conditions
+        return conditions._replace(drawn=self._cells(plan.mask), known=known, noise=plan.noise)
 
     def _cells(self, mask):
         """Which latents are drawn, bool (b, h/f, w/f, 1): those with any pixel that is, of a mask (b, h, w)."""
@@ -521,14 +456,13 @@ class StableDiffusion:
         count, height, width = mask.shape
         return mask.reshape(count, height // factor, factor, width // factor, factor).any(axis=(2, 4))[..., None]
 
-    def _picture(self, image, height, width):
-        """Pixels (b, h, w, 3), scaled where a height or width is given."""
-        read = images.pictures("image", image)
-        size = read.shape[1:3]
-        wanted = tuple(size[i] if side is None else side for i, side in enumerate((height, width)))
-        for name, side in zip(("the height of `image`", "the width of `image`"), wanted, strict=True):
-            self._side(name, side, None)
-        return read if wanted == size else images.resize(read, wanted).clip(0, 255)
+    def _latents_of(self, pixels):
+        return self._engine.encode_image(self.image_encoder, pixels / 127.5 - 1.0)
+
+    def _repeated(self, texts, count):
+        """The context of each of `count` images: one for all, or one for each."""
+        context = self._encode(texts)
+        return np.resize(context, (count, *context.shape[1:]))
 
     def _encode(self, texts):
         """Texts or a context → context (b, k · 77, width), one chunk at a time: none depends on its neighbours."""
@@ -540,22 +474,11 @@ class StableDiffusion:
             contexts.append(np.concatenate(list(map(prompts.emphasise, chunks, text.weights))))
         return np.stack(prompts.equally_long(*contexts))
 
-    def _read(self, name, value, *reading, **options):
-        """Prompts → what `_encode` takes."""
-        return prompts.read(name, value, self.tokenizer, self.architecture.text_encoder, *reading, **options)
-
-    def _negative(self, value, count, *reading):
-        """A negative prompt or context → what `_encode` takes, 1 or `count` of them; None is the empty prompt."""
-        shape = self.architecture.text_encoder
-        if hasattr(value, "shape"):
-            texts = arguments.context("negative_prompt", value, (shape.length, shape.width))
-        else:
-            texts = self._read("negative_prompt", "" if value is None else value, *reading)
-        arguments.repeated("negative_prompt", list(texts), count)
-        return texts
-
-    def _side(self, name, value, default):
-        return arguments.image_side(name, default if value is None else value, self.architecture.autoencoder.factor)
+    def side(self, name, value):
+        """Returns a height or width in pixels if latents can have it; None is that of the model."""
+        return arguments.image_side(
+            name, getattr(self, name) if value is None else value, self.architecture.autoencoder.factor
+        )
 
     def _build(self, network, dtype):
         """An empty network for a loader to fill, or a random one if there is nothing to load."""

@@ -12,7 +12,8 @@ MISSING = [package for package in ("diffusers", "torch", "transformers") if find
 
 
 @pytest.mark.skipif(bool(MISSING), reason=f"needs {MISSING}")
-def test_fixtures_are_what_the_references_compute():
-    command = [sys.executable, networks.HERE / "make_networks.py", "--check"]
+@pytest.mark.parametrize("script", ["make_networks.py", "make_controlnet.py"])
+def test_fixtures_are_what_the_references_compute(script):
+    command = [sys.executable, networks.HERE / script, "--check"]
     script = subprocess.run(command, capture_output=True, text=True)
     assert script.returncode == 0, script.stderr

@@ -213,3 +213,25 @@ def rows(network, architecture):
         A list of `Row`.
     """
     return list(NETWORKS[network][1](architecture))
+
+
+def controlnet(architecture, conditioning):
+    """Lists the names of every tensor of a ControlNet: those of the diffusion model's way down, and its own.
+
+    Args:
+        architecture: An `Architecture`.
+        conditioning: Widths of the layers that read the image.
+
+    Returns:
+        A list of `Row`.
+    """
+    shape = architecture.diffusion_model
+    shared = ("conv_in/", "time_embedding_", "down_blocks_", "mid_block_")
+    reading = ["conv_in", *(f"blocks.{i}" for i in range(2 * len(conditioning) - 2)), "conv_out"]
+    skips = (shape.blocks + 1) * len(shape.levels)
+    return [
+        *(row for row in diffusion_model(architecture) if row.path.startswith(shared)),
+        *(row for name in reading for row in layer(f"controlnet_cond_embedding.{name}", "conv")),
+        *(row for i in range(skips) for row in layer(f"controlnet_down_blocks.{i}", "pointwise")),
+        *layer("controlnet_mid_block", "pointwise"),
+    ]
