@@ -236,10 +236,22 @@ def test_initial_scale(name):
         ("KDPM2DiscreteScheduler", "dpm2", False),
         ("KerasCV", "keras_cv", False),
         ("DDIM", "ddim", False),
+        ("k_euler_ancestral", "euler_ancestral", False),
+        ("k_dpmpp_2m_ka", "dpmpp_2m", True),
+        ("DPM-Solver++(2M)", "dpmpp_2m", False),
+        ("uni_pc_bh2", "unipc", False),
+        ("dpm_2", "dpm2", False),
     ],
 )
 def test_spellings(spelling, name, karras):
     assert samplers.resolve(spelling) == (name, karras)
+
+
+def test_labels_are_those_of_a1111s_menu():
+    names = ("euler_ancestral", "pndm", "dpmpp_2m_karras", "unipc", "DPMSolverMultistepScheduler")
+    assert list(map(samplers.label, names)) == ["Euler a", "PLMS", "DPM++ 2M Karras", "UniPC", "DPM++ 2M"]
+    for name in SAMPLERS:
+        assert samplers.resolve(samplers.label(name)) == (name, False)
 
 
 def test_every_spelling_means_one_sampler():
