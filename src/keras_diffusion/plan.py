@@ -136,7 +136,7 @@ def plan(
 def read(model, name, value, **reading):
     """Prompts that have been read, or contexts, 1 or more of them."""
     shape = model.architecture.text_encoder
-    if hasattr(value, "shape"):
+    if name == "encoded_text" or (name == "negative_prompt" and hasattr(value, "shape")):
         return arguments.context(name, value, (shape.length, shape.width))
     return prompts.read(name, value, model.tokenizer, shape, **reading)
 
