@@ -27,6 +27,13 @@ LATENTS = np.random.default_rng(0).standard_normal((2, 8, 8, 4), "float32")
 QUICK = {"num_steps": 2, "verbose": 0, "seed": 3}
 
 
+def tensors(name):
+    """The contents of a ControlNet's file of weights, loud enough to show in a picture."""
+    loud = ("controlnet_down_blocks", "controlnet_mid_block")
+    for tensor, array in controlnets.tensors(CASE, name).items():
+        yield tensor, np.ascontiguousarray(50 * array if tensor.startswith(loud) else array)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A model and two ControlNets."""
@@ -40,8 +47,7 @@ def folders(tmp_path_factory):
     for name in controlnets.SCALES:
         (root / name).mkdir()
         (root / name / "config.json").write_text(json.dumps(controlnets.config(CASE)))
-        tensors = {tensor: np.ascontiguousarray(array) for tensor, array in controlnets.tensors(CASE, name).items()}
-        save_file(tensors, root / name / "diffusion_pytorch_model.safetensors")
+        save_file(dict(tensors(name)), root / name / "diffusion_pytorch_model.safetensors")
     return root
 
 
@@ -72,8 +78,7 @@ GUIDED = [
 ]
 
 
-@pytest.mark.parametrize("guidance", [3.0, 1.0])
-@pytest.mark.parametrize("control", GUIDED)
+@pytest.mark.parametrize(("control", "guidance"), [(GUIDED[0], 1.0), *((control, 3.0) for control in GUIDED)])
 def test_draws_what_diffusers_draws(folders, model, nets, control, guidance):
     diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")
@@ -119,7 +124,7 @@ def test_draws_what_diffusers_draws(folders, model, nets, control, guidance):
 
 def test_a_scale_of_zero_is_no_control(draw, nets):
     image = IMAGES["first"]
-    np.testing.assert_array_equal(draw(control=(nets["first"], image, 0.0)), draw())
+    assert np.abs(draw(control=(nets["first"], image, 0.0)).astype(int) - draw()).max() <= 1
     assert not np.array_equal(draw(control=(nets["first"], image)), draw())
 
 
@@ -153,7 +158,7 @@ def test_every_image_of_a_batch_follows_its_own(model, nets):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="eager torch compiles nothing")
-def test_nothing_is_compiled_twice(folders, draw, model, nets):
+def test_nothing_is_compiled_twice(folders, nets):
     plain, network = StableDiffusion.from_preset(folders / "model"), nets["first"]
     draw = partial(plain.text_to_image, "a cat", **QUICK)
     draw()
@@ -164,7 +169,7 @@ def test_nothing_is_compiled_twice(folders, draw, model, nets):
         assert plain._engine.compilations == compiled + 1
 
 
-def test_weights_that_change_take_effect(draw, model, nets):
+def test_weights_that_change_take_effect(draw, nets):
     control = (nets["first"], IMAGES["first"])
     before, bias = draw(control=control), nets["first"].get_layer("controlnet_mid_block").bias
     kept = ops.convert_to_numpy(bias).copy()
@@ -176,10 +181,10 @@ def test_weights_that_change_take_effect(draw, model, nets):
 
 
 def test_the_weights_of_a_network_are_loaded_exactly(nets):
-    tensors = controlnets.tensors(CASE, "second")
+    expected = dict(tensors("second"))
     for target in targets(nets["second"], controlnet(TINY, CASE.conditioning)):
         values = stored(ops.convert_to_numpy(target.variable), target.layout)
-        np.testing.assert_array_equal(values, tensors[target.name])
+        np.testing.assert_array_equal(values, expected[target.name])
 
 
 def test_a_controlnet_has_the_models_dtype(folders):
@@ -238,7 +243,7 @@ BAD = [
 
 @pytest.mark.parametrize(("control", "error"), BAD)
 def test_refuses_what_is_no_control(draw, nets, control, error):
-    with pytest.raises(error, match=r"`control.*Received: "):
+    with pytest.raises(error, match=r"(?s)`control.*Received: "):
         draw(control=control(nets["first"]) if callable(control) else control)
 
 
