@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_diffusion import controlnet, diffusion_model
+from keras_diffusion import controlnet, flows
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints import names
 from keras_diffusion.checkpoints.loading import targets
@@ -123,7 +123,7 @@ CHANGES = {
     "nothing in the middle": (DiffusionModel, "steer", middle_left_out),
     "image padded otherwise": (layers, "ZeroPadding2D", lambda _, pad=layers.ZeroPadding2D: pad(((0, 1), (0, 1)))),
     "another activation": (layers, "Activation", lambda _, activation=layers.Activation: activation("relu")),
-    "no timestep": (controlnet, "embed_time", lambda shape, x: 0 * diffusion_model.embed_time(shape, x)),
+    "no timestep": (controlnet, "embed_time", lambda shape, x: 0 * flows.embed_time(shape, x)),
 }
 
 

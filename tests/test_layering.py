@@ -24,11 +24,12 @@ LEVELS = {
     "checkpoints.names": 0,
     "layers": 1,
     "solvers": 1,
+    "flows": 1.5,
     "text_encoder": 2,
     "diffusion_model": 2,
     "decoder": 2,
     "image_encoder": 2,
-    "controlnet": 2.5,  # a part of the diffusion model, and more
+    "controlnet": 2,
     "samplers": 2,
     "checkpoints": 3,
     "control": 3,
@@ -43,7 +44,7 @@ LEVELS = {
     "__main__": 9,
 }
 CORE = ("text_encoder", "diffusion_model", "decoder", "stable_diffusion")
-NETWORKS = ("text_encoder", "diffusion_model", "decoder", "image_encoder", "controlnet", "layers")
+NETWORKS = ("text_encoder", "diffusion_model", "decoder", "image_encoder", "controlnet", "flows", "layers")
 # Solvers, paths and URLs.
 UNKNOWN_TO_NETWORKS = {"huggingface_hub", "os", "pathlib", "safetensors", "schedules", "solvers", "urllib"}
 BACKEND = re.compile(r"\b(tensorflow|jax|torch|openvino)\b")

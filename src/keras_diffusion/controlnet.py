@@ -7,7 +7,7 @@ from keras import layers, ops
 
 from keras_diffusion.architectures import SD14
 from keras_diffusion.arguments import choice
-from keras_diffusion.diffusion_model import blocks, descend, embed_time
+from keras_diffusion.flows import blocks, descend, embed_time
 from keras_diffusion.layers import Network, construction, conv, dense
 
 CHANNEL_ORDERS = ("rgb", "bgr")

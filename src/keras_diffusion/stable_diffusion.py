@@ -107,8 +107,7 @@ class StableDiffusion:
             model.text_to_image("a bird", control=(canny, "edges.png", 0.8))
         """
         source = ControlNetFolder(path, self.architecture)
-        dtype = self.diffusion_model.get_config()["dtype"]
-        network = ControlNet(architecture=source.architecture, **source.options, initialize=False, dtype=dtype)
+        network = ControlNet(**source.options, initialize=False, dtype=self.diffusion_model.get_config()["dtype"])
         source.load(network)
         return network
 

@@ -40,7 +40,7 @@ def change(path, **options):
 
 
 def build(source):
-    return ControlNet(architecture=source.architecture, **source.options, initialize=False)
+    return ControlNet(**source.options, initialize=False)
 
 
 def loaded(path):
@@ -63,9 +63,11 @@ def test_reads_what_diffusers_writes(folder):
 
 
 def test_says_how_to_build_the_network(folder):
-    source = ControlNetFolder(str(folder), MODEL)
-    assert source.architecture == CASE.architecture
-    assert source.options == {"conditioning": (3, 5, 4), "channel_order": "bgr"}
+    assert ControlNetFolder(str(folder), MODEL).options == {
+        "architecture": CASE.architecture,
+        "conditioning": (3, 5, 4),
+        "channel_order": "bgr",
+    }
 
 
 def test_reads_half_precision(folder):
@@ -84,7 +86,7 @@ def test_reads_half_precision(folder):
 ])
 def test_takes_other_spellings(folder, options):
     change(folder, **options)
-    assert ControlNetFolder(folder, MODEL).architecture == CASE.architecture
+    assert ControlNetFolder(folder, MODEL).options["architecture"] == CASE.architecture
 
 
 def test_defaults_are_those_of_diffusers(folder):
@@ -92,9 +94,9 @@ def test_defaults_are_those_of_diffusers(folder):
     for option in ("controlnet_conditioning_channel_order", "in_channels", "norm_eps", "conditioning_channels"):
         config.pop(option, None)
     (folder / "config.json").write_text(json.dumps(config))
-    source = ControlNetFolder(folder, MODEL)
-    assert source.options["channel_order"] == "rgb"
-    assert source.architecture.diffusion_model.in_channels == 4
+    options = ControlNetFolder(folder, MODEL).options
+    assert options["channel_order"] == "rgb"
+    assert options["architecture"].diffusion_model.in_channels == 4
 
 
 @pytest.mark.parametrize("options", [

@@ -34,8 +34,7 @@ class ControlNetFolder:
 
     Attributes:
         path: The folder, a `Path`.
-        architecture: The `Architecture` to build the `ControlNet` with.
-        options: The other arguments to build it with.
+        options: The arguments to build the `ControlNet` with.
 
     Raises:
         TypeError: If `path` is neither a str nor a path.
@@ -60,12 +59,13 @@ class ControlNetFolder:
                 mismatched=problems,
             )
         values = {option: default for option, (default, _) in OWN.items()} | _given(config)
-        self.architecture = replace(architecture, diffusion_model=replace(
+        shape = replace(
             architecture.diffusion_model,
             in_channels=values["in_channels"],
             linear_projection=values["use_linear_projection"],
-        ))
+        )
         self.options = {
+            "architecture": replace(architecture, diffusion_model=shape),
             "conditioning": tuple(values[WIDTHS]),
             "channel_order": values["controlnet_conditioning_channel_order"],
         }
@@ -74,7 +74,7 @@ class ControlNetFolder:
         """Fills a `ControlNet` with the weights of the folder: all of them or, on an error, none.
 
         Args:
-            network: One built with the folder's `architecture` and `options`.
+            network: One built with the folder's `options`.
 
         Raises:
             CheckpointMismatchError: If anything does not fit; every tensor is named.
@@ -87,7 +87,7 @@ class ControlNetFolder:
                 if name in tensors:
                     raise CorruptCheckpointError(f"{path} repeats a tensor of another file. Received: {name!r:.200}")
                 tensors[name] = tensor
-        wanted = targets(network, controlnet(self.architecture, self.options["conditioning"]))
+        wanted = targets(network, controlnet(self.options["architecture"], self.options["conditioning"]))
         load([Part("ControlNet", tensors, wanted, set())])
 
 
