@@ -10,19 +10,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from keras_diffusion.checkpoints.tensors import Tensor
+from keras_diffusion.checkpoints.tensors import MAX_TENSORS, Tensor, mistaken_for
 from keras_diffusion.errors import CorruptCheckpointError
 
 MAX_HEADER = 25_000_000  # bytes
-MAX_TENSORS = 10_000  # four times those of SDXL
 NAMES = {"float32": "F32", "float16": "F16"}  # what `write` can write
-MISTAKEN_FOR = {  # how other files begin
-    b"version https://git-lfs": "a Git LFS pointer, the place of a file that was not fetched; run `git lfs pull`",
-    b"<!doctype": "an HTML page; the download went wrong",
-    b"<html": "an HTML page; the download went wrong",
-    b"pk\x03\x04": "a zip archive, perhaps a pickle checkpoint; pickles are not read",
-    b"\x89hdf": "an HDF5 file",
-}
 
 
 def index(path):
@@ -58,8 +50,7 @@ def _header(path):
         start = file.read(32)
         length = int.from_bytes(start[:8], "little")
         if length > MAX_HEADER:
-            other = (kind for begin, kind in MISTAKEN_FOR.items() if start.lower().startswith(begin))
-            kind = next(other, f"damaged: its header claims {length} bytes, of at most {MAX_HEADER}")
+            kind = mistaken_for(start) or f"damaged: its header claims {length} bytes, of at most {MAX_HEADER}"
             raise CorruptCheckpointError(f"{path} is not a safetensors file but {kind}.")
         file.seek(8)
         header = file.read(min(length, path.stat().st_size))

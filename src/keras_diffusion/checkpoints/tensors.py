@@ -9,14 +9,32 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from keras_diffusion.errors import CorruptCheckpointError
 
 CHUNK = 2**20  # values that `largest` looks at together: they stay in the processor's cache
-DTYPES = {  # stored dtype → (its bits, as NumPy's floats)
+MAX_TENSORS = 10_000  # of a file: four times those of SDXL
+DTYPES = {  # stored dtype of weights → (its bits, as NumPy's floats)
     "F32": ("<u4", lambda bits: bits.view("<f4")),
     "F16": ("<u2", lambda bits: bits.view("<f2")),
     "BF16": ("<u2", lambda bits: np.left_shift(bits, 16, dtype="<u4").view("<f4")),  # NumPy has no bfloat16
+}
+READABLE = DTYPES | {  # and of what else may lie beside weights → (how it is stored, as NumPy's numbers)
+    "F64": ("<f8", np.asarray),
+    "I64": ("<i8", np.asarray),
+    "I32": ("<i4", np.asarray),
+    "I16": ("<i2", np.asarray),
+    "I8": ("i1", np.asarray),
+    "U8": ("u1", np.asarray),
+    "BOOL": ("u1", lambda bits: bits != 0),
+}
+MISTAKEN_FOR = {  # how other files begin
+    b"version https://git-lfs": "a Git LFS pointer, the place of a file that was not fetched; run `git lfs pull`",
+    b"<!doctype": "an HTML page; the download went wrong",
+    b"<html": "an HTML page; the download went wrong",
+    b"pk\x03\x04": "a zip archive, perhaps a pickle checkpoint",
+    b"\x89hdf": "an HDF5 file",
 }
 
 
@@ -28,45 +46,72 @@ class Tensor(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     offset: int  # bytes from the beginning of the file
+    strides: tuple[int, ...] | None = None  # elements from one to the next, by axis; None: one after the other
 
     @property
     def size(self):
         return math.prod(self.shape)
 
 
+def mistaken_for(start):
+    """Says what a file is that begins like this; None if that is not known."""
+    return next((kind for begin, kind in MISTAKEN_FOR.items() if start.lower().startswith(begin)), None)
+
+
 def read(tensor):
     """Reads one tensor.
 
     Args:
-        tensor: A `Tensor` of dtype F32, F16 or BF16.
+        tensor: A `Tensor` of a dtype in `READABLE`.
 
     Returns:
-        A new float32 or float16 array; bfloat16 becomes float32.
+        A new array of the same dtype, but bfloat16 becomes float32.
 
     Raises:
         CorruptCheckpointError: If the file has become shorter.
     """
-    floats = DTYPES[tensor.dtype][1]
-    return floats(_bits(tensor, 0, tensor.size)).reshape(tensor.shape)
+    return READABLE[tensor.dtype][1](_bits(tensor)).reshape(tensor.shape)
 
 
 def largest(tensor):
-    """Returns the largest magnitude in a tensor, NaN where it holds one.
+    """Returns the largest magnitude in a tensor of weights, NaN where it holds one.
 
     Floats of one sign sort as their bits do, with infinity above all numbers and NaN above infinity.
     """
     bits, floats = DTYPES[tensor.dtype]
     sign = 1 << 8 * np.dtype(bits).itemsize - 1
     top = 0
-    for start in range(0, tensor.size, CHUNK):
-        chunk = _bits(tensor, start, min(CHUNK, tensor.size - start))
+    for chunk in _chunks(tensor):
         positive, negative = int(chunk.view(bits.replace("u", "i")).max()), int(chunk.max()) & (sign - 1)
         top = max(top, positive, negative)
     return float(floats(np.array([top], bits))[0])
 
 
-def _bits(tensor, start, count):
-    dtype = np.dtype(DTYPES[tensor.dtype][0])
+def _chunks(tensor):
+    """The bits of a tensor, some at a time where they lie one after the other."""
+    if tensor.strides is not None:
+        yield _bits(tensor)
+        return
+    for start in range(0, tensor.size, CHUNK):
+        yield _stored(tensor, start, min(CHUNK, tensor.size - start))
+
+
+def _bits(tensor):
+    """The bits of a tensor, in its order."""
+    if tensor.strides is None:
+        return _stored(tensor, 0, tensor.size)
+    stored = _stored(tensor, 0, extent(tensor.shape, tensor.strides))
+    strides = [stride * stored.itemsize for stride in tensor.strides]
+    return as_strided(stored, tensor.shape, strides).ravel()
+
+
+def extent(shape, strides):
+    """How many elements lie between the first and the last of a tensor that is not empty, both included."""
+    return 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+
+
+def _stored(tensor, start, count):
+    dtype = np.dtype(READABLE[tensor.dtype][0])
     bits = np.fromfile(tensor.path, dtype, count, offset=tensor.offset + start * dtype.itemsize)
     if bits.size != count:
         raise CorruptCheckpointError(f"{tensor.path} was cut short while {tensor.name} was read. Fetch it again.")
