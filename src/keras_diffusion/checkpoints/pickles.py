@@ -8,15 +8,18 @@ here. Nothing is ever imported, and all else that a file asks for is refused.
 import os
 import struct
 from io import BytesIO, FileIO
+from pathlib import Path
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
-from keras_diffusion.checkpoints.machine import little_endian, run
+from keras_diffusion.checkpoints.calls import little_endian, typed
+from keras_diffusion.checkpoints.machine import run
 from keras_diffusion.checkpoints.tensors import MAX_TENSORS, Tensor, mistaken_for
 from keras_diffusion.errors import CorruptCheckpointError, UnsafeCheckpointError
 
 ZIP = b"PK\x03\x04"
 MAGIC = (0x1950A86A20F9469CFC6C, 1001)  # the first two pickles of a file that is no zip file
 MAX_READ = 2**21  # bytes of a pickle, and of a list of members
+HEAD = 100  # steps that each pickle before the content may take
 MAX_NAME = 1000
 DAMAGED = (  # what damaged files cause
     *(ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OSError),
@@ -108,7 +111,7 @@ def _read_zip(file):
             raise ValueError(f"storage {key[:200]!r} is not as large as its tensors say")
         return starts[key]
 
-    return run(BytesIO(data), file.name, place)
+    return run(BytesIO(data), Path(file.name), place)
 
 
 def _start(file, member):
@@ -127,19 +130,20 @@ def _read_legacy(file, mistaken):
         raise ValueError(f"it is {mistaken}")
     file.seek(0)
     data, storages, starts = BytesIO(file.read()), {}, {}
-    if (run(data), run(data)) != MAGIC:
-        raise ValueError("it does not begin as checkpoints do")
-    system, body = run(data), data.tell()
-    little_endian(isinstance(system, dict) and system.get("little_endian") is True)
+    for number in MAGIC:
+        if run(data, steps=HEAD) != number:
+            raise ValueError("it does not begin as checkpoints do")
+    little_endian(typed(run(data, steps=HEAD), dict).get("little_endian") is True)
+    body = data.tell()
 
     def note(key, *size):
         if storages.setdefault(key, size) != size:
             raise ValueError(f"storage {key[:200]!r} has two sizes")
         return 0
 
-    run(data, file.name, note)
+    run(data, Path(file.name), note)
     keys = run(data)
-    if not (isinstance(keys, list) and all(type(key) is str for key in keys) and sorted(keys) == sorted(storages)):
+    if sorted(typed(key, str) for key in typed(keys, list)) != sorted(storages):
         raise ValueError("its list of storages is not that of its tensors")
     position = data.tell()
     for key in keys:
@@ -151,7 +155,7 @@ def _read_legacy(file, mistaken):
     if position > os.fstat(file.fileno()).st_size:
         raise ValueError("it was cut short")
     data.seek(body)
-    return run(data, file.name, lambda key, *size: starts[key])
+    return run(data, Path(file.name), lambda key, *size: starts[key])
 
 
 def _names(content):
