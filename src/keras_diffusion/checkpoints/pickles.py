@@ -94,10 +94,11 @@ def _read_zip(file):
         if len(pickles) != 1:
             raise ValueError(f"it must hold one data.pkl. Received: {len(pickles)}")
         folder = pickles[0].removesuffix("data.pkl")
-        for name in (pickles[0], f"{folder}byteorder"):
-            if name in members and members[name].file_size > MAX_READ:
+        order = f"{folder}byteorder"
+        for name in {pickles[0], order} & members.keys():
+            if members[name].file_size > MAX_READ:
                 raise ValueError(f"{name[:200]!r} may have {MAX_READ} bytes. Received: {members[name].file_size}")
-        little_endian(f"{folder}byteorder" not in members or archive.read(f"{folder}byteorder") == b"little")
+        little_endian(order not in members or archive.read(order) == b"little")
         data = archive.read(pickles[0])
     starts = {}
 
