@@ -1,6 +1,7 @@
 """The table of names against the networks and, at full size, against diffusers and transformers."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -32,9 +33,11 @@ def test_every_variable_has_one_row(build, network, name):
     architecture = narrow(ARCHITECTURES[name])
     with keras.StatelessScope(initialize_variables=False):  # names, no values
         variables = build(architecture, [network])[network].variables
-    paths = [row.path for row in rows(network, architecture)]
-    assert len(set(paths)) == len(paths)
-    assert set(paths) == {variable.path for variable in variables}
+    for column in ("path", "diffusers", "ldm"):
+        names = [getattr(row, column) for row in rows(network, architecture)]
+        assert len(set(names)) == len(names)
+        if column == "path":
+            assert set(names) == {variable.path for variable in variables}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -59,6 +62,35 @@ def test_every_tensor_of_the_originals_has_one_row(name):
         for name, layout in ours.items():
             assert len(shapes[name]) in {"same": (1, 2), "matrix": (2,), "pointwise": (4,), "conv": (4,)}[layout]
             assert (shapes[name][2:] == (1, 1)) == (layout == "pointwise")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_diffusers_converts_the_original_names_alike(name):
+    """Every tensor has a value of its own: the number of its row."""
+    torch, utils = pytest.importorskip("torch"), pytest.importorskip("diffusers.loaders.single_file_utils")
+    architecture = narrow(ARCHITECTURES[name])
+    configs = to_diffusers(architecture)
+    table = [row for network in NETWORKS for row in rows(network, architecture)]
+    shapes = {"same": (8,), "matrix": (8, 1), "pointwise": (8, 1, 1, 1), "conv": (8, 1, 3, 3)}
+    original = {row.ldm: torch.full(shapes[row.ldm_layout], number) for number, row in enumerate(table)}
+    for third in [row for row in original if row.endswith("[0]")]:
+        whole = third.removesuffix("[0]")
+        original[whole] = torch.cat([original.pop(f"{whole}[{i}]") for i in range(3)])
+    if "cond_stage_model.model.ln_final.weight" in original:
+        config = SimpleNamespace(config=SimpleNamespace(hidden_size=8))
+        text_encoder = utils.convert_open_clip_checkpoint(config, original)
+    else:
+        text_encoder = utils.convert_ldm_clip_checkpoint(original)
+    converted = {
+        **{key.removeprefix("text_model."): tensor for key, tensor in text_encoder.items()},
+        **utils.convert_ldm_unet_checkpoint(original, configs["unet"]),
+        **utils.convert_ldm_vae_checkpoint(original, configs["vae"]),
+    }
+    assert converted.keys() == {row.diffusers for row in table}
+    for number, row in enumerate(table):
+        assert (converted[row.diffusers] == number).all(), row
+        assert converted[row.diffusers].shape == shapes[row.layout]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

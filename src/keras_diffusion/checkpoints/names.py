@@ -1,7 +1,8 @@
 """The table of names: which tensor of a checkpoint belongs to which variable. Pure data, no Keras.
 
 `rows(architecture)` walks an architecture; every layer it meets stands in one of the tables below with its name here,
-its name in diffusers and the kind of leaf it is. A kind knows how the stored tensor becomes our variable.
+its name in diffusers, its name in the original (LDM) files, and the kind of leaf it is, or both kinds where the two
+differ. A kind knows how the stored tensor becomes our variable.
 """
 
 from typing import NamedTuple
@@ -10,11 +11,16 @@ import numpy as np
 
 
 class Row(NamedTuple):
-    """One tensor: the path of our variable, its name in a diffusers (or transformers) file, and how it is stored."""
+    """One tensor: the path of our variable, and its name and layout in the files of diffusers and in LDM's.
+
+    `ldm` may end in "[i]": the i-th third of that tensor, along its first axis.
+    """
 
     path: str
     diffusers: str
     layout: str
+    ldm: str
+    ldm_layout: str
 
 
 LAYOUTS = {  # stored → ours, ours → stored
@@ -29,169 +35,215 @@ KINDS = {  # kind of leaf → (our variable, stored tensor, layout)
     "pointwise": (("kernel", "weight", "pointwise"), BIAS),
     "dense": (("kernel", "weight", "matrix"), BIAS),
     "projection": (("kernel", "weight", "matrix"),),
+    "third 0": (("kernel", "in_proj_weight[0]", "matrix"), ("bias", "in_proj_bias[0]", "same")),
+    "third 1": (("kernel", "in_proj_weight[1]", "matrix"), ("bias", "in_proj_bias[1]", "same")),
+    "third 2": (("kernel", "in_proj_weight[2]", "matrix"), ("bias", "in_proj_bias[2]", "same")),
     "norm": (("gamma", "weight", "same"), ("beta", "bias", "same")),
     "embedding": (("embeddings", "weight", "same"),),
+    "parameter": (("embeddings", "", "same"),),
 }
 
 
-def under(name, table):
+def under(ours, diffusers, ldm, table):
     """The rows of `table` one level deeper."""
-    return tuple((f"{name}/{ours}", f"{name}.{theirs}", kind) for ours, theirs, kind in table)
+    return tuple((f"{ours}/{a}", f"{diffusers}.{b}", f"{ldm}.{c}", *kinds) for a, b, c, *kinds in table)
 
 
-SELF_ATTENTION = (  # CLIP's
-    ("self_attn/to_q", "self_attn.q_proj", "dense"),
-    ("self_attn/to_k", "self_attn.k_proj", "dense"),
-    ("self_attn/to_v", "self_attn.v_proj", "dense"),
-    ("self_attn/to_out", "self_attn.out_proj", "dense"),
+CLIP_LAYER = (  # SD 1; LDM's names are transformers'
+    ("layer_norm1", "layer_norm1", "layer_norm1", "norm"),
+    ("self_attn/to_q", "self_attn.q_proj", "self_attn.q_proj", "dense"),
+    ("self_attn/to_k", "self_attn.k_proj", "self_attn.k_proj", "dense"),
+    ("self_attn/to_v", "self_attn.v_proj", "self_attn.v_proj", "dense"),
+    ("self_attn/to_out", "self_attn.out_proj", "self_attn.out_proj", "dense"),
+    ("layer_norm2", "layer_norm2", "layer_norm2", "norm"),
+    ("mlp_fc1", "mlp.fc1", "mlp.fc1", "dense"),
+    ("mlp_fc2", "mlp.fc2", "mlp.fc2", "dense"),
 )
-ENCODER_LAYER = (
-    ("layer_norm1", "layer_norm1", "norm"),
-    *SELF_ATTENTION,
-    ("layer_norm2", "layer_norm2", "norm"),
-    ("mlp_fc1", "mlp.fc1", "dense"),
-    ("mlp_fc2", "mlp.fc2", "dense"),
+OPEN_CLIP_LAYER = (  # SD 2
+    ("layer_norm1", "layer_norm1", "ln_1", "norm"),
+    ("self_attn/to_q", "self_attn.q_proj", "attn", "dense", "third 0"),
+    ("self_attn/to_k", "self_attn.k_proj", "attn", "dense", "third 1"),
+    ("self_attn/to_v", "self_attn.v_proj", "attn", "dense", "third 2"),
+    ("self_attn/to_out", "self_attn.out_proj", "attn.out_proj", "dense"),
+    ("layer_norm2", "layer_norm2", "ln_2", "norm"),
+    ("mlp_fc1", "mlp.fc1", "mlp.c_fc", "dense"),
+    ("mlp_fc2", "mlp.fc2", "mlp.c_proj", "dense"),
 )
 ATTENTION = (
-    ("to_q", "to_q", "projection"),
-    ("to_k", "to_k", "projection"),
-    ("to_v", "to_v", "projection"),
-    ("to_out", "to_out.0", "dense"),
+    ("to_q", "to_q", "to_q", "projection"),
+    ("to_k", "to_k", "to_k", "projection"),
+    ("to_v", "to_v", "to_v", "projection"),
+    ("to_out", "to_out.0", "to_out.0", "dense"),
 )
 TRANSFORMER_BLOCK = (
-    ("norm1", "norm1", "norm"),
-    *under("attn1", ATTENTION),
-    ("norm2", "norm2", "norm"),
-    *under("attn2", ATTENTION),
-    ("norm3", "norm3", "norm"),
-    ("ff/net_0_proj", "ff.net.0.proj", "dense"),
-    ("ff/net_2", "ff.net.2", "dense"),
+    ("norm1", "norm1", "norm1", "norm"),
+    *under("attn1", "attn1", "attn1", ATTENTION),
+    ("norm2", "norm2", "norm2", "norm"),
+    *under("attn2", "attn2", "attn2", ATTENTION),
+    ("norm3", "norm3", "norm3", "norm"),
+    ("ff/net_0_proj", "ff.net.0.proj", "ff.net.0.proj", "dense"),
+    ("ff/net_2", "ff.net.2", "ff.net.2", "dense"),
 )
-SPATIAL_ATTENTION = (
-    ("group_norm", "group_norm", "norm"),
-    ("attention/to_q", "to_q", "dense"),
-    ("attention/to_k", "to_k", "dense"),
-    ("attention/to_v", "to_v", "dense"),
-    ("attention/to_out", "to_out.0", "dense"),
+RESIDUAL_BLOCK = (  # of the UNet
+    ("norm1", "norm1", "in_layers.0", "norm"),
+    ("conv1", "conv1", "in_layers.2", "conv"),
+    ("norm2", "norm2", "out_layers.0", "norm"),
+    ("conv2", "conv2", "out_layers.3", "conv"),
+    ("time_emb_proj", "time_emb_proj", "emb_layers.1", "dense"),
 )
-RESIDUAL_BLOCK = (
-    ("norm1", "norm1", "norm"),
-    ("conv1", "conv1", "conv"),
-    ("norm2", "norm2", "norm"),
-    ("conv2", "conv2", "conv"),
+SHORTCUT = (("conv_shortcut", "conv_shortcut", "skip_connection", "pointwise"),)
+DOWNSAMPLE = (("conv", "conv", "op", "conv"),)
+UPSAMPLE = (("conv", "conv", "conv", "conv"),)
+VAE_RESIDUAL_BLOCK = (
+    ("norm1", "norm1", "norm1", "norm"),
+    ("conv1", "conv1", "conv1", "conv"),
+    ("norm2", "norm2", "norm2", "norm"),
+    ("conv2", "conv2", "conv2", "conv"),
 )
-TIME = (("time_emb_proj", "time_emb_proj", "dense"),)
-SHORTCUT = (("conv_shortcut", "conv_shortcut", "pointwise"),)
-RESAMPLE = (("conv", "conv", "conv"),)
+VAE_SHORTCUT = (("conv_shortcut", "conv_shortcut", "nin_shortcut", "pointwise"),)
+VAE_ATTENTION = (
+    ("group_norm", "group_norm", "norm", "norm"),
+    ("attention/to_q", "to_q", "q", "dense", "pointwise"),
+    ("attention/to_k", "to_k", "k", "dense", "pointwise"),
+    ("attention/to_v", "to_v", "v", "dense", "pointwise"),
+    ("attention/to_out", "to_out.0", "proj_out", "dense", "pointwise"),
+)
+VAE_RESAMPLE = (("conv", "conv", "conv", "conv"),)
+
+
+CLIP = ("transformer.text_model.encoder.layers", CLIP_LAYER, (
+    ("embeddings.token_embedding", "transformer.text_model.embeddings.token_embedding", "embedding"),
+    ("embeddings.position_embedding", "transformer.text_model.embeddings.position_embedding", "embedding"),
+    ("final_layer_norm", "transformer.text_model.final_layer_norm", "norm"),
+))
+OPEN_CLIP = ("model.transformer.resblocks", OPEN_CLIP_LAYER, (
+    ("embeddings.token_embedding", "model.token_embedding", "embedding"),
+    ("embeddings.position_embedding", "model.positional_embedding", "embedding", "parameter"),
+    ("final_layer_norm", "model.ln_final", "norm"),
+))
+TEXT_ENCODERS = {"quick_gelu": CLIP, "gelu": OPEN_CLIP}  # activation → LDM's layers, one of them, and the others
 
 
 def text_encoder(architecture):
     """Yields the rows of the text encoder, as transformers names them (without the prefix `text_model.`)."""
-    yield from layer("embeddings.token_embedding", "embedding")
-    yield from layer("embeddings.position_embedding", "embedding")
+    layers, table, (*embeddings, final_layer_norm) = TEXT_ENCODERS[architecture.text_encoder.activation]
+    for embedding in embeddings:
+        yield from layer(*embedding)
     for i in range(architecture.text_encoder.layers):
-        yield from block(f"encoder.layers.{i}", ENCODER_LAYER)
-    yield from layer("final_layer_norm", "norm")
+        yield from block(f"encoder.layers.{i}", f"{layers}.{i}", table)
+    yield from layer(*final_layer_norm)
 
 
 def diffusion_model(architecture):
-    """Yields the rows of the UNet."""
+    """Yields the rows of the UNet. LDM counts blocks, on the way down and on the way up, and layers in them."""
     shape = architecture.diffusion_model
     projection = "dense" if shape.linear_projection else "pointwise"
 
-    def residual(name, channels, width):
-        return block(name, RESIDUAL_BLOCK + TIME + SHORTCUT * (channels != width))
+    def residual(name, ldm, channels, width):
+        return block(name, ldm, RESIDUAL_BLOCK + SHORTCUT * (channels != width))
 
-    def transformer(name, depth):
-        ends = (("norm", "norm", "norm"), ("proj_in", "proj_in", projection), ("proj_out", "proj_out", projection))
-        inner = [(f"transformer_blocks_{i}/{ours}", f"transformer_blocks.{i}.{theirs}", kind)
-                 for i in range(depth) for ours, theirs, kind in TRANSFORMER_BLOCK]
-        return block(name, (*ends, *inner)) if depth else ()
+    def transformer(name, ldm, depth):
+        ends = [(name, name, name, kind) for name, kind in (
+            ("norm", "norm"), ("proj_in", projection), ("proj_out", projection))]
+        inner = [row for i in range(depth) for row in under(
+            f"transformer_blocks_{i}", *[f"transformer_blocks.{i}"] * 2, TRANSFORMER_BLOCK)]
+        return block(name, ldm, (*ends, *inner)) if depth else ()
 
-    yield from layer("conv_in", "conv")
-    yield from layer("time_embedding.linear_1", "dense")
-    yield from layer("time_embedding.linear_2", "dense")
+    yield from layer("conv_in", "input_blocks.0.0", "conv")
+    yield from layer("time_embedding.linear_1", "time_embed.0", "dense")
+    yield from layer("time_embedding.linear_2", "time_embed.2", "dense")
     channels = shape.levels[0].channels
     skips = [channels]
     for i, level in enumerate(shape.levels):
         for j in range(shape.blocks):
-            yield from residual(f"down_blocks.{i}.resnets.{j}", channels, level.channels)
-            yield from transformer(f"down_blocks.{i}.attentions.{j}", level.depth)
+            ldm = f"input_blocks.{len(skips)}"
+            yield from residual(f"down_blocks.{i}.resnets.{j}", f"{ldm}.0", channels, level.channels)
+            yield from transformer(f"down_blocks.{i}.attentions.{j}", f"{ldm}.1", level.depth)
             channels = level.channels
             skips.append(channels)
         if i < len(shape.levels) - 1:
-            yield from block(f"down_blocks.{i}.downsamplers.0", RESAMPLE)
+            yield from block(f"down_blocks.{i}.downsamplers.0", f"input_blocks.{len(skips)}.0", DOWNSAMPLE)
             skips.append(channels)
 
-    yield from residual("mid_block.resnets.0", channels, channels)
-    yield from transformer("mid_block.attentions.0", shape.middle_depth)
-    yield from residual("mid_block.resnets.1", channels, channels)
+    yield from residual("mid_block.resnets.0", "middle_block.0", channels, channels)
+    yield from transformer("mid_block.attentions.0", "middle_block.1", shape.middle_depth)
+    yield from residual("mid_block.resnets.1", "middle_block.2", channels, channels)
 
+    blocks = len(skips)
     for i, level in enumerate(reversed(shape.levels)):
         for j in range(shape.blocks + 1):
-            yield from residual(f"up_blocks.{i}.resnets.{j}", channels + skips.pop(), level.channels)
-            yield from transformer(f"up_blocks.{i}.attentions.{j}", level.depth)
+            ldm = f"output_blocks.{blocks - len(skips)}"
+            yield from residual(f"up_blocks.{i}.resnets.{j}", f"{ldm}.0", channels + skips.pop(), level.channels)
+            yield from transformer(f"up_blocks.{i}.attentions.{j}", f"{ldm}.1", level.depth)
             channels = level.channels
         if skips:
-            yield from block(f"up_blocks.{i}.upsamplers.0", RESAMPLE)
-    yield from layer("conv_norm_out", "norm")
-    yield from layer("conv_out", "conv")
+            yield from block(f"up_blocks.{i}.upsamplers.0", f"{ldm}.{2 if level.depth else 1}", UPSAMPLE)
+    yield from layer("conv_norm_out", "out.0", "norm")
+    yield from layer("conv_out", "out.2", "conv")
 
 
 def image_encoder(architecture):
     """Yields the rows of the VAE encoder."""
     widths = architecture.autoencoder.channels
-    yield from layer("conv_in", "conv", "encoder.")
+    yield from layer("conv_in", "conv_in", "conv", prefix="encoder.")
     channels = widths[0]
     for i, width in enumerate(widths):
         for j in range(architecture.autoencoder.blocks):
-            shortcut = SHORTCUT * (channels != width)
-            yield from block(f"down_blocks.{i}.resnets.{j}", RESIDUAL_BLOCK + shortcut, "encoder.")
+            table = VAE_RESIDUAL_BLOCK + VAE_SHORTCUT * (channels != width)
+            yield from block(f"down_blocks.{i}.resnets.{j}", f"down.{i}.block.{j}", table, "encoder.")
             channels = width
         if i < len(widths) - 1:
-            yield from block(f"down_blocks.{i}.downsamplers.0", RESAMPLE, "encoder.")
+            yield from block(f"down_blocks.{i}.downsamplers.0", f"down.{i}.downsample", VAE_RESAMPLE, "encoder.")
     yield from autoencoder_ends("encoder.")
-    yield from layer("quant_conv", "pointwise")
+    yield from layer("quant_conv", "quant_conv", "pointwise")
 
 
 def decoder(architecture):
-    """Yields the rows of the VAE decoder."""
+    """Yields the rows of the VAE decoder. LDM counts its levels from the exit."""
     widths = architecture.autoencoder.channels[::-1]
-    yield from layer("post_quant_conv", "pointwise")
-    yield from layer("conv_in", "conv", "decoder.")
+    yield from layer("post_quant_conv", "post_quant_conv", "pointwise")
+    yield from layer("conv_in", "conv_in", "conv", prefix="decoder.")
     channels = widths[0]
     for i, width in enumerate(widths):
+        ldm = f"up.{len(widths) - 1 - i}"
         for j in range(architecture.autoencoder.blocks + 1):
-            shortcut = SHORTCUT * (channels != width)
-            yield from block(f"up_blocks.{i}.resnets.{j}", RESIDUAL_BLOCK + shortcut, "decoder.")
+            table = VAE_RESIDUAL_BLOCK + VAE_SHORTCUT * (channels != width)
+            yield from block(f"up_blocks.{i}.resnets.{j}", f"{ldm}.block.{j}", table, "decoder.")
             channels = width
         if i < len(widths) - 1:
-            yield from block(f"up_blocks.{i}.upsamplers.0", RESAMPLE, "decoder.")
+            yield from block(f"up_blocks.{i}.upsamplers.0", f"{ldm}.upsample", VAE_RESAMPLE, "decoder.")
     yield from autoencoder_ends("decoder.")
 
 
 def autoencoder_ends(prefix):
     """The middle and the exit, which the two halves of the autoencoder have alike."""
-    yield from block("mid_block.resnets.0", RESIDUAL_BLOCK, prefix)
-    yield from block("mid_block.attentions.0", SPATIAL_ATTENTION, prefix)
-    yield from block("mid_block.resnets.1", RESIDUAL_BLOCK, prefix)
-    yield from layer("conv_norm_out", "norm", prefix)
-    yield from layer("conv_out", "conv", prefix)
+    yield from block("mid_block.resnets.0", "mid.block_1", VAE_RESIDUAL_BLOCK, prefix)
+    yield from block("mid_block.attentions.0", "mid.attn_1", VAE_ATTENTION, prefix)
+    yield from block("mid_block.resnets.1", "mid.block_2", VAE_RESIDUAL_BLOCK, prefix)
+    yield from layer("conv_norm_out", "norm_out", "norm", prefix=prefix)
+    yield from layer("conv_out", "conv_out", "conv", prefix=prefix)
 
 
-def layer(name, kind, prefix=""):
+def layer(name, ldm, *kinds, prefix=""):
     """The rows of one layer at the top of a network."""
-    path = name.replace(".", "_")
-    for ours, stored, layout in KINDS[kind]:
-        yield Row(f"{path}/{ours}", f"{prefix}{name}.{stored}", layout)
+    return block(name, ldm, [("", "", "", *kinds)], prefix)
 
 
-def block(name, table, prefix=""):
+def block(name, ldm, table, prefix=""):
     """The rows of a layer made of layers."""
-    path = name.replace(".", "_")
-    for inner, theirs, kind in table:
-        for ours, stored, layout in KINDS[kind]:
-            yield Row(f"{path}/{inner}/{ours}", f"{prefix}{name}.{theirs}.{stored}", layout)
+    for inner, theirs, original, *kinds in table:
+        for (ours, stored, layout), (_, ldm_stored, ldm_layout) in zip(KINDS[kinds[0]], KINDS[kinds[-1]], strict=True):
+            yield Row(
+                joined("/", name.replace(".", "_"), inner, ours),
+                prefix + joined(".", name, theirs, stored),
+                layout,
+                prefix + joined(".", ldm, original, ldm_stored),
+                ldm_layout,
+            )
+
+
+def joined(separator, *names):
+    return separator.join(filter(None, names))
 
 
 NETWORKS = {  # network → (folder of a diffusers model, its rows)
@@ -200,6 +252,7 @@ NETWORKS = {  # network → (folder of a diffusers model, its rows)
     "image_encoder": ("vae", image_encoder),
     "decoder": ("vae", decoder),
 }
+LDM_PREFIXES = {"text_encoder": "cond_stage_model.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
 
 
 def rows(network, architecture):
@@ -212,7 +265,8 @@ def rows(network, architecture):
     Returns:
         A list of `Row`.
     """
-    return list(NETWORKS[network][1](architecture))
+    folder, table = NETWORKS[network]
+    return [row._replace(ldm=LDM_PREFIXES[folder] + row.ldm) for row in table(architecture)]
 
 
 def controlnet(architecture, conditioning):
@@ -231,7 +285,8 @@ def controlnet(architecture, conditioning):
     skips = (shape.blocks + 1) * len(shape.levels)
     return [
         *(row for row in diffusion_model(architecture) if row.path.startswith(shared)),
-        *(row for name in reading for row in layer(f"controlnet_cond_embedding.{name}", "conv")),
-        *(row for i in range(skips) for row in layer(f"controlnet_down_blocks.{i}", "pointwise")),
-        *layer("controlnet_mid_block", "pointwise"),
+        *(row for i, name in enumerate(reading)
+          for row in layer(f"controlnet_cond_embedding.{name}", f"input_hint_block.{2 * i}", "conv")),
+        *(row for i in range(skips) for row in layer(f"controlnet_down_blocks.{i}", f"zero_convs.{i}.0", "pointwise")),
+        *layer("controlnet_mid_block", "middle_block_out.0", "pointwise"),
     ]
