@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion.checkpoints.names import LAYOUTS
+from keras_diffusion.checkpoints.names import LAYOUTS, NETWORKS, rows
 from keras_diffusion.checkpoints.tensors import DTYPES, Tensor, largest, read
 from keras_diffusion.errors import CheckpointMismatchError
 
@@ -18,7 +19,7 @@ LIMITS = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # the l
 FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
     "a LoRA": r"lora[_.]",
     "a textual inversion": r"^(emb_params|string_to_param|<.*>) ",
-    "a ControlNet": r"^controlnet_",
+    "a ControlNet": r"^controlnet_|^control_model\.",
     "AnimateDiff": r"motion_modules\.",
     "SDXL": r"add_embedding\.|^conditioner\.|attn2\.to_k\.weight \(\d+, 2048\)",
     "Stable Diffusion 3 or Flux": r"joint_blocks\.|double_blocks\.|^context_embedder\.",
@@ -29,6 +30,13 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
     "a vae": r"quant_conv\.",
     "a text_encoder": r"token_embedding\.",
 }
+SHAPES = {  # network → the field of an architecture that describes it
+    "text_encoder": "text_encoder",
+    "diffusion_model": "diffusion_model",
+    "image_encoder": "autoencoder",
+    "decoder": "autoencoder",
+}
+NOT_COMPUTED = {"linear_projection", "pad_token"}  # fields that do not change what a network computes
 
 
 class Target(NamedTuple):
@@ -58,10 +66,41 @@ def stored(values, layout):
     return LAYOUTS[layout][1](values)
 
 
-def targets(network, rows):
-    """Pairs the variables of a network with the rows of its table of names."""
+def targets(network, rows, ldm=False):
+    """Pairs the variables of a network with the rows of its table of names: with diffusers' names, or with LDM's."""
     variables = {variable.path: variable for variable in network.variables}
+    if ldm:
+        return [Target(variables[row.path], row.ldm, row.ldm_layout) for row in rows]
     return [Target(variables[row.path], row.diffusers, row.layout) for row in rows]
+
+
+def wanted(networks, architecture, ldm=False):
+    """Says what networks need of a checkpoint.
+
+    Args:
+        networks: A dict from names in `NETWORKS` to networks.
+        architecture: The `Architecture` of the checkpoint.
+        ldm: Whether names are LDM's instead of diffusers'.
+
+    Returns:
+        (targets, differences): A dict from parts to lists of `Target`, and a line for each field by which a network
+        would compute something else than the checkpoint's.
+
+    Raises:
+        TypeError: If a network has another name.
+    """
+    if unknown := sorted(networks.keys() - NETWORKS.keys()):
+        raise TypeError(f"The networks must be named {', '.join(NETWORKS)}. Received: {unknown}")
+    found, differences = {}, []
+    for name, network in networks.items():
+        found.setdefault(NETWORKS[name][0], []).extend(targets(network, rows(name, network.architecture), ldm))
+        ours, theirs = (asdict(getattr(a, SHAPES[name])) for a in (network.architecture, architecture))
+        differences += [
+            f"{name}: built with {field}={ours[field]}, the checkpoint says {theirs[field]}"
+            for field in ours
+            if field not in NOT_COMPUTED and ours[field] != theirs[field]
+        ]
+    return found, differences
 
 
 def load(parts, mismatched=()):
@@ -132,7 +171,7 @@ def unlike(tensor, target):
 
 def squeezed(shape):
     """The shape of a matrix, also where it is stored as a 1×1 convolution."""
-    return shape[:2] if shape[2:] == (1, 1) else shape
+    return shape[:2] if shape[2:] in ((1,), (1, 1)) else shape
 
 
 def unfit(tensor, target):
@@ -148,11 +187,12 @@ def mismatch(parts, missing, unexpected, mismatched):
     """The error that names everything."""
     groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
     names = [f"{group}: {shown(name)}" for group, names in groups.items() for name in names]
-    guesses = {part.label: guess(part) for part in parts}
+    guesses = {part.label: next(families(part.tensors), None) for part in parts}
+    guesses = {label: family for label, family in guesses.items() if family and f"a {label}" not in family}
     paths = [str(next(iter(part.tensors.values())).path) for part in parts if part.tensors]
     message = [
         f"The checkpoint does not fit the model, nothing was loaded: {len(names)} of its tensors are wrong.",
-        *(f"{label} looks like {family}." for label, family in guesses.items() if family not in (None, f"a {label}")),
+        *(f"{label} looks like {family}." for label, family in guesses.items()),
         *names,
         f"Build the networks for the checkpoint's architecture, or give another one. Received: {', '.join(paths)}",
     ]
@@ -164,7 +204,7 @@ def shown(name):
     return (name if name.isprintable() else ascii(name))[:200]
 
 
-def guess(part):
-    """What the tensors of a part look like; None if there is nothing to see."""
-    lines = "\n".join(f"{name} {tensor.shape}" for name, tensor in part.tensors.items())
-    return next((family for family, mark in FAMILIES.items() if re.search(mark, lines, re.MULTILINE)), None)
+def families(tensors):
+    """Yields what tensors look like, by name and shape, the most telling first."""
+    lines = "\n".join(f"{name} {tensor.shape}" for name, tensor in tensors.items())
+    return (family for family, mark in FAMILIES.items() if re.search(mark, lines, re.MULTILINE))

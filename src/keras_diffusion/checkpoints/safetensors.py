@@ -44,6 +44,11 @@ def index(path):
     }
 
 
+def metadata(path):
+    """Returns what a file says about itself: a dict of str that `write` was given. The file must be sound."""
+    return dict(json.loads(_header(Path(path))).get("__metadata__") or {})
+
+
 def _header(path):
     """The header's JSON, unless there is absurdly much of it."""
     with path.open("rb") as file:
@@ -59,16 +64,17 @@ def _header(path):
     return header
 
 
-def write(path, dtype, shapes, arrays):
+def write(path, dtype, shapes, arrays, metadata=None):
     """Writes a safetensors file; the same values make the same bytes.
 
     Args:
         path: The file to write.
         dtype: "float32" or "float16".
         shapes: A dict from names to shapes.
-        arrays: The values in the same order, taken one at a time.
+        arrays: The values in the same order, taken one at a time; several may make up one tensor.
+        metadata: A dict of str that says more about the file.
     """
-    header, end = {"__metadata__": {"format": "pt"}}, 0  # without this, transformers refuses the file
+    header, end = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0  # without this, transformers refuses it
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}

@@ -58,6 +58,14 @@ def mistaken_for(start):
     return next((kind for begin, kind in MISTAKEN_FOR.items() if start.lower().startswith(begin)), None)
 
 
+def thirds(tensor):
+    """Splits a tensor along its first axis, the length of which three divides."""
+    third = tensor._replace(shape=(tensor.shape[0] // 3, *tensor.shape[1:]))
+    elements = third.shape[0] * tensor.strides[0] if tensor.strides else third.size
+    size = np.dtype(DTYPES[tensor.dtype][0]).itemsize if tensor.dtype in DTYPES else 0
+    return [third._replace(offset=tensor.offset + i * elements * size) for i in range(3)]
+
+
 def read(tensor):
     """Reads one tensor.
 
