@@ -432,14 +432,14 @@ def test_info_describes_the_installation(capsys):
 
 def test_info_describes_a_model(tiny, capsys):
     assert cli.main(["info", str(tiny)]) == 0
-    rows = dict(re.split("  +| (?=/)", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    found = rows(capsys.readouterr().out)
     model = stable_diffusion.StableDiffusion(preset=architectures.TINY)
     counts = {
         "text_encoder": model.text_encoder.count_params(),
         "unet": model.diffusion_model.count_params(),
         "vae": model.image_encoder.count_params() + model.decoder.count_params(),
     }
-    assert rows == {
+    assert found == {
         "folder": str(tiny),
         "architecture": "tiny",
         **{part: f"{count:,} parameters" for part, count in counts.items()},
@@ -447,6 +447,45 @@ def test_info_describes_a_model(tiny, capsys):
         "prediction type": "epsilon",
         "sampler": "ddim",
     }
+
+
+def rows(text):
+    return dict(re.split("  +| (?=/)", line, maxsplit=1) for line in text.splitlines())
+
+
+@pytest.mark.parametrize(("dtype", "half"), [([], False), (["--dtype", "float16"], True)])
+def test_a_model_is_converted_there_and_back(tiny, tmp_path, capsys, dtype, half):
+    single, again = tmp_path / "tiny.safetensors", tmp_path / "again"
+    assert cli.main(["convert", str(tiny), str(single), *dtype]) == 0
+    assert cli.main(["convert", str(single), str(again)]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(single), str(again)]
+    parts = ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"]
+    same = [(again / f"{part}.safetensors").read_bytes() == (tiny / f"{part}.safetensors").read_bytes()
+            for part in parts]
+    assert same == [not half] * 3
+
+    assert cli.main(["info", str(tiny)]) == cli.main(["info", str(single)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    folder, file = rows("\n".join(lines[: len(lines) // 2])), rows("\n".join(lines[len(lines) // 2 :]))
+    assert file.pop("file") == str(single)
+    assert folder.pop("folder") == str(tiny)
+    assert file == folder
+
+
+def test_conversion_may_say_what_the_model_predicts(tiny, tmp_path):
+    assert cli.main(["convert", str(tiny), str(tmp_path / "v"), "--prediction-type", "v_prediction"]) == 0
+    assert '"v_prediction"' in (tmp_path / "v/scheduler/scheduler_config.json").read_text()
+
+
+def test_conversion_never_replaces_anything(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(stable_diffusion, "StableDiffusion", None)
+    for path in (tiny, tmp_path / "file.safetensors", tmp_path):
+        (tmp_path / "file.safetensors").write_text("precious")
+        assert cli.main(["convert", str(tiny), str(path)]) == 1
+        assert "There is something already" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["convert", str(tiny), str(tmp_path / "file.ckpt")])
+    assert "must be a folder or end in .safetensors" in capsys.readouterr().err
 
 
 def test_info_of_an_unknown_model(capsys):

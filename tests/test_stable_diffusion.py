@@ -257,6 +257,17 @@ def test_damaged_weights_are_an_error_not_a_black_image(model):
         bias.assign(value)
 
 
+@pytest.mark.parametrize("form", ["save_to_preset", "export_checkpoint"])
+def test_what_is_saved_draws_the_same(model, tmp_path, form):
+    getattr(model, form)(tmp_path / "model")
+    again = StableDiffusion.from_preset(tmp_path / "model")
+    assert again.architecture == model.architecture
+    expected, found = (m.text_to_image("a cat", seed=0, sampler="ddim", **QUICK) for m in (model, again))
+    np.testing.assert_array_equal(found, expected)
+    other = StableDiffusion.from_preset(tmp_path / "model", prediction_type="v_prediction")
+    assert not np.array_equal(other.text_to_image("a cat", seed=0, **QUICK), expected)
+
+
 NOISE = np.zeros((8, 8, 4), "float32")
 WRONG = [
     *(("img_height", value, TypeError) for value in (64.0, True, "64", [64])),

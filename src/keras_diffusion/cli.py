@@ -1,4 +1,4 @@
-"""The command line: `keras-diffusion generate` and `keras-diffusion info`.
+"""The command line: `keras-diffusion generate`, `keras-diffusion convert` and `keras-diffusion info`.
 
 Keras takes seconds to import, so it waits until the command makes sense.
 """
@@ -12,12 +12,14 @@ from functools import cache
 from pathlib import Path
 
 from keras_diffusion import __version__, metadata
-from keras_diffusion.architectures import DTYPES
+from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
 from keras_diffusion.errors import CheckpointError, NumericalError
 from keras_diffusion.metadata import FORMATS
 
 RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
 USUAL = (50, 7.5)
+STORED = ("float32", "float16")  # how weights can be written
+OTHER_FILES = (".bin", ".ckpt", ".h5", ".keras", ".pt", ".pth")  # which cannot be
 FAILURES = (ValueError, OSError, ImportError, MemoryError, NumericalError)  # any other exception is a defect
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -58,7 +60,7 @@ def parser():
     add = command.add_argument
     add("prompt", help="what to draw")
     add("--output", type=Path, metavar="FILE", required=True, help=".png, .jpg or .webp; several are NAME-1, NAME-2")
-    add("--preset", default="emoji", help="a bundled model, or a folder in diffusers layout (default: emoji)")
+    add("--preset", default="emoji", help="a bundled model, a diffusers folder, or a single file (default: emoji)")
     add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
     add("--steps", type=int, help="number of steps (default: 25 for emoji, else 50)")
     add("--guidance", type=float, help="how much to follow the prompt (default: 3 for emoji, else 7.5)")
@@ -76,7 +78,15 @@ def parser():
 
     command = commands.add_parser("info", help="describe installation, model or picture", description=info.__doc__)
     command.set_defaults(run=info)
-    command.add_argument("subject", nargs="?", help="a bundled model, a folder in diffusers layout, or a picture")
+    command.add_argument("subject", nargs="?", help="a bundled model, a diffusers folder, a single file, or a picture")
+
+    command = commands.add_parser("convert", help="write a model in another form", description=convert.__doc__)
+    command.set_defaults(run=convert, refuse=command.error)
+    add = command.add_argument
+    add("preset", metavar="IN", help="a bundled model, a folder in diffusers layout, or a single file")
+    add("output", type=Path, metavar="OUT", help="a new folder, or a new .safetensors file in the original layout")
+    add("--dtype", choices=STORED, default=STORED[0], help=f"how weights are stored (default: {STORED[0]})")
+    add("--prediction-type", choices=PREDICTION_TYPES, help="what the model predicts (default: what IN says)")
     return root
 
 
@@ -184,6 +194,25 @@ def check(options):
     return noise.seeds(options.seed, options.batch_size)[0]
 
 
+def convert(options):
+    """Write a model as a folder in diffusers layout, or as one .safetensors file in the original (LDM) layout."""
+    from keras_diffusion.checkpoints import files, presets
+
+    single = options.output.suffix.lower() == ".safetensors"
+    if options.output.suffix.lower() in OTHER_FILES:
+        options.refuse(f"`OUT` must be a folder or end in .safetensors. Received: {str(options.output)!r:.200}")
+    presets.find(options.preset)
+    files.vacant(options.output, folder=not single)
+    show(f"loading {options.preset}")
+    with quiet():
+        from keras_diffusion.stable_diffusion import StableDiffusion
+    model = StableDiffusion(preset=options.preset, prediction_type=options.prediction_type)
+    show(f"writing {options.output}")
+    (model.export_checkpoint if single else model.save_to_preset)(options.output, options.dtype)
+    show("")
+    print(options.output)
+
+
 def info(options):
     """Describe the installation, a model or a picture: no network is built and no weight is read."""
     if options.subject is None:
@@ -217,25 +246,21 @@ def of_installation():
 
 def of_model(preset):
     from keras_diffusion.checkpoints import files, presets
-    from keras_diffusion.checkpoints.safetensors import index
 
-    path = presets.find(preset)
+    presets.find(preset)
     with quiet():
-        from keras_diffusion.checkpoints.folder import DiffusersFolder
+        import keras  # noqa: F401
     from keras_diffusion.scheduler_config import from_scheduler_config
 
-    folder = DiffusersFolder(path)
-    parameters = {
-        part: sum(tensor.size for file in files.weights(path / part, stem) for tensor in index(file).values())
-        for part, stem in files.WEIGHTS.items()
-    }
+    found = presets.read(preset)
+    parameters = {part: sum(tensor.size for tensor in found.tensors(part).values()) for part in files.WEIGHTS}
     return {
-        "folder": path,
-        "architecture": folder.architecture.name,
+        "folder" if found.path.is_dir() else "file": found.path,
+        "architecture": found.architecture.name,
         **{part: f"{count:,} parameters" for part, count in parameters.items()},
-        "image size": f"{folder.architecture.image_size} × {folder.architecture.image_size}",
-        "prediction type": folder.architecture.prediction_type,
-        "sampler": from_scheduler_config(folder.scheduler_config)[0],
+        "image size": f"{found.architecture.image_size} × {found.architecture.image_size}",
+        "prediction type": found.architecture.prediction_type,
+        "sampler": from_scheduler_config(found.scheduler_config)[0],
     }
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from keras_diffusion import arguments, noise, prompts
 from keras_diffusion.architectures import DTYPES, Architecture
-from keras_diffusion.checkpoints import folder, presets
+from keras_diffusion.checkpoints import folder, presets, single_file
 from keras_diffusion.checkpoints.controlnet import ControlNetFolder
 from keras_diffusion.control import scales
 from keras_diffusion.controlnet import ControlNet, steered
@@ -39,8 +39,11 @@ class StableDiffusion:
             TensorFlow's plain graph and eager torch. JAX compiles in any case.
         dtype: "float32", "mixed_float16", "mixed_bfloat16", "float16" or "bfloat16", for the text encoder and the
             diffusion model; the autoencoder always computes in float32. None takes Keras' global policy.
-        preset: The weights: a bundled name ("emoji"), a folder in diffusers layout, or a built-in name such as "sd14"
-            that says how to get them. An `Architecture` builds untrained networks with random weights.
+        preset: The weights: a bundled name ("emoji"), a folder in diffusers layout, a single .safetensors or .ckpt file
+            in the original (LDM) layout, or a built-in name such as "sd14" that says how to get them. An
+            `Architecture` builds untrained networks with random weights.
+        prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
+            checkpoint's word. Only single files of Stable Diffusion 2 leave it open, and then say so.
 
     Attributes:
         architecture: The `Architecture` of the networks.
@@ -56,38 +59,42 @@ class StableDiffusion:
         images = model.text_to_image("a slice of pizza", batch_size=3, seed=42)  # uint8 (3, 64, 64, 3)
     """
 
-    def __init__(self, img_height=None, img_width=None, jit_compile="auto", dtype=None, preset="sd14"):
+    def __init__(
+        self, img_height=None, img_width=None, jit_compile="auto", dtype=None, preset="sd14", prediction_type=None
+    ):
         self._engine = Engine(jit_compile)
         self._steered = (), None  # the networks that the last control asked for, and what they were made into
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
-        self._folder = None if isinstance(preset, Architecture) else folder.DiffusersFolder(presets.find(preset))
-        self.architecture = self._folder.architecture if self._folder else preset
+        self._checkpoint = None if isinstance(preset, Architecture) else presets.read(preset, prediction_type)
+        self.architecture = self._checkpoint.architecture if self._checkpoint else preset
         self.img_height = self.img_width = self.architecture.image_size
         self.img_height, self.img_width = self.side("img_height", img_height), self.side("img_width", img_width)
         self.sampler, self.schedule = "ddim", {"prediction_type": self.architecture.prediction_type}
-        if self._folder:
-            self.sampler, self.schedule = from_scheduler_config(self._folder.scheduler_config)
+        if self._checkpoint:
+            self.sampler, self.schedule = from_scheduler_config(self._checkpoint.scheduler_config)
         self.tokenizer = SimpleTokenizer()
         networks = {
             "text_encoder": self._build(TextEncoder, dtype),
             "diffusion_model": self._build(DiffusionModel, dtype),
             "decoder": self._build(Decoder, VAE_DTYPE),
         }
-        if self._folder:
-            self._folder.load(**networks)
+        if self._checkpoint:
+            self._checkpoint.load(**networks)
         vars(self).update(networks)
 
     @classmethod
-    def from_preset(cls, preset, dtype=None, img_height=None, img_width=None, jit_compile="auto"):
+    def from_preset(
+        cls, preset, dtype=None, img_height=None, img_width=None, jit_compile="auto", prediction_type=None
+    ):
         """Loads a model; the arguments are the constructor's."""
-        return cls(img_height, img_width, jit_compile, dtype, preset)
+        return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type)
 
     @cached_property
     def image_encoder(self):
         network = self._build(ImageEncoder, VAE_DTYPE)
-        if self._folder:
-            self._folder.load(image_encoder=network)
+        if self._checkpoint:
+            self._checkpoint.load(image_encoder=network)
         return network
 
     def load_controlnet(self, path):
@@ -118,11 +125,23 @@ class StableDiffusion:
             path: The folder; it must not exist yet.
             dtype: What the weights are stored in, "float32" or "float16".
         """
-        folder.save(
+        self._save(folder.save, path, dtype)
+
+    def export_checkpoint(self, path, dtype="float32"):
+        """Writes the model as one safetensors file in the original (LDM) layout, which most other tools load.
+
+        Args:
+            path: The file; it must not exist yet.
+            dtype: What the weights are stored in, "float32" or "float16".
+        """
+        self._save(single_file.save, path, dtype)
+
+    def _save(self, save, path, dtype):
+        save(
             path,
             self.architecture,
             dtype=dtype,
-            scheduler_config=self._folder and self._folder.scheduler_config,
+            scheduler_config=self._checkpoint and self._checkpoint.scheduler_config,
             text_encoder=self.text_encoder,
             diffusion_model=self.diffusion_model,
             image_encoder=self.image_encoder,
@@ -481,4 +500,4 @@ class StableDiffusion:
 
     def _build(self, network, dtype):
         """An empty network for a loader to fill, or a random one if there is nothing to load."""
-        return network(architecture=self.architecture, initialize=self._folder is None, dtype=dtype)
+        return network(architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from keras_diffusion.checkpoints import folder
 from keras_diffusion.checkpoints.files import new_folder
 from keras_diffusion.checkpoints.folder import DiffusersFolder
-from keras_diffusion.checkpoints.safetensors import index, write
+from keras_diffusion.checkpoints.safetensors import index
+from keras_diffusion.checkpoints.saving import write_weights
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError, UnsafeCheckpointError
 
 pytestmark = pytest.mark.backend
@@ -180,6 +181,38 @@ def test_reads_several_files(copy, networks, others, values, variant):
     assert_equal(values(others), values(networks))
 
 
+def pickled(path, target):
+    """Writes the tensors of a file as a pickle."""
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.from_numpy(array) for name, array in load_file(path).items()}, target)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_reads_pickles_where_there_is_nothing_else(copy, networks, others, values, parts):
+    unet, vae, text_encoder = (copy / path for path in (UNET, VAE, TEXT_ENCODER))
+    pickled(text_encoder, copy / "text_encoder/pytorch_model.bin")
+    text_encoder.unlink()
+    if parts == 1:
+        pickled(unet, copy / "unet/diffusion_pytorch_model.fp16.bin")
+    else:
+        split(unet)
+        weight_map = {}
+        for shard in (copy / "unet").glob("*.safetensors"):
+            pickled(shard, shard.with_suffix(".bin"))
+            weight_map |= dict.fromkeys(load_file(shard), shard.with_suffix(".bin").name)
+            shard.unlink()
+        index = copy / "unet/diffusion_pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        (copy / "unet/diffusion_pytorch_model.safetensors.index.json").unlink()
+    unet.unlink(missing_ok=True)
+    pickled(vae, vae.with_suffix(".bin"))  # beside safetensors, which are taken
+    rewrite(vae, lambda tensors: {**tensors, "quant_conv.bias": np.full(8, 3, "float32")})
+    DiffusersFolder(copy).load(**others)
+    found, expected = values(others), values(networks)
+    expected["image_encoder"]["quant_conv/bias"][:] = 3
+    assert_equal(found, expected)
+
+
 # ---- What is refused
 
 
@@ -311,12 +344,16 @@ def test_refuses_what_is_not_json(copy, content):
 
 @pytest.mark.parametrize("path", [TEXT_ENCODER, UNET, VAE])
 def test_weights_must_be_there(copy, untouched, path):
-    (copy / path).rename((copy / path).with_suffix(".bin"))
-    with pytest.raises(CorruptCheckpointError, match=r"Pickles \(\.bin, \.ckpt\) are not read"):
+    (copy / path).rename((copy / path).with_suffix(".other"))
+    with pytest.raises(CorruptCheckpointError, match=f"The weights {path} are missing"):
         DiffusersFolder(copy).load(**untouched)
 
 
-def test_refuses_damaged_weights(copy, untouched):
+@pytest.mark.parametrize("pickle", [False, True])
+def test_refuses_damaged_weights(copy, untouched, pickle):
+    """Also where there is a pickle beside them."""
+    if pickle:
+        pickled(copy / VAE, copy / "vae/diffusion_pytorch_model.bin")
     (copy / VAE).write_bytes((copy / VAE).read_bytes()[:-1])
     with pytest.raises(CorruptCheckpointError, match="damaged"):
         DiffusersFolder(copy).load(**untouched)
@@ -332,11 +369,11 @@ def test_refuses_another_name_for_a_network(saved, untouched):
 
 def test_writes_all_or_nothing(networks, small, tmp_path, monkeypatch):
     def fail(*arguments):
-        write(*arguments)
+        write_weights(*arguments)
         if "vae" in str(arguments[0]):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder.safetensors, "write", fail)
+    monkeypatch.setattr(folder, "write_weights", fail)
     with pytest.raises(KeyboardInterrupt):
         folder.save(tmp_path / "model", small, **networks)
     assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from keras_diffusion.architectures import ARCHITECTURES
-from keras_diffusion.checkpoints import presets
-from keras_diffusion.errors import OfflineError
+from keras_diffusion.checkpoints import presets, single_file
+from keras_diffusion.errors import CorruptCheckpointError, OfflineError
 
 
 @pytest.fixture
@@ -30,6 +30,24 @@ def test_finds_a_bundled_model(bundled):
 @pytest.mark.parametrize("kind", [str, Path])
 def test_finds_a_folder(bundled, kind):
     assert presets.find(kind(bundled)) == bundled
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_finds_a_file(tmp_path, kind):
+    (tmp_path / "any.name").write_bytes(b"")
+    assert presets.find(kind(tmp_path / "any.name")) == tmp_path / "any.name"
+
+
+@pytest.mark.backend
+def test_reads_what_it_finds(saved, networks, small, tmp_path):
+    single_file.save(tmp_path / "a.bin", small, **networks)
+    for path in (saved, tmp_path / "a.bin"):
+        assert presets.read(path).path == path
+        assert presets.read(path).architecture == small
+        assert presets.read(path, "sample").architecture.prediction_type == "sample"
+    (tmp_path / "a.bin").write_bytes(b"<html>")
+    with pytest.raises(CorruptCheckpointError):
+        presets.read(tmp_path / "a.bin")
 
 
 def test_a_folder_may_be_relative(bundled, monkeypatch):
@@ -82,8 +100,6 @@ def test_a_name_never_becomes_part_of_a_path(bundled, name):
 
 
 def test_says_what_a_path_is_instead(bundled):
-    with pytest.raises(ValueError, match="a single file"):
-        presets.find(bundled / "model_index.json")
     with pytest.raises(ValueError, match=r"a folder without model_index\.json"):
         presets.find(bundled.parent)
 

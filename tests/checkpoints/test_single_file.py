@@ -217,6 +217,18 @@ def test_the_rest_of_openclip_is_known(model, foreign, others, values):
     assert_equal(values(networks), values(others(foreign("sd2", complete), architecture)))
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_reads_pickles(model, written, others, values, tmp_path, legacy):
+    """As Lightning writes them, whatever they are called."""
+    torch = pytest.importorskip("torch")
+    for name, (architecture, networks) in model.items():
+        tensors = {key: torch.from_numpy(array) for key, array in load_file(written / name).items()}
+        content = {"epoch": 5, "global_step": 470000, "state_dict": tensors, "lr_schedulers": []}
+        torch.save(content, tmp_path / "x.safetensors", _use_new_zipfile_serialization=not legacy)
+        assert SingleFile(tmp_path / "x.safetensors").architecture == architecture
+        assert_equal(values(networks), values(others(tmp_path / "x.safetensors", architecture)))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_of_others(model, foreign, others, values, dtype):
     import ml_dtypes

@@ -19,8 +19,9 @@ CONFIGS = {  # part → its configuration: the first of these files that is ther
 }
 WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 MAX_JSON = 25_000_000  # bytes
-VARIANTS = ("", ".fp16")  # of weights; the first one that is there is taken
-FILE_NAME = re.compile(r"\w[\w.-]*\.safetensors")
+FORMATS = {".safetensors": {}, ".bin": {"model": "pytorch_model"}}  # of weights → names that begin otherwise in it
+VARIANTS = ("", ".fp16")  # of weights; the first format and variant that is there is taken, damaged or not
+FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
 def weights(folder, stem):
@@ -37,26 +38,27 @@ def weights(folder, stem):
         CorruptCheckpointError: If there is none, or one that the index lists is missing.
         UnsafeCheckpointError: If the index lists anything but names of files beside it.
     """
-    for variant in VARIANTS:
-        path, index = folder / f"{stem}{variant}.safetensors", folder / f"{stem}.safetensors.index{variant}.json"
-        if path.is_file():
-            return [path]
-        if index.is_file():
-            return _shards(index)
+    for suffix, names in FORMATS.items():
+        name = names.get(stem, stem)
+        for variant in VARIANTS:
+            path, index = folder / f"{name}{variant}{suffix}", folder / f"{name}{suffix}.index{variant}.json"
+            if path.is_file():
+                return [path]
+            if index.is_file():
+                return _shards(index, suffix)
     raise CorruptCheckpointError(
-        f"The weights {folder.name}/{stem}.safetensors are missing. Pickles (.bin, .ckpt) are not read; let diffusers "
-        f"write safetensors. Received: path={str(folder)!r:.200}"
+        f"The weights {folder.name}/{stem}.safetensors are missing. Received: path={str(folder)!r:.200}"
     )
 
 
-def _shards(index):
+def _shards(index, suffix):
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict):
         raise CorruptCheckpointError(f"{index} has no weight_map. Received: weight_map={names!r:.200}")
     names = sorted(set(map(str, names.values())))
     for name in names:
-        if not FILE_NAME.fullmatch(name):
-            raise UnsafeCheckpointError(f"{index} may only list names of files beside it. Received: {name!r:.200}")
+        if not (FILE_NAME.fullmatch(name) and name.endswith(suffix)):
+            raise UnsafeCheckpointError(f"{index} may only list {suffix} files beside it. Received: {name!r:.200}")
         if not (index.parent / name).is_file():
             raise CorruptCheckpointError(f"{index} lists a file that is missing. Received: {name!r:.200}")
     return [index.parent / name for name in names]
@@ -84,6 +86,18 @@ def write_json(path, content):
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
 
 
+def vacant(path, folder=False):
+    """Returns the absolute form of a path if there is nothing, or, for a folder, an empty one.
+
+    Raises:
+        FileExistsError: If there is something.
+    """
+    path = Path(path).resolve()
+    if path.exists() and not (folder and path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"There is something already; give another name. Received: path={str(path)!r:.200}")
+    return path
+
+
 @contextmanager
 def new_file(path):
     """Gives a file to write, which becomes `path` when all has gone well and else disappears.
@@ -91,9 +105,7 @@ def new_file(path):
     Raises:
         FileExistsError: If there is something at `path` already.
     """
-    path = Path(path).resolve()
-    if path.exists():
-        raise FileExistsError(f"There is something already; give another name. Received: path={str(path)!r:.200}")
+    path = vacant(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -110,9 +122,7 @@ def new_folder(path):
     Raises:
         FileExistsError: If there is something at `path` already.
     """
-    path = Path(path).resolve()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"There is something already; give another folder. Received: path={str(path)!r:.200}")
+    path = vacant(path, folder=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     temporary.mkdir(parents=True)
     try:

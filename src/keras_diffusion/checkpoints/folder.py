@@ -1,9 +1,9 @@
-"""Reads and writes a model as diffusers stores it: a folder with one folder per part, of safetensors and JSON."""
+"""Reads and writes a model as diffusers stores it: a folder with one folder per part, of weights and JSON."""
 
 from pathlib import Path
 
 from keras_diffusion import tokenizer
-from keras_diffusion.checkpoints import safetensors
+from keras_diffusion.checkpoints import readers
 from keras_diffusion.checkpoints.configs import from_diffusers
 from keras_diffusion.checkpoints.files import CONFIGS, WEIGHTS, new_folder, read_json, weights, write_json
 from keras_diffusion.checkpoints.loading import Part, load, wanted
@@ -18,6 +18,8 @@ LEFTOVERS = {"embeddings.position_ids"}  # tensors without a meaning
 
 class DiffusersFolder:
     """A Stable Diffusion model in a folder, as `save_pretrained` of diffusers writes it.
+
+    Weights may be safetensors or, where a part has none, pickles (.bin).
 
     Args:
         path: The folder.
@@ -54,11 +56,11 @@ class DiffusersFolder:
             CheckpointMismatchError: If anything does not fit: every missing, unexpected, mis-shaped, not finite or
                 overflowing tensor is named.
             CorruptCheckpointError: If a file is missing or damaged.
-            UnsafeCheckpointError: If a file refers to one elsewhere.
+            UnsafeCheckpointError: If a file refers to one elsewhere, or is a pickle that asks for more than values.
             TypeError: If a network has another name.
         """
         parts, differences = wanted(networks, self.architecture)
-        load([Part(part, self._tensors(part), parts[part], self._known(part)) for part in parts], differences)
+        load([Part(part, self.tensors(part), parts[part], self._known(part)) for part in parts], differences)
 
     def _config(self, names):
         path = next((self.path / name for name in names if (self.path / name).is_file()), None)
@@ -69,11 +71,16 @@ class DiffusersFolder:
             )
         return read_json(path)
 
-    def _tensors(self, part):
-        """The tensors of a part, by the names that `rows` knows."""
+    def tensors(self, part):
+        """Lists the tensors of a part, "text_encoder", "unet" or "vae", by the names in the table of names.
+
+        Raises:
+            CorruptCheckpointError: If a file is missing or damaged.
+            UnsafeCheckpointError: If a file refers to one elsewhere, or is a pickle that asks for more than values.
+        """
         tensors = {}
         for path in weights(self.path / part, WEIGHTS[part]):
-            for name, tensor in safetensors.index(path).items():
+            for name, tensor in readers.index(path).items():
                 if name in tensors:
                     raise CorruptCheckpointError(f"{path} repeats a tensor of another file. Received: {name!r:.200}")
                 tensors[name] = tensor

@@ -13,31 +13,55 @@ BUNDLED = [name for name, entry in MANIFEST.items() if not entry]
 EXPECTED = [names[0] for names in CONFIGS.values()] + [f"{part}/{stem}.safetensors" for part, stem in WEIGHTS.items()]
 
 
-def find(name_or_path):
-    """Finds the folder of a model.
+def read(name_or_path, prediction_type=None):
+    """Reads all of a model but its weights. Whether a file is safetensors or a pickle, its content decides.
 
     Args:
-        name_or_path: A bundled name ("emoji"), a built-in name ("sd14"), or a folder in diffusers layout.
+        name_or_path: A bundled name ("emoji"), a built-in name ("sd14"), a folder in diffusers layout, or a single file
+            in the original (LDM) layout.
+        prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
+            checkpoint's word.
 
     Returns:
-        The folder, a `Path`.
+        A `DiffusersFolder` or a `SingleFile`: both have `path`, `architecture`, `scheduler_config`, `tensors(part)` and
+        `load(**networks)`.
+
+    Raises:
+        CheckpointError: If it is damaged, hostile or of another family.
+        TypeError, ValueError, OfflineError: If there is no such model, see `find`.
+    """
+    from keras_diffusion.checkpoints.folder import DiffusersFolder  # these two import Keras
+    from keras_diffusion.checkpoints.single_file import SingleFile
+
+    path = find(name_or_path)
+    return (DiffusersFolder if path.is_dir() else SingleFile)(path, prediction_type)
+
+
+def find(name_or_path):
+    """Finds a model, without looking into it.
+
+    Args:
+        name_or_path: See `read`.
+
+    Returns:
+        The folder or the file, a `Path`.
 
     Raises:
         TypeError: If it is neither a `str` nor a path.
-        ValueError: If there is no such name and no such folder.
+        ValueError: If there is no such name, no such folder and no such file.
         OfflineError: If the name is known but the model is not at hand; the message says how to get it.
     """
     if not isinstance(name_or_path, str | os.PathLike):
-        raise TypeError(f"A preset is a name or a folder. Received: preset={name_or_path!r:.200}")
+        raise TypeError(f"A preset is a name or a path. Received: preset={name_or_path!r:.200}")
     if name_or_path in MANIFEST:
         return _known(name_or_path)
-    if os.path.isfile(os.path.join(name_or_path, "model_index.json")):
+    if os.path.isfile(os.path.join(name_or_path, "model_index.json")) or os.path.isfile(name_or_path):
         return Path(name_or_path)
-    found = "a folder without model_index.json" if os.path.isdir(name_or_path) else "neither a name nor a folder"
-    found = "a single file" if os.path.isfile(name_or_path) else found
+    found = "a folder without model_index.json" if os.path.isdir(name_or_path) else "neither a name nor a path"
     raise ValueError(
-        f"There is no such model, this is {found}. Give a bundled name ({', '.join(BUNDLED)}) or a folder in diffusers "
-        f"layout, which holds {', '.join(EXPECTED)}. Received: preset={str(name_or_path)!r:.200}"
+        f"There is no such model, this is {found}. Give a bundled name ({', '.join(BUNDLED)}), a single file in the "
+        f"original (LDM) layout, or a folder in diffusers layout, which holds {', '.join(EXPECTED)}. "
+        f"Received: preset={str(name_or_path)!r:.200}"
     )
 
 

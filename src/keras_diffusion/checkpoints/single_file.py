@@ -79,6 +79,12 @@ class SingleFile:
         targets = [target for part in parts.values() for target in part]
         load([Part("single file", self._tensors, targets, self._known())], differences)
 
+    def tensors(self, part):
+        """Lists the tensors of a part, "text_encoder", "unet" or "vae", by the names in the table of names."""
+        names = {row.ldm for name, (folder, _) in NETWORKS.items() if folder == part
+                 for row in rows(name, self.architecture)}
+        return {name: tensor for name, tensor in self._tensors.items() if name in names}
+
     def _known(self):
         """Names that may be in the file although no network asks for them."""
         names = {row.ldm for network in NETWORKS for row in rows(network, self.architecture)}
