@@ -21,6 +21,7 @@ LEVELS = {
     "images": 0,
     "prompts": 1,
     "schedules": 0,
+    "checkpoints.keras_names": 1,
     "checkpoints.names": 0,
     "layers": 1,
     "solvers": 1,

@@ -34,7 +34,14 @@ def construction(dtype=None, initialize=True):
 
 
 class Network(keras.Model):
-    """A functional model whose configuration is its constructor's arguments."""
+    """A functional model whose configuration is its constructor's arguments.
+
+    Attributes:
+        reader: What `load_weights` calls, with the network and a path: `checkpoints/hdf5.py` sets it, so that networks
+            know no files. Without it, Keras' own is called.
+    """
+
+    reader = None
 
     def __init__(self, inputs, outputs, architecture, name, **config):
         super().__init__(inputs, outputs, name=name)
@@ -44,6 +51,22 @@ class Network(keras.Model):
     def get_config(self):
         dtype = self.layers[-1].dtype_policy.name
         return {**self._config, "architecture": self.architecture.get_config(), "dtype": dtype}
+
+    def load_weights(self, filepath, *arguments, **options):
+        """Loads the weights of KerasCV's network of this name, or our own: all of them or, on an error, none.
+
+        Args:
+            filepath: A `.weights.h5` or `.h5` file.
+
+        Raises:
+            CheckpointError: If the file is damaged or does not fit.
+            ValueError: If Keras' options to load a part are given: loading is strict.
+        """
+        if self.reader is None:
+            return super().load_weights(filepath, *arguments, **options)
+        if any(arguments) or any(options.values()):
+            raise ValueError(f"Weights are loaded strictly, without options. Received: {(arguments, options)!r:.200}")
+        self.reader(self, filepath)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

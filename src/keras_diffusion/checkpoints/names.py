@@ -28,6 +28,7 @@ LAYOUTS = {  # stored → ours, ours → stored
     "matrix": (np.transpose, np.transpose),  # (out, in) ↔ (in, out)
     "pointwise": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),  # (out, in, 1, 1) ↔ (in, out)
     "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),  # (out, in, h, w) ↔ (h, w, in, out)
+    "window": (lambda x: x[0, 0], lambda x: x[None, None]),  # (1, 1, in, out) ↔ (in, out), Keras' 1×1 convolution
 }
 BIAS = ("bias", "bias", "same")
 KINDS = {  # kind of leaf → (our variable, stored tensor, layout)

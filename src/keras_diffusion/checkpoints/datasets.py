@@ -1,0 +1,112 @@
+"""Lists the tensors of an HDF5 file. Nothing in it is followed or run: it holds plain datasets or is refused."""
+
+import math
+from itertools import count, takewhile
+from pathlib import Path
+
+import h5py
+
+from keras_diffusion.checkpoints.safetensors import MISTAKEN_FOR
+from keras_diffusion.checkpoints.tensors import Tensor
+from keras_diffusion.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+MAX_OBJECTS = 20_000  # groups and datasets; a trained UNet of KerasCV has 4,500
+MAX_DEPTH = 20
+DTYPES = {"<f4": "F32", "<f2": "F16"}
+WHOLE_MODEL = "model_weights"  # where Keras keeps the weights in an .h5 with a whole model
+
+
+def index(path):
+    """Lists the tensors of an HDF5 file without reading their values.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A dict from names to `Tensor`: in the order of the layers where the file states one, as Keras 2 does, and then
+        all others in the order of their names. The prefix "model_weights/" is left out.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        CorruptCheckpointError: If the file is damaged, of another kind, or stores a tensor in pieces or compressed.
+        UnsafeCheckpointError: If the file refers to other files, or to the same object twice.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        start = file.read(32)
+    if not start.startswith(MAGIC):
+        kind = next((kind for begin, kind in MISTAKEN_FOR.items() if start.lower().startswith(begin)), "something else")
+        raise CorruptCheckpointError(f"{path} is not an HDF5 file but {kind}.")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            tensors = dict(_walk(file, path, "", set()))
+            listed = _listed(file)
+        tensors = {name.removeprefix(f"{WHOLE_MODEL}/"): tensor for name, tensor in tensors.items()}
+        return {**{name: tensors[name] for name in listed}, **tensors}
+    except CheckpointError:
+        raise
+    except Exception as error:  # of many kinds, as the C library stumbles
+        raise CorruptCheckpointError(f"{path} is damaged: {error!s:.200}. Fetch it again.") from error
+
+
+def _walk(group, path, prefix, seen):
+    """Yields the datasets below a group, each object once."""
+    if group.id.get_num_objs() > MAX_OBJECTS or prefix.count("/") > MAX_DEPTH:
+        raise CorruptCheckpointError(f"{path} is larger or deeper than any model. Received: {prefix!r:.200}")
+    for name in group:
+        full = prefix + name
+        if type(group.get(name, getlink=True)) is not h5py.HardLink or "/" in name or name == ".":
+            raise UnsafeCheckpointError(f"{path} may not refer to other places or files. Received: {full!r:.200}")
+        item = group[name]
+        address = h5py.h5o.get_info(item.id).addr
+        if address in seen:
+            raise UnsafeCheckpointError(f"{path} refers to one object twice. Received: {full!r:.200}")
+        seen.add(address)
+        if len(seen) > MAX_OBJECTS:
+            raise CorruptCheckpointError(f"{path} holds more than {MAX_OBJECTS} objects, more than any model.")
+        if isinstance(item, h5py.Group):
+            yield from _walk(item, path, f"{full}/", seen)
+        else:
+            yield full, _tensor(item, path, full)
+
+
+def _tensor(item, path, name):
+    """Where a dataset lies, unless that is not in one place in this file."""
+    if item.external or item.is_virtual:
+        raise UnsafeCheckpointError(f"{path} may not keep a tensor in other files. Received: {name!r:.200}")
+    if item.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
+        raise CorruptCheckpointError(
+            f"{path} keeps a tensor in pieces or compressed, which Keras does not; undo it by "
+            f"`h5repack -f NONE -l CONTI`. Received: {name!r:.200}"
+        )
+    dtype = DTYPES.get(item.dtype.str, str(item.dtype)[:40])
+    if item.dtype.str == "|V2" and item.attrs.get("dtype") == "bfloat16":
+        dtype = "BF16"
+    shape, offset = tuple(item.shape), item.id.get_offset() or 0
+    size = math.prod(shape) * item.dtype.itemsize
+    if size and not 0 < offset <= path.stat().st_size - size:
+        raise CorruptCheckpointError(f"{path} was cut short: it lacks values. Received: {name!r:.200}")
+    return Tensor(path, name, dtype, shape, offset)
+
+
+def _listed(file):
+    """The names of the weights in the order that Keras 2 states; empty where there is none."""
+    root = file.get(WHOLE_MODEL, file)
+    layers = _strings(root, "layer_names")
+    names = [f"{layer}/{name}" for layer in layers for name in _strings(root[layer], "weight_names")]
+    if len(set(names)) != len(names):
+        raise CorruptCheckpointError(f"{file.filename} lists a weight twice.")
+    return names
+
+
+def _strings(group, name):
+    """A list in an attribute, or, where that would be too long, in name0, name1 and so on."""
+    keys = [name] if name in group.attrs else takewhile(group.attrs.__contains__, (f"{name}{i}" for i in count()))
+    strings = []
+    for key in keys:
+        attribute = group.attrs.get_id(key)
+        if len(attribute.shape) != 1 or attribute.shape[0] > MAX_OBJECTS:
+            raise CorruptCheckpointError(f"{group.file.filename} must list names in {key!r:.200}.")
+        strings += [value.decode() if isinstance(value, bytes) else str(value) for value in group.attrs[key]]
+    return strings
