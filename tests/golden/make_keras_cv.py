@@ -48,7 +48,8 @@ NARROW = {  # what is replaced in the sources
 HEADS = {f"Transformer({heads}, {size}": heads * size // 40
          for heads, size in ((8, 40), (8, 80), (8, 160), (5, 64), (10, 64), (20, 64))}
 # As much of `keras.ops` as KerasCV's networks need on Keras 2, to be built and not to be run.
-KERAS_2_OPS = types.SimpleNamespace(**{**vars(tf), "softmax": tf.nn.softmax, "gelu": tf.nn.gelu, "triu": lambda x, k: x})
+KERAS_2 = {"softmax": tf.nn.softmax, "gelu": tf.nn.gelu, "triu": lambda x, k: x}
+KERAS_2_OPS = types.SimpleNamespace(**{**vars(tf), **KERAS_2})
 CHANNELS = (32, 64, 128, 128)
 
 
@@ -56,7 +57,8 @@ def narrow(architecture):
     """The architecture of the networks that are built."""
     text, unet, vae = architecture.text_encoder, architecture.diffusion_model, architecture.autoencoder
     width = text.width // 16
-    levels = tuple(level._replace(channels=channels, heads=4) for level, channels in zip(unet.levels, CHANNELS, strict=True))
+    levels = zip(unet.levels, CHANNELS, strict=True)
+    levels = tuple(level._replace(channels=channels, heads=4) for level, channels in levels)
     return replace(
         architecture,
         text_encoder=replace(text, width=width, vocabulary=1000),
@@ -90,8 +92,8 @@ def build(name, which, ops):
     """A network of KerasCV, whose package is imported only as far as it is needed."""
     for module in [module for module in sys.modules if module.startswith("keras_cv.")]:
         del sys.modules[module]
-    packages = "keras_cv", "keras_cv.src", "keras_cv.src.backend", "keras_cv.src.api_export", "keras_cv.src.models", PACKAGE
-    for module in packages:
+    packages = "keras_cv", "keras_cv.src", "keras_cv.src.backend", "keras_cv.src.api_export", "keras_cv.src.models"
+    for module in (*packages, PACKAGE):
         sys.modules[module] = types.ModuleType(module)
         sys.modules[module].__path__ = []
     vars(sys.modules["keras_cv.src.backend"]).update(keras=which, ops=ops)

@@ -1,0 +1,288 @@
+"""Files of weights as Keras writes them: what is read exactly, and what is refused.
+
+That the names and their order are KerasCV's is shown by golden/keras_cv.npz, in test_keras_names.py.
+"""
+
+
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from keras_diffusion.checkpoints import datasets, hdf5
+from keras_diffusion.checkpoints.hdf5 import KerasCVFolder
+from keras_diffusion.checkpoints.tensors import read
+from keras_diffusion.errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    CorruptCheckpointError,
+    UnsafeCheckpointError,
+)
+
+pytestmark = pytest.mark.backend
+NAMES = ["text_encoder", "diffusion_model", "image_encoder", "decoder"]
+WRITERS = {  # suffix → what writes it
+    ".weights.h5": lambda network, path: network.save_weights(path),
+    ".whole.h5": lambda network, path: keras.Model.save(network, path),
+    ".kerascv.weights.h5": lambda network, path: hdf5.write(path, network),
+    ".kerascv.h5": lambda network, path: hdf5.write(path, network),
+}
+
+
+def assert_equal(one, other):
+    for a, b in zip(one.variables, other.variables, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
+
+
+@pytest.fixture
+def blank(small, build):
+    return build(small)
+
+
+@pytest.fixture
+def untouched(blank):
+    """Checks afterwards that nothing was loaded into the networks, whose kernels are zero."""
+    yield blank
+    for network in blank.values():
+        assert not any(keras.ops.convert_to_numpy(v).any() for v in network.variables if v.name == "kernel")
+
+
+@pytest.fixture
+def legacy(tmp_path, networks):
+    """A decoder's .h5 in the layout of Keras 2."""
+    hdf5.write(tmp_path / "decoder.h5", networks["decoder"])
+    return tmp_path / "decoder.h5"
+
+
+# ---- What is exact
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_is_exact(networks, blank, tmp_path, name, suffix):
+    path = tmp_path / f"file{suffix}"
+    WRITERS[suffix](networks[name], path)
+    blank[name].load_weights(path)
+    assert_equal(blank[name], networks[name])
+
+
+def test_keras_itself_loads_what_it_saved(networks, blank, tmp_path):
+    networks["decoder"].save_weights(tmp_path / "a.weights.h5")
+    keras.Model.load_weights(blank["decoder"], tmp_path / "a.weights.h5")
+    assert_equal(blank["decoder"], networks["decoder"])
+
+
+def test_an_optimizer_is_restored(small, build, tmp_path):
+    first, second = (build(small, ["decoder"])["decoder"] for _ in range(2))
+    for network in (first, second):
+        network.compile(optimizer="adam", loss="mse")
+        network.optimizer.build(network.trainable_variables)
+    first.optimizer.iterations.assign(7)
+    first.save_weights(tmp_path / "a.weights.h5")
+    second.load_weights(tmp_path / "a.weights.h5")
+    assert int(second.optimizer.iterations) == 7
+
+
+def test_a_folder(networks, blank, tmp_path, small, monkeypatch):
+    monkeypatch.setitem(hdf5.KNOWN, small.text_encoder.width, small)
+    assert not hdf5.is_one(tmp_path)
+    for name, files in hdf5.FILES.items():
+        hdf5.write(tmp_path / files[0], networks[name])
+    assert hdf5.is_one(tmp_path)
+    folder = KerasCVFolder(tmp_path)
+    folder.load(**blank)
+    assert folder.architecture == small
+    assert folder.scheduler_config["beta_schedule"] == "scaled_linear"
+    for name in NAMES:
+        assert_equal(blank[name], networks[name])
+
+
+def test_a_folder_that_lacks_a_file(networks, untouched, tmp_path, small, monkeypatch):
+    monkeypatch.setitem(hdf5.KNOWN, small.text_encoder.width, small)
+    for name in NAMES[:-1]:
+        hdf5.write(tmp_path / hdf5.FILES[name][0], networks[name])
+    with pytest.raises(CorruptCheckpointError, match="kcv_decoder"):
+        KerasCVFolder(tmp_path).load(**untouched)
+
+
+# ---- What is refused
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
+def test_refuses_the_file_of_another_network(networks, untouched, tmp_path, suffix):
+    hdf5.write(tmp_path / f"a{suffix}", networks["image_encoder"])
+    with pytest.raises(CheckpointMismatchError) as caught:
+        untouched["decoder"].load_weights(tmp_path / f"a{suffix}")
+    assert caught.value.missing
+
+
+def test_names_everything_that_does_not_fit(networks, untouched, tmp_path):
+    path = tmp_path / "a.weights.h5"
+    hdf5.write(path, networks["decoder"])
+    with h5py.File(path, "a") as file:
+        del file["layers/padded_conv2d/conv2d/vars/1"], file["layers/padded_conv2d_1/conv2d/vars/1"]
+        file["layers/padded_conv2d_1/conv2d/vars/1"] = np.zeros(3, "float32")
+        file["layers/more/vars/0"] = np.zeros(1, "float32")
+    with pytest.raises(CheckpointMismatchError) as caught:
+        untouched["decoder"].load_weights(path)
+    assert caught.value.missing == ["decoder/layers/padded_conv2d/conv2d/vars/1"]
+    assert caught.value.unexpected == ["decoder/layers/more/vars/0"]
+    assert caught.value.mismatched == ["decoder/layers/padded_conv2d_1/conv2d/vars/1: shape (3,), not (16,)"]
+
+
+@pytest.mark.parametrize(("one", "reason"), [(0, "in the place of"), (2, "out of the order")])
+def test_order_alone_is_not_enough(legacy, untouched, one, reason):
+    """The shapes fit: first gamma and beta, then the kernels of query and key change places."""
+    with h5py.File(legacy, "a") as file:
+        layer = "attention_block"
+        names = list(file[layer].attrs["weight_names"])
+        other = one + 1 if one == 0 else one + 2
+        names[one], names[other] = names[other], names[one]
+        file[layer].attrs["weight_names"] = names
+    with pytest.raises(CheckpointMismatchError, match=reason):
+        untouched["decoder"].load_weights(legacy)
+
+
+def test_refuses_options_that_load_a_part(legacy, untouched):
+    with pytest.raises(ValueError, match="strictly"):
+        untouched["decoder"].load_weights(legacy, skip_mismatch=True)
+
+
+def test_writes_nothing_over_a_file(legacy, networks):
+    with pytest.raises(FileExistsError):
+        hdf5.write(legacy, networks["decoder"])
+
+
+# ---- Hostile files, for the reader alone
+
+
+def cyclic(file):
+    file["a/b"] = file["/"]
+
+
+def external(file):
+    file.create_dataset("x", (4,), "f4", external=[("/etc/passwd", 0, 16)])
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((4,), "f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", (4,))
+    file.create_virtual_dataset("x", layout)
+
+
+def deep(file):
+    file["/".join("a" * 40)] = np.zeros(1, "float32")
+
+
+def many(file):
+    for i in range(datasets.MAX_OBJECTS + 1):
+        file.create_group(f"g{i}")
+
+
+def listed(value):
+    return lambda file: file.attrs.update(layer_names=value)
+
+
+HOSTILE = {
+    "soft link": (UnsafeCheckpointError, lambda file: file.update(x=h5py.SoftLink("/layers"))),
+    "dangling link": (UnsafeCheckpointError, lambda file: file.update(x=h5py.SoftLink("/nowhere"))),
+    "external link": (UnsafeCheckpointError, lambda file: file.update(x=h5py.ExternalLink("/etc/passwd", "/"))),
+    "external storage": (UnsafeCheckpointError, external),
+    "virtual dataset": (UnsafeCheckpointError, virtual),
+    "cycle": (UnsafeCheckpointError, cyclic),
+    "two names": (UnsafeCheckpointError, lambda file: file.update(y=file["layers/a"])),
+    "chunked": (CorruptCheckpointError, lambda file: file.create_dataset("x", (4,), "f4", chunks=(2,))),
+    "shape bomb": (CorruptCheckpointError, lambda file: file.create_dataset("x", (2**40,), "f4", compression="gzip")),
+    "no values": (CorruptCheckpointError, lambda file: file.create_dataset("x", (2**40,), "f4")),
+    "null dataspace": (CorruptCheckpointError, lambda file: file.create_dataset("x", data=h5py.Empty("f4"))),
+    "named type": (CorruptCheckpointError, lambda file: file.update(x=np.dtype("f4"))),
+    "deep": (CorruptCheckpointError, deep),
+    "many": (CorruptCheckpointError, many),
+    "lists what is not there": (CorruptCheckpointError, listed(["gone"])),
+    "lists a number": (CorruptCheckpointError, listed(7)),
+    "lists numbers": (CorruptCheckpointError, listed([1.0, 2.0])),
+    "lists a layer twice": (CorruptCheckpointError, listed(["legacy", "legacy"])),
+    "lists above the root": (CorruptCheckpointError, listed(["../../etc/passwd"])),
+}
+
+
+@pytest.fixture
+def plain(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["layers/a"] = np.arange(4.0, dtype="float32")
+        file["legacy/w:0"] = np.arange(4.0, dtype="float16")
+        file["legacy"].attrs["weight_names"] = ["w:0"]
+    return tmp_path / "a.h5"
+
+
+def test_reads_what_h5py_writes(plain):
+    with h5py.File(plain, "a") as file:
+        file["b"] = np.zeros(3)
+        file["c"] = np.zeros(3, ">f4")
+    tensors = hdf5.index(plain)
+    np.testing.assert_array_equal(read(tensors["layers/a"]), np.arange(4))
+    np.testing.assert_array_equal(read(tensors["legacy/w:0"]), np.arange(4))
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {
+        "b": "float64", "c": ">f4", "layers/a": "F32", "legacy/w:0": "F16",
+    }
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_refuses_a_hostile_file(plain, name):
+    error, change = HOSTILE[name]
+    with h5py.File(plain, "a") as file:
+        change(file)
+    with pytest.raises(error) as caught:
+        hdf5.index(plain)
+    assert str(plain) in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "something else"),
+        (b"\x89HDF\r\n", "HDF5"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(600), "damaged"),
+        (b"PK\x03\x04", "zip archive"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html>", "HTML page"),
+    ],
+)
+def test_says_what_was_taken_for_a_file(tmp_path, content, kind):
+    path = tmp_path / "a.h5"
+    path.write_bytes(content)
+    with pytest.raises(CorruptCheckpointError, match=kind):
+        hdf5.index(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        hdf5.index(tmp_path / "a.h5")
+
+
+def test_refuses_every_shorter_file(plain):
+    whole = plain.read_bytes()
+    for length in range(0, len(whole), 13):
+        plain.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            hdf5.index(plain)
+
+
+def test_survives_changed_bytes(plain):
+    """Whatever is changed: our own error, or tensors that can be read."""
+    whole, random = plain.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(whole)
+        for place in random.integers(0, len(whole), random.integers(1, 4)):
+            changed[place] = random.integers(256)
+        plain.write_bytes(changed)
+        try:
+            tensors = hdf5.index(plain)
+        except CheckpointError:
+            continue
+        for tensor in tensors.values():
+            if tensor.dtype in ("F32", "F16"):
+                assert read(tensor).shape == tensor.shape
