@@ -8,8 +8,9 @@ from PIL import Image
 
 from keras_diffusion import arguments, noise, prompts
 from keras_diffusion.architectures import DTYPES, Architecture
-from keras_diffusion.checkpoints import folder, presets, single_file
+from keras_diffusion.checkpoints import folder, presets, single_file, textual_inversion
 from keras_diffusion.checkpoints.controlnet import ControlNetFolder
+from keras_diffusion.checkpoints.fusion import Loras
 from keras_diffusion.control import scales
 from keras_diffusion.controlnet import ControlNet, steered
 from keras_diffusion.decoder import Decoder
@@ -73,7 +74,7 @@ class StableDiffusion:
         self.sampler, self.schedule = "ddim", {"prediction_type": self.architecture.prediction_type}
         if self._checkpoint:
             self.sampler, self.schedule = from_scheduler_config(self._checkpoint.scheduler_config)
-        self.tokenizer = SimpleTokenizer()
+        self.tokenizer, self._loras = SimpleTokenizer(), Loras()
         networks = {
             "text_encoder": self._build(TextEncoder, dtype),
             "diffusion_model": self._build(DiffusionModel, dtype),
@@ -121,9 +122,16 @@ class StableDiffusion:
     def save_to_preset(self, path, dtype="float32"):
         """Writes the model as a folder in diffusers layout, which `from_preset` and diffusers load.
 
+        LoRAs that are loaded become part of the weights.
+
         Args:
             path: The folder; it must not exist yet.
             dtype: What the weights are stored in, "float32" or "float16".
+
+        Raises:
+            FileExistsError: If there is something at `path`.
+            ValueError: If `dtype` is another one, a weight is not finite in it, or the model has learned words, for
+                which the folder has no place: save it before `load_textual_inversion`.
         """
         self._save(folder.save, path, dtype)
 
@@ -133,10 +141,14 @@ class StableDiffusion:
         Args:
             path: The file; it must not exist yet.
             dtype: What the weights are stored in, "float32" or "float16".
+
+        Raises:
+            FileExistsError, ValueError: As `save_to_preset`.
         """
         self._save(single_file.save, path, dtype)
 
     def _save(self, save, path, dtype):
+        textual_inversion.refuse_words(self.tokenizer)
         save(
             path,
             self.architecture,
@@ -147,6 +159,72 @@ class StableDiffusion:
             image_encoder=self.image_encoder,
             decoder=self.decoder,
         )
+
+    @property
+    def loras(self):
+        """The LoRAs that are fused into the weights: a dict from names to scales."""
+        return self._loras.scales
+
+    def load_lora(self, path, scale=1.0, name=None):
+        """Fuses a LoRA into the weights of the text encoder and the diffusion model; nothing is compiled again.
+
+        Several LoRAs add up, in whichever order they are loaded. Other changes to these weights in between are lost.
+
+        Args:
+            path: A safetensors file or a pickle of diffusers, peft or kohya's sd-scripts, for linear layers and for
+                convolutions (LoCon).
+            scale: How strong it is, -1000 to 1000; 1 as it was trained.
+            name: What to call it; None takes the file's name without its suffix.
+
+        Returns:
+            The name.
+
+        Raises:
+            CheckpointMismatchError: If anything in the file does not fit the networks; every tensor is named. The
+                weights are then as they were, as on every other error.
+            CorruptCheckpointError: If the file is damaged or of another kind.
+            FileNotFoundError: If there is no file.
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a LoRA of this name is loaded, `scale` is out of its range, or a network has been replaced.
+        """
+        return self._loras.load(
+            path, scale, name, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model
+        )
+
+    def unload_lora(self, name=None):
+        """Takes a LoRA out of the weights again: they are, bit for bit, as if it had not been loaded.
+
+        Args:
+            name: Its name, see `loras`; None takes out all of them.
+
+        Raises:
+            ValueError: If no LoRA of this name is loaded.
+        """
+        self._loras.unload(name)
+
+    def load_textual_inversion(self, path, token=None):
+        """Teaches the model a word; the text encoder becomes a larger one, which is compiled again.
+
+        Args:
+            path: A safetensors file or a pickle of diffusers or of stable-diffusion-webui.
+            token: The word, such as "<cat-toy>"; its case does not matter. None takes the one in the file, or what
+                the file is called where it holds none.
+
+        Returns:
+            The word. Prompts that contain it use all its vectors, each of which takes the place of one token.
+
+        Raises:
+            CheckpointMismatchError: If the file is for another model. The model is then as it was, as on every other
+                error.
+            CorruptCheckpointError: If the file is damaged or of another kind.
+            FileNotFoundError: If there is no file.
+            TypeError: If `token` is not a str.
+            ValueError: If the word is one token already.
+        """
+        text_encoder, token = textual_inversion.load(path, token, self.text_encoder, self.tokenizer)
+        self._loras.replace("text_encoder", self.text_encoder, text_encoder)
+        self.text_encoder = text_encoder
+        return token
 
     def text_to_image(
         self,

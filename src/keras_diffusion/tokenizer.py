@@ -23,6 +23,8 @@ import pathlib
 import numpy as np
 import regex
 
+from keras_diffusion import arguments
+
 _TABLE = pathlib.Path(__file__).parent / "assets" / "bpe_simple_vocab_16e6.txt.gz"
 _SPECIAL_TOKENS = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
 _VOCAB_SIZE = 49408
@@ -66,6 +68,7 @@ class SimpleTokenizer:
         start_of_text: 49406, the first token of every prompt.
         end_of_text: 49407, the last token of every prompt.
         vocab_size: Number of tokens: 49408 and the added ones.
+        added_tokens: The added words, a dict from each to its tokens.
     """
 
     start_of_text = _SPECIAL_TOKENS["<|startoftext|>"]
@@ -76,7 +79,11 @@ class SimpleTokenizer:
 
     @property
     def vocab_size(self):
-        return _VOCAB_SIZE + len(self._added)
+        return _VOCAB_SIZE + sum(map(len, self._added.values()))
+
+    @property
+    def added_tokens(self):
+        return {word: list(tokens) for word, tokens in self._added.items()}
 
     def encode(self, text):
         """Turns a text into tokens.
@@ -107,7 +114,9 @@ class SimpleTokenizer:
         Raises:
             ValueError: If an element is not an integer of this range.
         """
-        words = table()[0] + [_to_word(word) for word in self._added]
+        words = list(table()[0])
+        for word, its in self._added.items():
+            words += [""] * (len(its) - 1) + [_to_word(word)]
         text = bytearray()
         for index, token in enumerate(tokens):
             if not isinstance(token, (int, np.integer)) or not 0 <= token < len(words):
@@ -117,8 +126,8 @@ class SimpleTokenizer:
             text += bytes(_BYTE_OF_LETTER[letter] for letter in words[token])
         return text.decode("utf-8", errors="replace").replace(_END_OF_WORD, " ")
 
-    def add_tokens(self, tokens):
-        """Adds words that become one token each, as textual inversion needs them.
+    def add_tokens(self, tokens, count=1):
+        """Adds words that become one token or more each, as textual inversion needs them.
 
         A word is cleaned like any text, so its case does not matter. It is found
         before all else, the longest of several first, but not inside a longer word
@@ -128,25 +137,29 @@ class SimpleTokenizer:
             tokens: A word such as "<cat-toy>", or a list of them. They get the
                 tokens from the present `vocab_size` on; the text encoder's embedding
                 must have a row for each.
+            count: Number of tokens that each word becomes, 1 to 1000.
 
         Returns:
             How many words were added; on an error, none is.
 
         Raises:
-            TypeError: If a word is not a `str`.
-            ValueError: If a word is empty or is one token already.
+            TypeError: If a word is not a `str` or `count` not an `int`.
+            ValueError: If a word is empty or is one token already, or `count` is not
+                from 1 to 1000.
         """
+        count = arguments.whole_number("count", count, 1, 1000)
         added = dict(self._added)
         for name, token in _named("tokens", tokens):
             word = _clean(token)
-            known = [added[word]] if word in added else self._encode_cleaned(word)
+            known = added[word][:1] if word in added else self._encode_cleaned(word)
             if len(known) < 2:
                 problem = f"is token {known[0]} already" if known else "is empty"
                 raise ValueError(f"A new word {problem}; choose one like '<word>'. Received: {name}={_shorten(token)}")
-            added[word] = _VOCAB_SIZE + len(added)
-        count = len(added) - len(self._added)
+            first = _VOCAB_SIZE + sum(map(len, added.values()))
+            added[word] = range(first, first + count)
+        new = len(added) - len(self._added)
         self._set_added(added)
-        return count
+        return new
 
     def tokenize(self, prompts, *, pad_token, length=77):
         """Turns prompts into the array that a text encoder takes.
@@ -186,7 +199,7 @@ class SimpleTokenizer:
         tokens = []
         for index, part in enumerate(self._added_word.split(text)):
             if index % 2:  # what the pattern found, between what it did not
-                tokens.append(self._added[part])
+                tokens += self._added[part]
             else:
                 for piece in _PIECE.findall(part):
                     encode = _encode_cached if len(piece) <= _MAX_CACHED_LENGTH else _encode_piece

@@ -116,25 +116,6 @@ def new_file(path):
 
 
 @contextmanager
-def new_file(path):
-    """Gives a file to write, which becomes `path` when all has gone well and else disappears.
-
-    Raises:
-        FileExistsError: If there is something at `path` already.
-    """
-    path = Path(path).resolve()
-    if path.exists():
-        raise FileExistsError(f"There is something already; give another name. Received: path={str(path)!r:.200}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield temporary
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
 def new_folder(path):
     """Gives a folder to write in, which becomes `path` when all has gone well and else disappears.
 

@@ -204,7 +204,7 @@ def shown(name):
     return (name if name.isprintable() else ascii(name))[:200]
 
 
-def families(tensors):
+def families(tensors, marks=FAMILIES):
     """Yields what tensors look like, by name and shape, the most telling first."""
     lines = "\n".join(f"{name} {tensor.shape}" for name, tensor in tensors.items())
-    return (family for family, mark in FAMILIES.items() if re.search(mark, lines, re.MULTILINE))
+    return (family for family, mark in marks.items() if re.search(mark, lines, re.MULTILINE))
