@@ -243,6 +243,28 @@ def test_added_words(tokenizer):
     assert tokenizer.encode("no new word") == SimpleTokenizer().encode("no new word")
 
 
+def test_an_added_word_may_be_several_tokens(tokenizer):
+    assert tokenizer.add_tokens(["<cat-toy>", "zwxq"], count=3) == 2
+    assert tokenizer.add_tokens("<one>") == 1
+    assert tokenizer.vocab_size == 49415
+    assert tokenizer.added_tokens == {
+        "<cat-toy>": [49408, 49409, 49410],
+        "zwxq": [49411, 49412, 49413],
+        "<one>": [49414],
+    }
+    tokens = inner(tokenizer.encode("a <cat-toy>, <one>"))
+    assert tokens == [320, 49408, 49409, 49410, 267, 49414]
+    assert tokenizer.decode(tokens) == "a <cat-toy> , <one> "
+    assert tokenizer.decode(tokens[2:]) == "<cat-toy> , <one> "
+
+
+@pytest.mark.parametrize(("count", "error"), [(0, ValueError), (1001, ValueError), (1.0, TypeError), (True, TypeError)])
+def test_a_word_is_at_least_one_token(tokenizer, count, error):
+    with pytest.raises(error, match="`count`"):
+        tokenizer.add_tokens("<new>", count)
+    assert tokenizer.vocab_size == 49408
+
+
 def test_added_words_are_found_first_and_whole(tokenizer):
     tokenizer.add_tokens(["<cat>", "<cat>_1", "zwxq", "(z*)"])
     cat, longer, word, starred = range(49408, 49412)

@@ -46,8 +46,11 @@ def equal(ours, theirs):
 
 @pytest.mark.parametrize("architecture", [SD14, SD21, lora.ARCHITECTURE], ids=lambda a: a.name)
 def test_no_two_layers_are_spelled_alike(architecture):
-    keys = [f"{name}/{row.diffusers.removesuffix('.weight')}"
-            for name in ("text_encoder", "diffusion_model") for row in rows(name, architecture)]
+    keys = [
+        f"{name}/{row.diffusers.removesuffix('.weight')}"
+        for name in ("text_encoder", "diffusion_model")
+        for row in rows(name, architecture)
+    ]
     seen = {}
     for key in keys:
         for spelling in set(spellings(key)):
@@ -93,8 +96,11 @@ def test_names_of_many_years(targets, write, writer):
 
 
 def test_halves_of_half_precision_and_of_another_rank_of_axes(targets, write):
-    tensors = {f"{Q}.lora_down.weight": np.ones((2, 16, 1, 1), "float16"),
-               f"{Q}.lora_up.weight": np.ones((16, 2, 1, 1), "float16"), f"{Q}.alpha": np.array([4], "int64")}
+    tensors = {
+        f"{Q}.lora_down.weight": np.ones((2, 16, 1, 1), "float16"),
+        f"{Q}.lora_up.weight": np.ones((16, 2, 1, 1), "float16"),
+        f"{Q}.alpha": np.array([4], "int64"),
+    }
     [(key, change)] = changes(write(tensors), targets).items()
     assert change.factor == 2.0
     added = change.added(targets[key], scale=0.5)
@@ -105,8 +111,11 @@ def test_halves_of_half_precision_and_of_another_rank_of_axes(targets, write):
 def test_a_kernel_between_the_halves(targets, write):
     random = np.random.default_rng(0)
     down, mid, up = (random.normal(size=shape).astype("float32") for shape in ((3, 16), (3, 3, 3, 3), (16, 3)))
-    tensors = {f"{CONV}.lora_down.weight": down[..., None, None], f"{CONV}.lora_mid.weight": mid,
-               f"{CONV}.lora_up.weight": up[..., None, None]}
+    tensors = {
+        f"{CONV}.lora_down.weight": down[..., None, None],
+        f"{CONV}.lora_mid.weight": mid,
+        f"{CONV}.lora_up.weight": up[..., None, None],
+    }
     [(key, change)] = changes(write(tensors), targets).items()
     expected = np.einsum("bi,abhw,oa->hwio", down, mid, up)
     np.testing.assert_allclose(change.added(targets[key], scale=1.0), expected, rtol=1e-4, atol=1e-5)
@@ -129,8 +138,18 @@ def test_alpha_in_the_metadata(targets, write, options, factor):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"unet.lora_alpha": "8"}', '{"unet.lora_alpha": NaN}', '{"unet.alpha_pattern": {"a": []}}',
-             '{"unet.alpha_pattern": 3}', "[" * 10**5, '{"unet.lora_alpha": 1' + "0" * 400 + "}"],
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"unet.lora_alpha": "8"}',
+        '{"unet.lora_alpha": NaN}',
+        '{"unet.alpha_pattern": {"a": []}}',
+        '{"unet.alpha_pattern": 3}',
+        "[" * 10**5,
+        '{"unet.lora_alpha": 1' + "0" * 400 + "}",
+    ],
     ids=lambda text: text[:30],
 )
 def test_damaged_metadata(targets, write, text):
@@ -164,8 +183,10 @@ WRONG = {  # what is wrong → (tensors, None to leave one out, words of the mes
     "NaN": ({f"{Q}.lora_up.weight": np.full((16, 2), np.nan, "float32")}, "holds nan"),
     "infinite alpha": ({f"{Q}.alpha": np.array(np.inf)}, "holds inf"),
     "SDXL": ({"lora_te1_text_model_x.lora_down.weight": zeros(1, 2)}, "a LoRA for SDXL"),
-    "SDXL by width": ({"unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": zeros(1, 2048)},
-                      "a LoRA for SDXL"),
+    "SDXL by width": (
+        {"unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": zeros(1, 2048)},
+        "a LoRA for SDXL",
+    ),
     "SD 2": ({f"{Q.replace('attn1_to_q', 'attn2_to_k')}.lora_down.weight": zeros(1, 1024)}, "for Stable Diffusion 2"),
     "SD 1": ({f"{Q.replace('attn1_to_q', 'attn2_to_k')}.lora_down.weight": zeros(1, 768)}, "for Stable Diffusion 1"),
     "Flux": ({"transformer.x.lora_A.weight": zeros(1, 2)}, "Stable Diffusion 3 or Flux"),
