@@ -224,7 +224,7 @@ def test_the_bundled_model_draws_with_a_lora(tmp_path):
         tensors[f"{name}.lora_up.weight"] = random.normal(0, 0.1, (out, 4, *[1] * len(kernel))).astype("float16")
         tensors[f"{name}.alpha"] = np.array(2)
     save_file(tensors, tmp_path / "strange.safetensors")
-    settings = {"seed": 1, "num_steps": 2, "verbose": 0}
+    settings = {"seed": 1, "num_steps": 3, "verbose": 0}
     plain = model.text_to_image("a slice of pizza", **settings)
     model.load_lora(tmp_path / "strange.safetensors", scale=0.2)
     strange = model.text_to_image("a slice of pizza", **settings)
