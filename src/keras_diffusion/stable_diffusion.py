@@ -88,7 +88,14 @@ class StableDiffusion:
     def from_preset(
         cls, preset, dtype=None, img_height=None, img_width=None, jit_compile="auto", prediction_type=None
     ):
-        """Loads a model; the arguments are the constructor's."""
+        """Loads a model, and downloads it first where `preset` names one that is not at hand.
+
+        The arguments are the constructor's, which itself never downloads. `preset` may also be
+        "hf://owner/repository" or "hf://owner/repository@revision", in diffusers layout or KerasCV's .h5 files; that
+        needs the package huggingface_hub. Size and licence are logged before a built-in model is downloaded.
+        """
+        if not isinstance(preset, Architecture):
+            preset = presets.find(preset, may_download=True)
         return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type)
 
     @cached_property

@@ -3,14 +3,12 @@
 That the names and their order are KerasCV's is shown by golden/keras_cv.npz, in test_keras_names.py.
 """
 
-
-
 import h5py
 import keras
 import numpy as np
 import pytest
 
-from keras_diffusion.checkpoints import datasets, hdf5
+from keras_diffusion.checkpoints import datasets, files, hdf5
 from keras_diffusion.checkpoints.hdf5 import KerasCVFolder
 from keras_diffusion.checkpoints.tensors import read
 from keras_diffusion.errors import (
@@ -87,14 +85,16 @@ def test_an_optimizer_is_restored(small, build, tmp_path):
 
 def test_a_folder(networks, blank, tmp_path, small, monkeypatch):
     monkeypatch.setitem(hdf5.KNOWN, small.text_encoder.width, small)
-    assert not hdf5.is_one(tmp_path)
-    for name, files in hdf5.FILES.items():
-        hdf5.write(tmp_path / files[0], networks[name])
-    assert hdf5.is_one(tmp_path)
+    assert not files.is_keras_cv(tmp_path)
+    for name, (file, *_) in files.KERAS_CV.items():
+        hdf5.write(tmp_path / file, networks[name])
+    assert files.is_keras_cv(tmp_path)
     folder = KerasCVFolder(tmp_path)
     folder.load(**blank)
     assert folder.architecture == small
     assert folder.scheduler_config["beta_schedule"] == "scaled_linear"
+    stored = sum(tensor.size for part in files.WEIGHTS for tensor in folder.tensors(part).values())
+    assert stored == sum(network.count_params() for network in networks.values())
     for name in NAMES:
         assert_equal(blank[name], networks[name])
 
@@ -102,7 +102,7 @@ def test_a_folder(networks, blank, tmp_path, small, monkeypatch):
 def test_a_folder_that_lacks_a_file(networks, untouched, tmp_path, small, monkeypatch):
     monkeypatch.setitem(hdf5.KNOWN, small.text_encoder.width, small)
     for name in NAMES[:-1]:
-        hdf5.write(tmp_path / hdf5.FILES[name][0], networks[name])
+        hdf5.write(tmp_path / files.KERAS_CV[name][0], networks[name])
     with pytest.raises(CorruptCheckpointError, match="kcv_decoder"):
         KerasCVFolder(tmp_path).load(**untouched)
 

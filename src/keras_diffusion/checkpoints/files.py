@@ -18,6 +18,17 @@ CONFIGS = {  # part → its configuration: the first of these files that is ther
     "tokenizer": ("tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"),
 }
 WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+KERAS_CV = {  # network → names of its file: KerasCV's downloads, and what people call their own
+    "text_encoder": ("kcv_encoder.h5", "text_encoder_v2_1.h5", "text_encoder.weights.h5", "text_encoder.h5"),
+    "diffusion_model": (
+        "kcv_diffusion_model.h5",
+        "diffusion_model_v2_1.h5",
+        "diffusion_model.weights.h5",
+        "diffusion_model.h5",
+    ),
+    "decoder": ("kcv_decoder.h5", "decoder.weights.h5", "decoder.h5"),
+    "image_encoder": ("vae_encoder.h5", "image_encoder.weights.h5", "image_encoder.h5"),
+}
 MAX_JSON = 25_000_000  # bytes
 FORMATS = {".safetensors": {}, ".bin": {"model": "pytorch_model"}}  # of weights → names that begin otherwise in it
 VARIANTS = ("", ".fp16")  # of weights; the first format and variant that is there is taken, damaged or not
@@ -62,6 +73,16 @@ def _shards(index, suffix):
         if not (index.parent / name).is_file():
             raise CorruptCheckpointError(f"{index} lists a file that is missing. Received: {name!r:.200}")
     return [index.parent / name for name in names]
+
+
+def keras_cv_file(folder, network):
+    """The file of a network among KerasCV's in a folder, or None."""
+    return next((folder / name for name in KERAS_CV[network] if (folder / name).is_file()), None)
+
+
+def is_keras_cv(folder):
+    """Whether a folder holds KerasCV's files, all but the image encoder's, which drawing does not need."""
+    return all(keras_cv_file(folder, network) for network in KERAS_CV if network != "image_encoder")
 
 
 def read_json(path):

@@ -1,6 +1,7 @@
 """Reads and writes the weights of networks as Keras stores them: KerasCV's, of Keras 2 and Keras 3, and our own."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ from keras_diffusion.architectures import EMOJI, SD14, SD21_BASE, TINY
 from keras_diffusion.checkpoints import keras_names
 from keras_diffusion.checkpoints.configs import to_diffusers
 from keras_diffusion.checkpoints.datasets import index
-from keras_diffusion.checkpoints.files import new_file
+from keras_diffusion.checkpoints.files import KERAS_CV, keras_cv_file, new_file
 from keras_diffusion.checkpoints.loading import Part, Target, load, stored
 from keras_diffusion.checkpoints.names import NETWORKS
 from keras_diffusion.decoder import Decoder
@@ -28,17 +29,6 @@ CLASSES = {
     "diffusion_model": DiffusionModel,
     "image_encoder": ImageEncoder,
     "decoder": Decoder,
-}
-FILES = {  # network → names of its file: KerasCV's downloads, and what people call their own
-    "text_encoder": ("kcv_encoder.h5", "text_encoder_v2_1.h5", "text_encoder.weights.h5", "text_encoder.h5"),
-    "diffusion_model": (
-        "kcv_diffusion_model.h5",
-        "diffusion_model_v2_1.h5",
-        "diffusion_model.weights.h5",
-        "diffusion_model.h5",
-    ),
-    "decoder": ("kcv_decoder.h5", "decoder.weights.h5", "decoder.h5"),
-    "image_encoder": ("vae_encoder.h5", "image_encoder.weights.h5", "image_encoder.h5"),
 }
 KNOWN = {known.text_encoder.width: known for known in (SD14, SD21_BASE, EMOJI, TINY)}
 
@@ -134,6 +124,8 @@ class KerasCVFolder:
 
     Args:
         path: The folder.
+        prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; the files do not say,
+            so that None is "epsilon", as for all models of KerasCV.
 
     Attributes:
         path: The folder, a `Path`.
@@ -145,7 +137,7 @@ class KerasCVFolder:
         CheckpointMismatchError: If it is of no architecture that KerasCV has.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, prediction_type=None):
         self.path = Path(path)
         tensors = index(self._file("text_encoder")).values()
         widths = {tensor.shape[-1] for tensor in tensors if "embedding" in tensor.name and len(tensor.shape) == 2}
@@ -155,7 +147,20 @@ class KerasCVFolder:
                 f"{self._file('text_encoder')} is no text encoder of Stable Diffusion 1 or 2, whose embeddings are 768 "
                 f"or 1024 wide. Received: {sorted(widths)!s:.200}"
             )
+        if prediction_type is not None:
+            self.architecture = replace(self.architecture, prediction_type=prediction_type)
         self.scheduler_config = to_diffusers(self.architecture)["scheduler"]
+
+    def tensors(self, part):
+        """The tensors of a part, by network and name: a dict of `Tensor`."""
+        files = {name: keras_cv_file(self.path, name) for name, (folder, _) in NETWORKS.items() if folder == part}
+        return {
+            f"{network}/{name}": tensor
+            for network, file in files.items()
+            if file
+            for name, tensor in index(file).items()
+            if not name.startswith(OPTIMIZER)
+        }
 
     def load(self, **networks):
         """Fills networks with the weights of the folder: all of them or, on an error, none.
@@ -175,22 +180,13 @@ class KerasCVFolder:
         load([part for part, _ in found], [line for _, lines in found for line in lines])
 
     def _file(self, name):
-        path = _find(self.path, name)
+        path = keras_cv_file(self.path, name)
         if path is None:
             raise CorruptCheckpointError(
-                f"The weights of the {name} are missing; their file is named {' or '.join(FILES[name])}. Received: "
+                f"The weights of the {name} are missing; their file is named {' or '.join(KERAS_CV[name])}. Received: "
                 f"path={str(self.path)!r:.200}"
             )
         return path
-
-
-def is_one(path):
-    """Whether a folder holds KerasCV's files, all but the image encoder's, which drawing does not need."""
-    return all(_find(Path(path), name) for name in FILES if name != "image_encoder")
-
-
-def _find(path, name):
-    return next((path / file for file in FILES[name] if (path / file).is_file()), None)
 
 
 def _name(network):

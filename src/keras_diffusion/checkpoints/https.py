@@ -1,0 +1,224 @@
+"""Reads one file of known size over https, whatever the network does."""
+
+import http.client
+import ipaddress
+import re
+import time
+import urllib.request
+from contextlib import closing
+from urllib.parse import urljoin, urlsplit
+
+from keras_diffusion.errors import DownloadError, IntegrityError
+
+ATTEMPTS = 10  # connections for one file
+REDIRECTS = 5  # for one connection
+LONGEST_WAIT = 60  # seconds
+TIMEOUT = 30  # seconds for a connection or without a byte
+CHUNK = 1 << 20  # bytes
+MOVED = {301, 302, 303, 307, 308}
+TRY_AGAIN = {429, 500, 502, 503, 504}
+REFUSALS = {  # status → what it means and what to do
+    401: "the repository is gated, private or not there: check its name, accept its licence on {page} and set HF_TOKEN",
+    403: "the repository is gated or private: accept its licence on {page} and set HF_TOKEN to one that may read it",
+    404: "it is not there; it was moved or deleted, see {page}",
+    410: "it is not there any more, see {page}",
+    429: "the server asks to come back later; wait, or set HF_TOKEN",
+}
+
+
+class Connection(http.client.HTTPSConnection):
+    """An https connection that says nothing to private addresses."""
+
+    tunnelled = False
+
+    def set_tunnel(self, *arguments, **options):
+        self.tunnelled = True  # the proxy may well be at a private address; it looks the host up itself
+        super().set_tunnel(*arguments, **options)
+
+    def connect(self):
+        super().connect()
+        if not self.tunnelled:
+            try:
+                check_address(self.sock.getpeername()[0])
+            except DownloadError:
+                self.close()
+                raise
+
+
+class Handler(urllib.request.HTTPSHandler):
+    def https_open(self, request):
+        return self.do_open(Connection, request)
+
+
+def request(url, headers):
+    """Asks once and follows nothing; the opener knows no scheme but https.
+
+    Args:
+        url: An https URL.
+        headers: A dict.
+
+    Returns:
+        A response with `status`, `headers`, `read` and `close`, whatever the status.
+
+    Raises:
+        OSError: If there is no connection.
+    """
+    opener = urllib.request.OpenerDirector()
+    for handler in (urllib.request.ProxyHandler(), Handler(), urllib.request.UnknownHandler()):
+        opener.add_handler(handler)
+    return opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+
+
+def read(url, file, size, page, token="", progress=lambda received: None, request=request, sleep=time.sleep):
+    """Reads a URL into a file, going on where a broken connection ended.
+
+    Args:
+        url: An https URL.
+        file: An empty binary file, open for writing.
+        size: The size it must have, in bytes.
+        page: Where people read about the model and accept its licence, for messages.
+        token: A token for the host of `url`; no other host receives it.
+        progress: Called with the number of bytes received.
+        request: What asks, see `request`.
+        sleep: What waits, see `time.sleep`.
+
+    Raises:
+        DownloadError: If the server refuses, redirects to where it must not, or breaks off too often.
+        IntegrityError: If it sends something else.
+        OSError: If the file cannot be written.
+    """
+    for offset, chunk in chunks(url, size, page, token, request, sleep):
+        if offset != file.tell():  # the server began again
+            file.seek(offset)
+            file.truncate()
+        file.write(chunk)
+        progress(offset + len(chunk))
+
+
+def chunks(url, size, page, token, request, sleep):
+    """Yields (offset, bytes) until there are `size` of them, over as many connections as that takes."""
+    received, problem = 0, ""
+    for attempt in range(ATTEMPTS):
+        before = received
+        try:
+            with closing(follow(url, received, token, request)) as response:
+                if response.status in TRY_AGAIN:
+                    problem = REFUSALS.get(response.status, f"the server answers {response.status}")
+                    wait = waiting_time(response.headers.get("Retry-After"), attempt)
+                    if wait > LONGEST_WAIT:
+                        raise DownloadError(f"{url}: {problem} ({wait} seconds).")
+                    sleep(wait)
+                    continue
+                received = first_byte(url, response, received, size, page)
+                while chunk := response.read(CHUNK):
+                    if received + len(chunk) > size:
+                        raise IntegrityError(f"{url} sends more than the {size:,} bytes it should have.")
+                    if not received:
+                        check_start(url, chunk)
+                    yield received, chunk
+                    received += len(chunk)
+            problem = "the connection broke"
+        except DownloadError:
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            problem = f"the connection failed ({type(error).__name__})"
+        if received == size:
+            return
+        if received <= before:
+            sleep(pause(attempt))
+    raise DownloadError(f"{url}: {problem}; {received:,} of {size:,} bytes came in {ATTEMPTS} attempts. Try again.")
+
+
+def follow(url, offset, token, request):
+    """Asks for a URL from a byte on, and for where it redirects to, and returns the last response."""
+    home, headers = urlsplit(url).netloc, {"Accept-Encoding": "identity", "User-Agent": "keras-diffusion"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    for _ in range(REDIRECTS + 1):
+        check_url(url)
+        secret = {"Authorization": f"Bearer {token}"} if token and urlsplit(url).netloc == home else {}
+        response = request(url, headers | secret)
+        if response.status not in MOVED:
+            return response
+        with closing(response):
+            url = target(url, response.headers.get("Location", ""))
+    raise DownloadError(f"The server redirects more than {REDIRECTS} times. Received: {public(url)}")
+
+
+def target(url, location):
+    """Where a redirect leads."""
+    try:
+        url = urljoin(url, location)
+        urlsplit(url)
+    except ValueError:
+        raise DownloadError(f"The server redirects to what is no URL. Received: {public(location)}") from None
+    return url
+
+
+def check_url(url):
+    """Refuses what is not https to a host that everybody reaches."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme != "https" or not host or parts.username is not None:
+        raise DownloadError(f"Only https is used, the server redirects elsewhere. Received: {public(url)}")
+    if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
+        raise DownloadError(f"The server redirects to a private address. Received: {host!r:.200}")
+    check_address(host)
+
+
+def check_address(host):
+    """Refuses a private, loopback or link-local IP address; a name passes."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return
+    address = getattr(address, "ipv4_mapped", None) or address
+    if not address.is_global:
+        raise DownloadError(f"The host is at a private address, which is refused. Received: {str(address)!r}")
+
+
+def public(url):
+    """A URL without its query, which may be signed, for messages."""
+    return repr(url.partition("?")[0])[:200]
+
+
+def first_byte(url, response, wanted, size, page):
+    """Checks the head of a response and returns the position of its first byte."""
+    status, headers = response.status, response.headers
+    if status not in (200, 206):
+        problem = REFUSALS.get(status, "the server answers {status}").format(page=page, status=status)
+        raise DownloadError(f"{url}: {problem}.")
+    if headers.get_content_type() == "text/html":
+        raise web_page(url)
+    start = 0
+    if status == 206:
+        match = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""), re.ASCII)
+        start = int(match[1][:20]) if match else -1
+        if start != wanted:
+            raise IntegrityError(f"{url} goes on from byte {start:,}, where byte {wanted:,} was asked for.")
+    length = headers.get("Content-Length", str(size - start))
+    if length != str(size - start):
+        raise IntegrityError(f"{url} should have {size:,} bytes. Received: {length!r:.50} from byte {start:,} on")
+    return start
+
+
+def check_start(url, chunk):
+    """Recognises what servers and proxies send in place of a file."""
+    start = chunk[:200].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        raise web_page(url)
+    if start.startswith(b"version https://git-lfs"):
+        raise IntegrityError(f"{url} is the pointer of Git LFS in place of the file.")
+
+
+def web_page(url):
+    return IntegrityError(f"{url} is a web page in place of the file; does a proxy or a login stand between?")
+
+
+def waiting_time(retry_after, attempt):
+    """Seconds to wait, as the server says or twice as long every time; a date counts as no word."""
+    return int(retry_after) if re.fullmatch(r"\d{1,9}", retry_after or "", re.ASCII) else pause(attempt)
+
+
+def pause(attempt):
+    return min(2**attempt, LONGEST_WAIT)
