@@ -352,7 +352,7 @@ def test_a_folder_is_not_overwritten(generate, fake, capsys):
 
 def test_a_model_that_is_not_at_hand_is_a_failure(generate, fake, capsys):
     assert generate("--preset", "sd14") == 1
-    assert "hf download" in capsys.readouterr().err
+    assert "from_preset('sd14')" in capsys.readouterr().err
     assert fake.made == []
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import h5py
 
-from keras_diffusion.checkpoints.safetensors import MISTAKEN_FOR
-from keras_diffusion.checkpoints.tensors import Tensor
+from keras_diffusion.checkpoints.tensors import Tensor, mistaken_for
 from keras_diffusion.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -36,8 +35,7 @@ def index(path):
     with path.open("rb") as file:
         start = file.read(32)
     if not start.startswith(MAGIC):
-        kind = next((kind for begin, kind in MISTAKEN_FOR.items() if start.lower().startswith(begin)), "something else")
-        raise CorruptCheckpointError(f"{path} is not an HDF5 file but {kind}.")
+        raise CorruptCheckpointError(f"{path} is not an HDF5 file but {mistaken_for(start) or 'something else'}.")
     try:
         with h5py.File(path, "r", locking=False) as file:
             tensors = dict(_walk(file, path, "", set()))
