@@ -37,7 +37,7 @@ with open(sys.argv[1], "w") as file:
     json.dump(report, file)
 """
 # Small third-party packages that importing Keras alone does not load.
-LIGHT = {"ftfy", "regex", "safetensors", "wcwidth"}
+LIGHT = {"PIL", "ftfy", "regex", "safetensors", "wcwidth"}
 
 
 @pytest.fixture(scope="module")
