@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from keras_diffusion.checkpoints import loading, safetensors
+from keras_diffusion.checkpoints import loading, safetensors, tensors
 from keras_diffusion.checkpoints.tensors import Tensor
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 
@@ -16,6 +16,12 @@ def part(path, arrays, targets, known=(), label="unet"):
     path = path / f"{label}.safetensors"
     save_file({name: np.asarray(array) for name, array in arrays.items()}, path)
     return loading.Part(label, safetensors.index(path), targets, set(known))
+
+
+@pytest.fixture(params=[2**20, 7], ids=["whole", "sliced"], autouse=True)
+def slicing(request, monkeypatch):
+    """Every test once with tensors in one piece and once in several."""
+    monkeypatch.setattr(tensors, "CHUNK", request.param)
 
 
 def target(name, shape, layout="same", dtype="float32"):
@@ -183,11 +189,11 @@ def test_an_interruption_leaves_them_without_values(tmp_path, monkeypatch, error
     def fail(tensor):
         if tensor.name == "b":
             raise error
-        return read(tensor)
+        return slices(tensor)
 
     with monkeypatch.context() as patch:
-        read = loading.read
-        patch.setattr(loading, "read", fail)
+        slices = loading.slices
+        patch.setattr(loading, "slices", fail)
         with pytest.raises(error):
             loading.load(both)
     with keras.StatelessScope():

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion.checkpoints.names import LAYOUTS, NETWORKS, rows
-from keras_diffusion.checkpoints.tensors import DTYPES, Tensor, largest, read
+from keras_diffusion.checkpoints.tensors import DTYPES, Tensor, largest, slices
 from keras_diffusion.errors import CheckpointMismatchError
 
 LIMITS = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # the least that rounds to infinity
@@ -157,8 +157,14 @@ def _assign(pairs):
 
 
 def _values(tensor, target, shape=None, dtype=None):
-    values = LAYOUTS[target.layout][0](read(tensor).reshape(target.shape))
-    return ops.convert_to_tensor(np.ascontiguousarray(values), target.variable.dtype)
+    ours, axis = LAYOUTS[target.layout][0], 0 if target.layout == "same" else -1  # the axis of what is stored first
+    values = None
+    for start, part in slices(tensor):
+        if values is None:
+            values = np.empty(target.variable.shape, part.dtype)
+        part = np.moveaxis(ours(part.reshape(-1, *target.shape[1:])), axis, 0)
+        np.moveaxis(values, axis, 0)[start : start + len(part)] = part
+    return ops.convert_to_tensor(values, target.variable.dtype)
 
 
 def unlike(tensor, target):
