@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from keras_diffusion.errors import CorruptCheckpointError
 
-CHUNK = 2**20  # values that `largest` looks at together: they stay in the processor's cache
+CHUNK = 2**18  # values that are looked at together: they stay in the processor's cache
 MAX_TENSORS = 10_000  # of a file: four times those of SDXL
 DTYPES = {  # stored dtype of weights → (its bits, as NumPy's floats)
     "F32": ("<u4", lambda bits: bits.view("<f4")),
