@@ -136,11 +136,16 @@ def test_names_everything_that_does_not_fit(networks, untouched, tmp_path):
 def test_order_alone_is_not_enough(legacy, untouched, one, reason):
     """The shapes fit: first gamma and beta, then the kernels of query and key change places."""
     with h5py.File(legacy, "a") as file:
-        layer = "attention_block"
-        names = list(file[layer].attrs["weight_names"])
-        other = one + 1 if one == 0 else one + 2
-        names[one], names[other] = names[other], names[one]
-        file[layer].attrs["weight_names"] = names
+        parts = {part: f"padded_conv2d_{i}" for i, part in enumerate(["q", "k", "v", "proj_out"])}
+        for layer in file.attrs["layer_names"]:  # named as by KerasCV on Keras 2: alike but for numbers, unlike ours
+            steps = [name.split("/") for name in file[layer].attrs["weight_names"]]
+            names = ["/".join(["x", *(parts.get(step, step) for step in name)]) for name in steps]
+            for old, new in zip(file[layer].attrs["weight_names"], names, strict=True):
+                file[layer].move(old, new)
+            if layer == "attention_block":
+                other = one + 1 if one == 0 else one + 2
+                names[one], names[other] = names[other], names[one]
+            file[layer].attrs["weight_names"] = names
     with pytest.raises(CheckpointMismatchError, match=reason):
         untouched["decoder"].load_weights(legacy)
 

@@ -172,13 +172,18 @@ def own_paths(network, architecture):
     return [Row(path, f"{path.partition('/')[0]}/{path}", "same") for path in paths]
 
 
-TABLES = (keras_cv, own, own_paths)
+def keras_cv_2(network, architecture):
+    """Lists KerasCV's weights under the names that `hdf5.write` gives them in an `.h5` of Keras 2: layer/layer/part."""
+    return [row._replace(name=ordered(row)) for row in keras_cv(network, architecture)]
 
 
 def ordered(row):
-    """The name of a weight of KerasCV's in an `.h5` of Keras 2: its layer, and below it a name of its own."""
+    """The name of a weight of KerasCV's in such a file."""
     _, layer, *inner, _, _ = row.name.split("/")
     return "/".join([layer, layer, *inner, f"{row.path.rpartition('/')[2]}:0"])
+
+
+TABLES = (keras_cv, own, own_paths, keras_cv_2)
 
 
 def _attribute(match):
