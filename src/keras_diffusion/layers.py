@@ -13,6 +13,7 @@ from keras import ops
 from keras_diffusion.architectures import Architecture
 
 _initializer = ContextVar("kernel initializer", default="glorot_uniform")
+SCORES = 2**20  # attention scores in memory at a time: 4 MB, which a processor's cache holds
 
 
 @contextmanager
@@ -125,6 +126,48 @@ class GroupNorm(keras.layers.Layer):
         return x_shape
 
 
+def attend(query, key, value, is_causal=False):
+    """`ops.dot_product_attention` of (b, n, heads, d) over (b, m, heads, d), with few scores in memory at a time.
+
+    Where n · m is large, it goes through the heads, and for each through groups of queries.
+    """
+    query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query * query.shape[-1] ** -0.5, key, value))
+    n, m, width = query.shape[2], key.shape[2], query.shape[3]
+    if is_causal or None in (n, m) or n * m < SCORES:
+        out = _weighted_sum(query, key, value, is_causal)
+    else:
+        groups = -(-n * m // SCORES)
+        size = -(-n // groups)
+        rows = ops.pad(query, ((0, 0), (0, 0), (0, groups * size - n), (0, 0)))
+        shapes = (groups, size, width), (m, width), (m, width)
+        heads = [ops.reshape(x, (-1, *shape)) for x, shape in zip((rows, key, value), shapes, strict=True)]
+        out = ops.map(lambda head: ops.map(lambda rows: _weighted_sum(rows, *head[1:]), head[0]), heads)
+        out = ops.reshape(out, (-1, query.shape[1], groups * size, width))[:, :, :n]
+    return ops.transpose(out, (0, 2, 1, 3))
+
+
+def _weighted_sum(query, key, value, is_causal=False):
+    """The values (…, m, d) weighted by the softmax of the scores (…, n, m), which is float32."""
+    scores = ops.cast(ops.matmul(query, ops.swapaxes(key, -1, -2)), "float32")
+    if is_causal:
+        positions = ops.arange(ops.shape(query)[-2])
+        scores = ops.where(positions[:, None] < positions[None, :], -1e9, scores)
+    return ops.matmul(ops.cast(ops.softmax(scores), value.dtype), value)
+
+
+_attention = ContextVar("attention", default=attend)
+
+
+@contextmanager
+def attention(function):
+    """Has the layers called inside it use another attention, with the arguments of `attend`."""
+    token = _attention.set(function)
+    try:
+        yield
+    finally:
+        _attention.reset(token)
+
+
 class Attention(keras.layers.Layer):
     """Multi-head attention (Vaswani et al. 2017) of x (b, n, c) over itself or over a context (b, m, d)."""
 
@@ -144,18 +187,12 @@ class Attention(keras.layers.Layer):
     def call(self, x, context=None):
         context = x if context is None else context
         query, key, value = self.split(self.to_q(x)), self.split(self.to_k(context)), self.split(self.to_v(context))
-        scale = (x.shape[-1] // self.heads) ** -0.5
-        scores = ops.cast(ops.matmul(query * scale, ops.transpose(key, (0, 1, 3, 2))), "float32")  # (b, heads, n, m)
-        if self.causal:
-            positions = ops.arange(ops.shape(x)[1])
-            scores = ops.where(positions[:, None] < positions[None, :], -1e9, scores)
-        out = ops.matmul(ops.cast(ops.softmax(scores), self.compute_dtype), value)
-        return self.to_out(ops.reshape(ops.transpose(out, (0, 2, 1, 3)), ops.shape(x)))
+        out = _attention.get()(query, key, value, is_causal=self.causal)
+        return self.to_out(ops.reshape(out, ops.shape(x)))
 
     def split(self, x):
-        """(b, n, c) → (b, heads, n, c / heads)"""
-        x = ops.reshape(x, (-1, ops.shape(x)[1], self.heads, x.shape[-1] // self.heads))
-        return ops.transpose(x, (0, 2, 1, 3))
+        """(b, n, c) → (b, n, heads, c / heads)"""
+        return ops.reshape(x, (-1, ops.shape(x)[1], self.heads, x.shape[-1] // self.heads))
 
     def compute_output_shape(self, x_shape, context_shape=None):
         return x_shape
