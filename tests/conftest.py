@@ -20,6 +20,7 @@ COMPUTING = {
     "engine",
     "image_encoder",
     "layers",
+    "openvino",
     "stable_diffusion",
     "text_encoder",
 }

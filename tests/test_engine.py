@@ -1,16 +1,21 @@
 """The engine: what is compiled, that loops agree, and what happens to values that are not finite."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
-from keras_diffusion import noise
+from keras_diffusion import layers, noise
 from keras_diffusion.architectures import TINY
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.engine import Conditions, Engine
+from keras_diffusion.engine import FUSED_ATTENTION, Conditions, Engine, Rows
+from keras_diffusion.engine import denoise as stage
 from keras_diffusion.errors import NumericalError
-from keras_diffusion.samplers import SAMPLERS, build
+from keras_diffusion.image_encoder import ImageEncoder
+from keras_diffusion.samplers import COLUMNS, HISTORY, SAMPLERS, build
 from keras_diffusion.text_encoder import TextEncoder
 
 SHAPE = (8, 8, 4)
@@ -115,8 +120,7 @@ def test_another_network_takes_its_place(network):
     np.testing.assert_array_equal(first, third)
 
 
-def test_loaded_weights_take_effect(network):
-    engine = Engine()
+def test_loaded_weights_take_effect(network, engine):
     *_, (_, _, before) = denoise(engine, network)
     weights = network.get_weights()
     network.set_weights([w * 0.5 for w in weights])
@@ -153,6 +157,102 @@ def test_images_are_rounded_and_clipped(engine):
     assert images.dtype == np.uint8
     assert images.shape == (1, 16, 24, 3)
     assert np.unique(images.reshape(-1, 3), axis=0).tolist() == [[0, 128, 191]]
+
+
+# ---- What a compiled step is made of
+
+
+def test_attention_scores_stay_small(network, engine, monkeypatch):
+    """At 64 × 64 latents all scores of a layer would be 64 times as many."""
+    sizes, softmax = [], ops.softmax
+    monkeypatch.setattr(ops, "softmax", lambda x: sizes.append(np.prod(x.shape)) or softmax(x))
+    latents = noise.starting_noise((0,), (64, 64, 4))
+    context = np.zeros((2, 77, TINY.text_encoder.width), "float32")
+    next(engine.denoise(network, latents, context, np.float32([3.0]), build("ddim", 1), None))
+    assert all(size < 2 * layers.SCORES for size in sizes)
+    assert sizes or keras.backend.backend() in FUSED_ATTENTION
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="lowers a JAX program")
+def test_the_program_for_cuda(network):
+    """Each convolution once, channels last as it comes and in float16; softmax in float32."""
+    import jax
+    from jax import export
+
+    half = DiffusionModel(architecture=TINY, dtype="mixed_float16")
+
+    def step(variables, *inputs):
+        with keras.StatelessScope(zip(half.variables, variables, strict=True)):
+            return stage(half, *inputs)
+
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, "float32")
+
+    rows = Rows(array(1, len(COLUMNS)), array(1, 2), array(1, TINY.diffusion_model.frequencies), array(1, 2, *SHAPE))
+    conditions = Conditions(array(4, 77, TINY.text_encoder.width), array(2))
+    inputs = array(2, *SHAPE), array(HISTORY, 2, *SHAPE), array(), rows, conditions
+    variables = [jax.ShapeDtypeStruct(variable.shape, variable.dtype) for variable in half.variables]
+    program = export.export(jax.jit(step), platforms=["cuda"])(variables, *inputs).mlir_module().splitlines()
+
+    def lines(operation):
+        return [line for line in program if f"stablehlo.{operation}" in line]
+
+    def number(kind):
+        return sum(isinstance(layer, kind) for layer in half._flatten_layers())
+
+    assert len(lines("convolution")) == number(keras.layers.Conv2D)
+    assert all(re.search(r"\(tensor<\S+xf16>, tensor<\S+xf16>\)", line) for line in lines("convolution"))
+    assert len(lines("transpose")) == 5 * number(layers.Attention)  # query, key twice, value, result; none of features
+    assert len(lines("exponential")) > number(layers.Attention)
+    assert not [line for line in lines("exponential") if re.search(r"<(\d+x){3,4}f16>", line)]
+
+
+# ---- OpenVINO
+
+
+@pytest.fixture
+def openvino():
+    pytest.importorskip("openvino")
+    return Engine("openvino")
+
+
+def test_openvino_gives_the_same(network, engine, openvino):
+    for options in {"copies": 2}, {"copies": 1}, {"rows_per_call": 4}:
+        *_, (_, _, expected) = denoise(engine, network, **options)
+        *_, (_, _, latents) = denoise(openvino, network, **options)
+        np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-4)
+
+
+def test_openvino_compiles_once_for_a_shape(network, openvino):
+    for sampler in ("ddim", "heun"):
+        denoise(openvino, network, sampler, num_steps=3)
+    assert openvino.compilations == 1
+    denoise(openvino, network, seeds=(0,))
+    assert openvino.compilations == 2
+
+
+def test_openvino_sees_loaded_weights(network, openvino):
+    test_loaded_weights_take_effect(network, openvino)
+    assert openvino.compilations == 2
+
+
+def test_openvino_encodes_and_decodes(engine, openvino):
+    keras.utils.set_random_seed(0)
+    tokens, latents = np.arange(77, dtype="int32")[None], noise.starting_noise((0,), SHAPE)
+    encoder, decoder, image_encoder = (network(architecture=TINY) for network in (TextEncoder, Decoder, ImageEncoder))
+    image = latents.repeat(2, axis=1).repeat(2, axis=2)[..., :3]
+    for run in (
+        lambda engine: engine.encode(encoder, tokens),
+        lambda engine: engine.encode_image(image_encoder, image),
+        lambda engine: engine.decode(decoder, latents).astype(float) / 255,
+    ):
+        np.testing.assert_allclose(run(openvino), run(engine), rtol=0, atol=1 / 255)
+
+
+def test_openvino_must_be_installed(monkeypatch):
+    monkeypatch.setattr("keras_diffusion.engine.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install openvino"):
+        Engine("openvino")
 
 
 @pytest.mark.parametrize("jit_compile", [None, 2, "yes"])

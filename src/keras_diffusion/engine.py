@@ -5,7 +5,10 @@ seed, sampler, number of steps, guidance) is an array, so that nothing is compil
 """
 
 import threading
+import zlib
+from importlib.util import find_spec
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
@@ -17,11 +20,18 @@ from keras_diffusion.layers import attend, attention
 from keras_diffusion.solvers import HISTORY
 
 
-def encode(network, tokens, clip_skip=None):
-    """Tokens (b, n) → context (b, n, d), with an int also that of `TextEncoder.skip`."""
-    positions = ops.broadcast_to(ops.arange(tokens.shape[1], dtype="int32"), tokens.shape)
-    inputs = [tokens, positions]
-    return ops.cast(network(inputs) if clip_skip is None else network.skip(inputs, clip_skip), "float32")
+def encode(network, tokens):
+    """Tokens (b, n) → context (b, n, d)."""
+    return ops.cast(network(with_positions(tokens)), "float32")
+
+
+def encode_skipping(network, tokens, clip_skip):
+    """Tokens (b, n) → context (b, n, d) without the last blocks, see `TextEncoder.skip`."""
+    return ops.cast(network.skip(with_positions(tokens), clip_skip), "float32")
+
+
+def with_positions(tokens):
+    return [tokens, ops.broadcast_to(ops.arange(tokens.shape[1], dtype="int32"), tokens.shape)]
 
 
 def encode_image(network, image):
@@ -167,7 +177,27 @@ def _torch(function, network, jit_compile, traced):
     return torch.compile(run, dynamic=False) if jit_compile is True else run
 
 
-COMPILERS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
+def _openvino(function, network, jit_compile, traced):
+    """Has OpenVINO run the network, and the backend the little arithmetic around it."""
+    from keras_diffusion.openvino import compile_network
+
+    compiled_for = compiled = None
+
+    def predict(inputs):
+        nonlocal compiled_for, compiled
+        arrays = [np.ascontiguousarray(ops.convert_to_numpy(x)) for x in keras.tree.flatten(inputs)]
+        shapes = [array.shape for array in arrays]
+        if compiled_for != shapes:
+            traced()
+            compiled_for, compiled = shapes, compile_network(network, shapes)
+        return ops.convert_to_tensor(compiled(*arrays))
+
+    return lambda *inputs: function(predict, *inputs)
+
+
+COMPILERS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch, "openvino": _openvino}
+ONLY_ON_BACKENDS = (encode_skipping,)  # they ask more of a network than its output
+FROZEN = ("openvino",)  # compiled graphs that hold the weights they were compiled with
 FUSED_ATTENTION = {"torch": ops.dot_product_attention}  # one operation, which is faster than `layers.attend`
 
 
@@ -176,7 +206,8 @@ class Engine:
 
     Args:
         jit_compile: True for XLA on TensorFlow and `torch.compile` on torch; "auto" or False for TensorFlow's plain
-            graph and eager torch. JAX compiles in any case.
+            graph and eager torch. JAX compiles in any case. "openvino" has OpenVINO run the networks on the processor,
+            whatever the backend; each is compiled for one shape at a time, and again when its weights have changed.
 
     Attributes:
         compilations: How many times a stage was compiled, once for each network, image size and batch size; eager torch
@@ -184,11 +215,21 @@ class Engine:
     """
 
     def __init__(self, jit_compile="auto"):
-        if jit_compile not in (True, False, "auto"):
-            raise ValueError(f"`jit_compile` must be True, False or 'auto'. Received: jit_compile={jit_compile!r:.200}")
+        if jit_compile not in (True, False, "auto", "openvino"):
+            raise ValueError(
+                "`jit_compile` must be True, False, 'auto' or 'openvino'. "
+                f"Received: jit_compile={repr(jit_compile)[:200]}"
+            )
+        if jit_compile == "openvino" and not find_spec("openvino"):
+            raise ImportError(
+                "`jit_compile='openvino'` needs the package openvino; install it with: pip install openvino. "
+                "Received: jit_compile='openvino'"
+            )
         self.jit_compile = jit_compile
+        self._compiler = "openvino" if jit_compile == "openvino" else keras.backend.backend()
         self.compilations = 0
         self._compiled = {}
+        self._weights = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def run(self, stage, network, *inputs):
@@ -197,7 +238,8 @@ class Engine:
             place = stage, network.name  # a steered diffusion model leaves the plain one what was compiled for it
             compiled_for, compiled = self._compiled.get(place, (None, None))
             if compiled_for is not network:
-                compiled = COMPILERS[keras.backend.backend()](stage, network, self.jit_compile, self._traced)
+                compiler = keras.backend.backend() if stage in ONLY_ON_BACKENDS else self._compiler
+                compiled = COMPILERS[compiler](stage, network, self.jit_compile, self._traced)
                 self._compiled[place] = network, compiled
         with attention(FUSED_ATTENTION.get(keras.backend.backend(), attend)):
             return compiled(*_tensors(inputs))
@@ -205,17 +247,29 @@ class Engine:
     def _traced(self):
         self.compilations += 1
 
+    def _forget_stale(self, network):
+        """Has a network compiled again that had other weights, where a compiled graph does not look them up."""
+        if self._compiler in FROZEN:
+            weights = checksum(network)
+            with self._lock:
+                if self._weights.get(network) != weights:
+                    self._compiled = {place: pair for place, pair in self._compiled.items() if pair[0] is not network}
+                    self._weights[network] = weights
+
     def encode(self, text_encoder, tokens, clip_skip=0):
         """Tokens (b, n) → context, a float32 array (b, n, d), without the last `clip_skip` blocks."""
-        inputs = (tokens, np.int32(clip_skip)) if clip_skip else (tokens,)
-        return finite("text encoding", self.run(encode, text_encoder, *inputs))
+        self._forget_stale(text_encoder)
+        stage, *inputs = (encode_skipping, tokens, np.int32(clip_skip)) if clip_skip else (encode, tokens)
+        return finite("text encoding", self.run(stage, text_encoder, *inputs))
 
     def encode_image(self, image_encoder, image):
         """Images (b, h, w, 3) in [-1, 1] → latents, a float32 array (b, h/f, w/f, c)."""
+        self._forget_stale(image_encoder)
         return finite("image encoding", self.run(encode_image, image_encoder, image.astype("float32")))
 
     def decode(self, decoder, latents):
         """Latents → images, a uint8 array (b, h, w, 3)."""
+        self._forget_stale(decoder)
         return finite("decoding", self.run(decode, decoder, latents)).round().astype("uint8")
 
     def denoise(self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1, scales=None):
@@ -238,6 +292,9 @@ class Engine:
         Raises:
             NumericalError: If the latents are not finite.
         """
+        self._forget_stale(diffusion_model)
+        if self._compiler in FROZEN:  # it runs the network alone: there is no graph of several rows
+            rows_per_call = 1
         frequencies = diffusion_model.architecture.diffusion_model.frequencies
         count = len(table.rows)
         columns = table.rows.astype("float32")
@@ -259,6 +316,14 @@ class Engine:
             current = finite(f"denoising step {step + 1}", latents)
             if step not in table.steps[index[-1] + 1 :]:  # some solvers take two rows for a step
                 yield int(step), float(timestep), current
+
+
+def checksum(network):
+    """A number that changes with the weights of a network."""
+    value = 0
+    for variable in network.variables:
+        value = zlib.crc32(np.ascontiguousarray(ops.convert_to_numpy(variable)).view("uint8"), value)
+    return value
 
 
 def finite(stage, tensor):

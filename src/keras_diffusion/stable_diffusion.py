@@ -37,7 +37,8 @@ class StableDiffusion:
             size the model was trained at.
         img_width: Likewise, the width.
         jit_compile: True compiles with XLA on TensorFlow and `torch.compile` on torch; "auto" and False run
-            TensorFlow's plain graph and eager torch. JAX compiles in any case.
+            TensorFlow's plain graph and eager torch. JAX compiles in any case. "openvino" runs the networks with
+            OpenVINO on the processor, whatever the backend.
         dtype: "float32", "mixed_float16", "mixed_bfloat16", "float16" or "bfloat16", for the text encoder and the
             diffusion model; the autoencoder always computes in float32. None takes Keras' global policy.
         preset: The weights: a bundled name ("emoji"), a folder in diffusers layout, a single .safetensors or .ckpt file

@@ -1,0 +1,237 @@
+"""The networks as static OpenVINO graphs: one row of `LOWERINGS` for each kind of layer.
+
+Inside a graph feature maps are (b, c, h, w) and tokens (b, n, c); inputs and outputs are those of the network.
+"""
+
+from functools import partial
+
+import keras
+import numpy as np
+import openvino
+from openvino import opset13 as ov
+
+from keras_diffusion import layers
+from keras_diffusion.text_encoder import ACTIVATIONS, EncoderLayer
+
+PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+TO_INSIDE, TO_OUTSIDE = (0, 3, 1, 2), (0, 2, 3, 1)
+
+
+def compile_network(network, shapes):
+    """Compiles a network for inputs of fixed shapes.
+
+    Args:
+        network: A network of this package.
+        shapes: The shape of each of its inputs.
+
+    Returns:
+        A function of NumPy arrays, one for each input, that returns the output as a NumPy array.
+
+    Raises:
+        TypeError: If the network has a layer without a row in `LOWERINGS`.
+    """
+    parameters = [
+        ov.parameter(shape, np.dtype(x.dtype) if "int" in x.dtype else np.float32, name=x.name)
+        for x, shape in zip(network.inputs, shapes, strict=True)
+    ]
+    inputs = [transpose(x, TO_INSIDE) if is_map(x) else x.output(0) for x in parameters]
+    output = network._run_through_graph(inputs, operation_fn=lambda layer: partial(lower, layer))
+    model = openvino.Model([transpose(output, TO_OUTSIDE) if is_map(output) else output], parameters, network.name)
+    hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[network.layers[-1].compute_dtype], "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    return lambda *arrays: compiled(arrays)[0]
+
+
+def lower(layer, *inputs):
+    """The output of a layer."""
+    if type(layer) not in LOWERINGS:
+        raise TypeError(
+            f"OpenVINO runs the layers of this package's networks; {layer.name!r} is another one. Use another "
+            f"`jit_compile`. Received: {type(layer).__name__}"
+        )
+    return LOWERINGS[type(layer)](layer, *inputs)
+
+
+def is_map(x):
+    return len(x.shape) == 4
+
+
+def constant(values):
+    """A float32 constant, which shares the memory of a weight where that is possible."""
+    array = keras.ops.convert_to_numpy(values)
+    return ov.constant(np.ascontiguousarray(array, "float32"), shared_memory=True)
+
+
+def transpose(x, order):
+    return ov.transpose(x, np.array(order)).output(0)
+
+
+def reshape(x, shape):
+    return ov.reshape(x, np.array(shape), special_zero=False).output(0)
+
+
+def over_channels(vector, x):
+    """A weight (c,), to be combined with x."""
+    return constant(keras.ops.reshape(vector, (1, -1, 1, 1) if is_map(x) else (1, 1, -1)))
+
+
+# ---- Keras' own layers
+
+
+def dense(layer, x):
+    kernel = keras.ops.convert_to_numpy(layer.kernel)
+    if is_map(x):
+        x = ov.convolution(x, constant(kernel.T[:, :, None, None]), [1, 1], [0, 0], [0, 0], [1, 1])
+    else:
+        x = ov.matmul(x, constant(kernel.T), False, True)
+    if layer.use_bias:
+        bias = (1, -1, 1, 1) if is_map(x) else (1,) * (len(x.shape) - 1) + (-1,)
+        x = ov.add(x, constant(keras.ops.reshape(layer.bias, bias)))
+    return x.output(0)
+
+
+def conv(layer, x, padding=None):
+    before, after = padding or ((1, 1) if layer.padding == "same" else (0, 0))
+    kernel = constant(keras.ops.convert_to_numpy(layer.kernel).transpose(3, 2, 0, 1))
+    x = ov.convolution(x, kernel, list(layer.strides), [before] * 2, [after] * 2, [1, 1])
+    return ov.add(x, over_channels(layer.bias, x)).output(0)
+
+
+def embedding(layer, x):
+    return ov.gather(constant(layer.embeddings), x, np.array(0)).output(0)
+
+
+def layer_norm(layer, x):
+    x = ov.mvn(x, np.array([-1]), True, layer.epsilon, "inside_sqrt")
+    return ov.add(ov.multiply(x, over_channels(layer.gamma, x)), over_channels(layer.beta, x)).output(0)
+
+
+def activation(layer, x):
+    if layer.activation is not keras.activations.silu:
+        raise TypeError(f"Only SiLU has a row here. Received: activation={layer.activation!r:.200}")
+    return ov.swish(x).output(0)
+
+
+def rescaling(layer, x):
+    return ov.multiply(x, constant(np.float32(layer.scale))).output(0)
+
+
+def add(layer, terms):
+    first, *others = terms
+    for other in others:
+        first = ov.add(first, other).output(0)
+    return first
+
+
+def concatenate(layer, inputs):
+    return ov.concat(inputs, 1 if is_map(inputs[0]) else -1).output(0)
+
+
+def channels_of(layer, x, key):
+    """x[..., start:stop] of a feature map."""
+    _, channels = key
+    start, stop, step = (np.array([i]) for i in channels.indices(x.shape[1]))
+    return ov.slice(x, start, stop, step, np.array([1])).output(0)
+
+
+# ---- Layers of layers.py and of the text encoder
+
+
+def group_norm(layer, x):
+    gamma, beta = (constant(weight) for weight in (layer.gamma, layer.beta))
+    x = ov.group_normalization(x, gamma, beta, layer.groups, layer.epsilon)
+    return (ov.swish(x) if layer.silu else x).output(0)
+
+
+def attention(layer, x, context=None):
+    def split(x):
+        return transpose(reshape(x, (x.shape[0], x.shape[1], layer.heads, -1)), (0, 2, 1, 3))
+
+    context = x if context is None else context
+    query, key, value = lower(layer.to_q, x), lower(layer.to_k, context), lower(layer.to_v, context)
+    out = ov.scaled_dot_product_attention(split(query), split(key), split(value), causal=layer.causal)
+    return lower(layer.to_out, reshape(transpose(out, (0, 2, 1, 3)), query.shape))
+
+
+def feed_forward(layer, x):
+    x, gate = ov.split(lower(layer.net_0_proj, x), np.array(-1), 2).outputs()
+    return lower(layer.net_2, ov.multiply(x, ov.gelu(gate, "erf")).output(0))
+
+
+def transformer_block(layer, x, context):
+    x = ov.add(x, attention(layer.attn1, lower(layer.norm1, x))).output(0)
+    x = ov.add(x, attention(layer.attn2, lower(layer.norm2, x), context)).output(0)
+    return ov.add(x, feed_forward(layer.ff, lower(layer.norm3, x))).output(0)
+
+
+def to_tokens(x):
+    return transpose(reshape(x, (*x.shape[:2], -1)), (0, 2, 1))
+
+
+def to_map(x, shape):
+    return reshape(transpose(x, (0, 2, 1)), shape)
+
+
+def spatial_transformer(layer, x, context):
+    tokens = lower(layer.proj_in, to_tokens(group_norm(layer.norm, x)))
+    for block in layer.blocks:
+        tokens = transformer_block(block, tokens, context)
+    return ov.add(to_map(lower(layer.proj_out, tokens), x.shape), x).output(0)
+
+
+def spatial_attention(layer, x):
+    attended = attention(layer.attention, to_tokens(group_norm(layer.group_norm, x)))
+    return ov.add(x, to_map(attended, x.shape)).output(0)
+
+
+def residual_block(layer, x, time=None):
+    residual = lower(layer.conv_shortcut, x) if layer.conv_shortcut else x
+    x = conv(layer.conv1, group_norm(layer.norm1, x))
+    if time is not None:
+        time = lower(layer.time_emb_proj, time)
+        x = ov.add(x, reshape(time, (*time.shape, 1, 1))).output(0)
+    return ov.add(conv(layer.conv2, group_norm(layer.norm2, x)), residual).output(0)
+
+
+def downsample(layer, x):
+    return conv(layer.conv, x, padding=layer.pad.padding[0])
+
+
+def upsample(layer, x, like=None):
+    rows, columns = (2 * side for side in list(x.shape)[2:])
+    x = ov.interpolate(
+        x, np.array([rows, columns]), "nearest", "sizes", axes=np.array([2, 3]),
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
+    if like is not None and list(like.shape)[2:] != [rows, columns]:
+        stop = np.array(list(like.shape)[2:])
+        x = ov.slice(x, np.array([0, 0]), stop, np.array([1, 1]), np.array([2, 3]))
+    return conv(layer.conv, x.output(0))
+
+
+def encoder_layer(layer, x):
+    x = ov.add(x, attention(layer.self_attn, lower(layer.layer_norm1, x))).output(0)
+    hidden = lower(layer.mlp_fc1, lower(layer.layer_norm2, x))
+    quick = layer.activation is ACTIVATIONS["quick_gelu"]
+    hidden = ov.swish(hidden, np.array(1.702, "float32")) if quick else ov.gelu(hidden, "erf")
+    return ov.add(x, lower(layer.mlp_fc2, hidden.output(0))).output(0)
+
+
+LOWERINGS = {
+    keras.layers.Dense: dense,
+    keras.layers.Conv2D: conv,
+    keras.layers.Embedding: embedding,
+    keras.layers.LayerNormalization: layer_norm,
+    keras.layers.Activation: activation,
+    keras.layers.Rescaling: rescaling,
+    keras.layers.Add: add,
+    keras.layers.Concatenate: concatenate,
+    layers.GroupNorm: group_norm,
+    layers.SpatialTransformer: spatial_transformer,
+    layers.SpatialAttention: spatial_attention,
+    layers.ResidualBlock: residual_block,
+    layers.Downsample: downsample,
+    layers.Upsample: upsample,
+    EncoderLayer: encoder_layer,
+    type(keras.Input((1,))[..., :1]._keras_history.operation): channels_of,  # the indexing of a symbolic tensor
+}

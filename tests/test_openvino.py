@@ -1,0 +1,44 @@
+"""OpenVINO's graphs of the networks, against diffusers and transformers."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_diffusion.architectures import TINY
+from keras_diffusion.decoder import Decoder
+from keras_diffusion.diffusion_model import timestep_embedding
+from keras_diffusion.layers import Network
+
+from .golden import comparison, networks
+
+pytest.importorskip("openvino")
+from keras_diffusion.openvino import compile_network
+
+# Both activations; odd sizes and cut upsampling; several blocks; other latent channels.
+CASES = [
+    ("text_encoder", "short"),
+    ("text_encoder", "sd2"),
+    ("diffusion_model", "small_emoji"),
+    ("diffusion_model", "deep"),
+    ("image_encoder", "wide"),
+    ("decoder", "wide"),
+]
+
+
+@pytest.mark.parametrize(("network", "name"), CASES)
+def test_computes_what_the_reference_computes(network, name):
+    case, model = comparison.case(network, name), comparison.built(network, name)
+    for call, expected in zip(case.calls, networks.expected(case), strict=True):
+        inputs = list(networks.inputs(case, call))
+        if network == "diffusion_model":
+            inputs[1] = timestep_embedding(inputs[1], case.architecture.diffusion_model.frequencies)
+        output = compile_network(model, [x.shape for x in inputs])(*inputs)
+        np.testing.assert_allclose(output, expected, rtol=0, atol=comparison.TOLERANCE)
+
+
+@pytest.mark.parametrize("layer", [keras.layers.ReLU(name="stranger"), keras.layers.Activation("relu", name="relu")])
+def test_layers_it_does_not_know_are_refused(layer):
+    decoder = Decoder(architecture=TINY, initialize=False)
+    network = Network(decoder.input, layer(decoder.output), TINY, "strange")
+    with pytest.raises(TypeError, match=r"Received: .*(ReLU|relu)"):
+        compile_network(network, [(1, 2, 2, 4)])
