@@ -168,7 +168,7 @@ def test_attention_scores_stay_small(network, engine, monkeypatch):
     monkeypatch.setattr(ops, "softmax", lambda x: sizes.append(np.prod(x.shape)) or softmax(x))
     latents = noise.starting_noise((0,), (64, 64, 4))
     context = np.zeros((2, 77, TINY.text_encoder.width), "float32")
-    next(engine.denoise(network, latents, context, np.float32([3.0]), build("ddim", 1), None))
+    next(engine.denoise(network, latents, Conditions(context, np.float32([3.0])), build("ddim", 1), None))
     assert all(size < 2 * layers.SCORES for size in sizes)
     assert sizes or keras.backend.backend() in FUSED_ATTENTION
 

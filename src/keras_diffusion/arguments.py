@@ -25,12 +25,13 @@ def whole_number(name, value, smallest, largest):
     return int(value)
 
 
-def number(name, value, smallest, largest):
-    """Returns `value` as a float if it is a number within the range."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{name}` must be a number from {smallest} to {largest}. Received: {name}={shorten(value)}")
-    if not smallest <= value <= largest:
-        raise ValueError(f"`{name}` must be from {smallest} to {largest}. Received: {name}={shorten(value)}")
+def number(name, value, smallest=-math.inf, largest=math.inf):
+    """Returns `value` as a float if it is a finite number within the range."""
+    allowed = "a finite number" if largest == math.inf else f"a number from {smallest} to {largest}"
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be {allowed}. Received: {name}={shorten(value)}")
+    if not (math.isfinite(value) and smallest <= value <= largest):
+        raise ValueError(f"`{name}` must be {allowed}. Received: {name}={shorten(value)}")
     return float(value)
 
 

@@ -181,7 +181,7 @@ class StableDiffusion:
         Args:
             path: A safetensors file or a pickle of diffusers, peft or kohya's sd-scripts, for linear layers and for
                 convolutions (LoCon).
-            scale: How strong it is, -1000 to 1000; 1 as it was trained.
+            scale: How strong it is, any finite number; 1 as it was trained.
             name: What to call it; None takes the file's name without its suffix.
 
         Returns:
@@ -193,7 +193,7 @@ class StableDiffusion:
             CorruptCheckpointError: If the file is damaged or of another kind.
             FileNotFoundError: If there is no file.
             TypeError: If an argument is of the wrong type.
-            ValueError: If a LoRA of this name is loaded, `scale` is out of its range, or a network has been replaced.
+            ValueError: If a LoRA of this name is loaded, `scale` is not finite, or a network has been replaced.
         """
         return self._loras.load(
             path, scale, name, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model

@@ -181,9 +181,9 @@ def test_a_file_that_does_not_fit_changes_nothing(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"scale": "1"}, TypeError, "`scale` must be a number"),
-        ({"scale": True}, TypeError, "`scale` must be a number"),
-        ({"scale": float("nan")}, ValueError, "`scale` must be finite"),
+        ({"scale": "1"}, TypeError, "`scale` must be a finite number"),
+        ({"scale": True}, TypeError, "`scale` must be a finite number"),
+        ({"scale": float("nan")}, ValueError, "`scale` must be a finite number"),
         ({"name": 3}, TypeError, "`name` must be a str"),
         ({"name": "taken"}, ValueError, "is loaded"),
         ({"path": "nowhere.safetensors"}, FileNotFoundError, "nowhere"),

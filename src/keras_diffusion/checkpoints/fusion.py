@@ -33,7 +33,7 @@ class Loras:
 
     def load(self, path, scale, name, **networks):
         """Fuses a file into networks; see `StableDiffusion.load_lora`."""
-        scale = arguments.number("scale", scale, -1000, 1000)
+        scale = arguments.number("scale", scale)
         name = Path(path).stem if name is None else name
         if not isinstance(name, str):
             raise TypeError(f"`name` must be a str. Received: name={name!r:.200}")

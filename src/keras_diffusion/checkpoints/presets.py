@@ -61,9 +61,9 @@ def find(name_or_path, may_download=False):
     if source(name_or_path):
         return download.fetch(name_or_path, offline=None if may_download else True)
     path = Path(name_or_path)
-    if path.is_file() or (path / INDEX).is_file() or is_keras_cv(path):
+    if os.path.exists(path) and (path.is_file() or (path / INDEX).is_file() or is_keras_cv(path)):
         return path
-    found = f"a folder without {INDEX}" if path.is_dir() else "neither a name nor a path"
+    found = f"a folder without {INDEX}" if os.path.isdir(path) else "neither a name nor a path"
     raise ValueError(
         f"There is no such model, this is {found}. Give a bundled name ({', '.join(BUNDLED)}), a single file in the "
         f"original (LDM) layout, a folder of KerasCV's .h5 files, or one in diffusers layout, which holds "
