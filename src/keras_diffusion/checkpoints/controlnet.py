@@ -111,8 +111,8 @@ def _problems(config, architecture):
             allowed = " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed
             yield f"{option}={value!r:.200}, only {allowed} is possible"
     widths, factor = config.get(WIDTHS, OWN[WIDTHS][0]), architecture.autoencoder.factor
-    if isinstance(widths, list) and 2 ** (len(widths) - 1) != factor:
-        yield f"{WIDTHS} has {len(widths)} widths, only {factor.bit_length()} are possible"
+    if not (isinstance(widths, list) and 2 ** (len(widths) - 1) == factor):
+        yield f"{WIDTHS}={widths!r:.200}, only a list of {factor.bit_length()} widths is possible"
 
 
 def _given(config):
