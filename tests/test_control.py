@@ -116,7 +116,7 @@ def test_draws_what_diffusers_draws(folders, model, nets, control, guidance):
     expected = (expected * 255).round()
     assert np.isin(expected, (0, 255)).mean() < 0.5
     assert decibel(draw(control=[(nets[name], IMAGES[name], *rest) for name, rest in control.items()]), expected) >= 60
-    assert decibel(draw(), expected) < 40
+    assert decibel(draw(), expected) < 55
 
 
 # ---- What costs nothing and what is the same
