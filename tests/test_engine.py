@@ -18,6 +18,8 @@ from keras_diffusion.image_encoder import ImageEncoder
 from keras_diffusion.samplers import COLUMNS, HISTORY, SAMPLERS, build
 from keras_diffusion.text_encoder import TextEncoder
 
+# Importing openvino forks, which JAX warns about once it runs.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 SHAPE = (8, 8, 4)
 COMPILES = keras.backend.backend() != "torch"
 

@@ -14,6 +14,8 @@ from .golden import comparison, networks
 pytest.importorskip("openvino")
 from keras_diffusion.openvino import compile_network
 
+# Importing openvino forks, which JAX warns about once it runs.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 # Both activations; odd sizes and cut upsampling; several blocks; other latent channels.
 CASES = [
     ("text_encoder", "short"),
