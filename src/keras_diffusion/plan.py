@@ -23,7 +23,7 @@ class Plan(NamedTuple):
         noise: Unit noise to start from, float32 (b, h/f, w/f, c).
         guidance: float32 (b,).
         rescale: float32 (b,).
-        image: Pixels to start from, float32 (b, h, w, 3) in [0, 255], or None.
+        image: Pixels to start from, float32 (b, h, w, 3) in [0, 255], or latents, float32 (b, h/f, w/f, c), or None.
         mask: Which of them are repainted, bool (b, h, w), or None.
         controls: A list of `control.Control`.
         callback: A function, or None.
@@ -94,8 +94,7 @@ def plan(
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
     prompt = read(model, name, prompt, **reading)
     if image is not None:
-        image = _picture(model, image, img_height, img_width)
-        img_height, img_width = image.shape[1:3]
+        image, (img_height, img_width) = _start(model, image, img_height, img_width)
         if batch_size is None and len(prompt) == 1:
             batch_size = len(image)
     elif mask is not None or strength is not None:
@@ -105,6 +104,8 @@ def plan(
     if image is not None:
         image = np.stack(arguments.repeated("image", list(image), count))
     if mask is not None:
+        if image.shape[-1] != 3:
+            raise ValueError(f"`mask` needs an `image` of pixels. Received: latents of shape {image.shape}")
         white = arguments.choice("mask_white", mask_white, images.MASK_WHITE)
         mask = np.stack(arguments.repeated("mask", list(images.mask("mask", mask, size, white)), count))
     if seed is not None and diffusion_noise is not None:
@@ -154,11 +155,18 @@ def _table(model, sampler, num_steps, strength, spread):
     return build(sampler, num_steps, start=arguments.left_out("strength", strength, table.steps[-1] + 1), **schedule)
 
 
-def _picture(model, image, height, width):
-    """Pixels (b, h, w, 3), scaled where a height or width is given."""
+def _start(model, image, height, width):
+    """What to start from, pixels or latents, and its size in pixels; pixels are scaled where a side is given."""
+    autoencoder = model.architecture.autoencoder
+    if np.shape(image)[-1:] == (autoencoder.latent_channels,) and np.ndim(image) == 4:
+        latents = arguments.array("image", image, np.shape(image))
+        size = tuple(autoencoder.factor * side for side in latents.shape[1:3])
+        if (height or size[0], width or size[1]) != size:
+            raise ValueError(f"Latents cannot be scaled. Received: latents of {size}, {height=!r:.99}, {width=!r:.99}")
+        return latents, size
     pixels = images.pictures("image", image)
     size = pixels.shape[1:3]
     wanted = tuple(side if given is None else given for given, side in zip((height, width), size, strict=True))
     for name, side in zip(("the height of `image`", "the width of `image`"), wanted, strict=True):
         model.side(name, side)
-    return pixels if wanted == size else images.resize(pixels, wanted).clip(0, 255)
+    return (pixels if wanted == size else images.resize(pixels, wanted).clip(0, 255)), wanted

@@ -286,8 +286,8 @@ class StableDiffusion:
 
         Args:
             image: The picture, or one for each image: a path to a PNG, JPEG or WebP file, a PIL image, an array (h, w,
-                3) or (b, h, w, 3), uint8 or floats in [0, 1], or a list of them. Its size is that of the images; the
-                options `img_height` and `img_width` scale it first.
+                3) or (b, h, w, 3), uint8 or floats in [0, 1], or a list of them; or latents (b, h/f, w/f, c). Its size
+                is that of the images; the options `img_height` and `img_width` scale pictures first.
             prompt: What to draw.
             strength: How much to change: more than 0, at most 1. The first `num_steps * (1 - strength)` steps are left
                 out; at 1 nothing remains of the picture.
@@ -509,7 +509,9 @@ class StableDiffusion:
 
     def _steps(self, plan):
         """Yields the number of each step, from 1, its timestep and the latents after it."""
-        table, known = plan.table, None if plan.image is None else self._latents_of(plan.image)
+        table, known = plan.table, plan.image
+        if known is not None and known.shape[1:3] != plan.noise.shape[1:3]:
+            known = self._latents_of(known)
         latents = np.float32(table.initial_scale) * plan.noise
         if known is not None and (plan.mask is None or table.steps[0] > 0):
             latents = np.float32(table.alphas[0]) * known + np.float32(table.sigmas[0]) * plan.noise
@@ -547,7 +549,7 @@ class StableDiffusion:
         if self.architecture.diffusion_model.in_channels > channels:  # a model for inpainting sees what is known
             factor = self.architecture.autoencoder.factor
             mask = np.ones((count, factor * height, factor * width), bool) if plan.mask is None else plan.mask
-            rest = np.where(mask[..., None], 127.5, 0.0 if plan.image is None else plan.image)
+            rest = np.where(mask[..., None], 127.5, np.zeros(3) if plan.image is None else plan.image)
             extra = np.concatenate([self._cells(mask).astype("float32"), self._latents_of(rest)], axis=-1)
             return conditions._replace(extra=extra)
         if plan.mask is None:
