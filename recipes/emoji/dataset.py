@@ -98,7 +98,7 @@ def captions(label, tags, style, style_weight=0.2):
     """
     phrases = [f"a {label}", f"a picture of a {label}"]
     tag_texts = [*tags, *(f"{a}, {b}" for a, b in pairwise(tags))]
-    tag_weight = 0.2 if tag_texts else 0.0
+    tag_weight = 0.1 if tag_texts else 0.0
     return [
         ("", 0.1),
         (label, 0.8 - style_weight - tag_weight),

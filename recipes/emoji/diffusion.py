@@ -26,6 +26,20 @@ ARCHITECTURE = architectures.EMOJI
 LENGTH = ARCHITECTURE.text_encoder.length
 
 
+class Muon(keras.optimizers.Muon):
+    """Muon (Jordan et al. 2024) for convolutions too, each as a matrix of inputs by outputs; AdamW for the rest."""
+
+    def _should_use_adamw(self, variable):
+        return len(variable.shape) not in (2, 4) or "embedding" in variable.path
+
+    def _muon_update_step(self, gradient, variable, lr, m):
+        self.assign(m, self.momentum * m + gradient)
+        update = ops.reshape(gradient + self.momentum * m, (-1, variable.shape[-1]))
+        update = self.zeropower_via_newtonschulz5(ops.cast(update, "bfloat16"), self.ns_steps)
+        update = self.lr_adjust(lr * ops.cast(update, variable.dtype))
+        self.assign_sub(variable, ops.reshape(update, variable.shape))
+
+
 class DiffusionTrainer(keras.Model):
     """Squared error of the velocity (Salimans & Ho 2022), less where the noise is weak.
 
@@ -116,8 +130,10 @@ def main():
     parser.add_argument("--styles", nargs="+", default=["noto"])
     parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--dtype", default="float32", help="mixed_bfloat16 is faster on processors that have it")
     arguments = parser.parse_args()
 
+    keras.config.set_dtype_policy(arguments.dtype)
     keras.utils.set_random_seed(0)
     with np.load(arguments.autoencoder) as autoencoder:
         pictures = Pictures(dataset.load(arguments.dataset), autoencoder["latents"], arguments.styles)
@@ -133,8 +149,8 @@ def main():
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, arguments.steps, alpha=0.02, warmup_target=arguments.learning_rate, warmup_steps=100
     )
-    optimizer = keras.optimizers.AdamW(
-        schedule, weight_decay=1e-2, global_clipnorm=1.0, use_ema=True, ema_momentum=0.998
+    optimizer = Muon(
+        schedule, weight_decay=1e-2, adam_weight_decay=1e-2, global_clipnorm=1.0, use_ema=True, ema_momentum=0.998
     )
     trainer.compile(optimizer, jit_compile=False)
     print(f"{len(pictures.chosen)} pictures, {len(pictures.tokens)} captions", flush=True)

@@ -162,7 +162,7 @@ def test_captions():
         *("fruit", "red", "ripe", "fruit, red", "red, ripe"),
     }
     assert weights[""] == pytest.approx(0.1)
-    assert weights["red apple"] == pytest.approx(0.4)
+    assert weights["red apple"] == pytest.approx(0.5)
     assert weights["a red apple"] == weights["a picture of a red apple"] == pytest.approx(0.05)
     assert weights["red apple, noto style"] == pytest.approx(0.2)
     assert weights["fruit"] == weights["red, ripe"] == pytest.approx(0.04)
