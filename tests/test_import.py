@@ -26,7 +26,8 @@ sys.addaudithook(lambda event, arguments: events.append(event))
 
 import keras_diffusion
 for module in pkgutil.walk_packages(keras_diffusion.__path__, "keras_diffusion."):
-    importlib.import_module(module.name)
+    if module.name != "keras_diffusion.openvino":  # imported on request, and needs an extra
+        importlib.import_module(module.name)
 
 report = dict(
     modules=sorted(set(sys.modules) - modules),
