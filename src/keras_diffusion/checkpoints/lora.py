@@ -50,7 +50,7 @@ PARTS = {  # how the name of a tensor ends → what it is to the layer named bef
     ".alpha": "alpha",
 }
 WEIGHTS = {"matrix", "pointwise", "conv"}  # layouts of the tensors that a LoRA can change
-ALPHAS = {"F64": "<f8", "I64": "<i8"}  # what an alpha may be stored in, beside `DTYPES`
+ALPHAS = ("F64", "I64")  # what an alpha may be stored in, beside `DTYPES`
 METADATA = "lora_adapter_metadata"  # peft's configuration in a file of diffusers
 FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
     "a DoRA, which is not supported": r"dora_scale|lora_magnitude_vector",
@@ -172,9 +172,7 @@ def magnitude(tensor):
 
 def number(tensor):
     """The value of an alpha."""
-    if tensor.dtype in DTYPES:
-        return read(tensor).item()
-    return np.fromfile(tensor.path, ALPHAS[tensor.dtype], 1, offset=tensor.offset).item()
+    return read(tensor).item()
 
 
 def change(parts, factor):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from keras_diffusion.checkpoints import safetensors
+from keras_diffusion.checkpoints import pickles, safetensors
 
 
 def index(path):
@@ -19,11 +19,7 @@ def index(path):
         CorruptCheckpointError: If the file is damaged or of another kind.
         UnsafeCheckpointError: If a pickle asks for something that only hostile ones ask for.
     """
-    if is_pickle(path):
-        from keras_diffusion.checkpoints import pickles
-
-        return pickles.index(path)
-    return safetensors.index(path)
+    return (pickles if is_pickle(path) else safetensors).index(path)
 
 
 def metadata(path):
