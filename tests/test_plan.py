@@ -94,6 +94,8 @@ def test_a_model_for_inpainting_draws_with_and_without_a_picture():
 
     np.testing.assert_array_equal(image[~MASK], PICTURE[~MASK])
     assert model.text_to_image("a cat", **QUICK).shape == (1, 64, 64, 3)
+    latents = model.text_to_image("a cat", output="latents", **QUICK)
+    assert model.image_to_image(latents, "a cat", **QUICK).shape == (1, 64, 64, 3)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -549,7 +549,7 @@ class StableDiffusion:
         if self.architecture.diffusion_model.in_channels > channels:  # a model for inpainting sees what is known
             factor = self.architecture.autoencoder.factor
             mask = np.ones((count, factor * height, factor * width), bool) if plan.mask is None else plan.mask
-            rest = np.where(mask[..., None], 127.5, np.zeros(3) if plan.image is None else plan.image)
+            rest = np.where(mask[..., None], 127.5, np.zeros(3) if plan.mask is None else plan.image)
             extra = np.concatenate([self._cells(mask).astype("float32"), self._latents_of(rest)], axis=-1)
             return conditions._replace(extra=extra)
         if plan.mask is None:
