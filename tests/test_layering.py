@@ -26,6 +26,7 @@ LEVELS = {
     "layers": 1,
     "solvers": 1,
     "flows": 1.5,
+    "winograd": 1.5,
     "text_encoder": 2,
     "diffusion_model": 2,
     "decoder": 2,

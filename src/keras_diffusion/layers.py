@@ -81,7 +81,32 @@ def dense(units, name, use_bias=True):
 
 def conv(channels, name, strides=1, padding="same"):
     """A 3×3 convolution."""
-    return keras.layers.Conv2D(channels, 3, strides, padding, kernel_initializer=_initializer.get(), name=name)
+    return Conv2D(channels, 3, strides, padding, kernel_initializer=_initializer.get(), name=name)
+
+
+@contextmanager
+def _replaced(variable, value):
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+class Conv2D(keras.layers.Conv2D):
+    """Keras' own, computed as `convolution` says; the class keeps its name, which is part of a .weights.h5 file."""
+
+    def convolution_op(self, x, kernel):
+        return _convolution.get()(self, x, kernel)
+
+
+convolve = keras.layers.Conv2D.convolution_op  # of a layer, a feature map (b, h, w, c) and a kernel
+_convolution = ContextVar("convolution", default=convolve)
+
+
+def convolution(function):
+    """Has the layers called inside it use another convolution, with the arguments of `convolve`."""
+    return _replaced(_convolution, function)
 
 
 def embedding(size, width, name):
@@ -158,14 +183,9 @@ def _weighted_sum(query, key, value, is_causal=False):
 _attention = ContextVar("attention", default=attend)
 
 
-@contextmanager
 def attention(function):
     """Has the layers called inside it use another attention, with the arguments of `attend`."""
-    token = _attention.set(function)
-    try:
-        yield
-    finally:
-        _attention.reset(token)
+    return _replaced(_attention, function)
 
 
 class Attention(keras.layers.Layer):

@@ -219,7 +219,7 @@ def encoder_layer(layer, x):
 
 LOWERINGS = {
     keras.layers.Dense: dense,
-    keras.layers.Conv2D: conv,
+    layers.Conv2D: conv,
     keras.layers.Embedding: embedding,
     keras.layers.LayerNormalization: layer_norm,
     keras.layers.Activation: activation,
