@@ -28,12 +28,12 @@ def arrays(size, batch):
 
 def ours_step(size, batch, jit_compile):
     from keras_diffusion import DiffusionModel
-    from keras_diffusion.engine import Engine
+    from keras_diffusion.engine import Conditions, Engine
     from keras_diffusion.samplers import build
 
     latents, context = arrays(size, batch)
-    guidance = np.full(batch, GUIDANCE, "float32")
-    steps = Engine(jit_compile).denoise(DiffusionModel(), latents, context, guidance, build("ddim", 1000), None)
+    conditions = Conditions(context, np.full(batch, GUIDANCE, "float32"))
+    steps = Engine(jit_compile).denoise(DiffusionModel(), latents, conditions, build("ddim", 1000), None)
     return lambda: next(steps)
 
 
