@@ -26,20 +26,6 @@ ARCHITECTURE = architectures.EMOJI
 LENGTH = ARCHITECTURE.text_encoder.length
 
 
-class Muon(keras.optimizers.Muon):
-    """Muon (Jordan et al. 2024) for convolutions too, each as a matrix of inputs by outputs; AdamW for the rest."""
-
-    def _should_use_adamw(self, variable):
-        return len(variable.shape) not in (2, 4) or "embedding" in variable.path
-
-    def _muon_update_step(self, gradient, variable, lr, m):
-        self.assign(m, self.momentum * m + gradient)
-        update = ops.reshape(gradient + self.momentum * m, (-1, variable.shape[-1]))
-        update = self.zeropower_via_newtonschulz5(ops.cast(update, "bfloat16"), self.ns_steps)
-        update = self.lr_adjust(lr * ops.cast(update, variable.dtype))
-        self.assign_sub(variable, ops.reshape(update, variable.shape))
-
-
 class DiffusionTrainer(keras.Model):
     """Squared error of the velocity (Salimans & Ho 2022), less where the noise is weak.
 
@@ -149,7 +135,7 @@ def main():
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, arguments.steps, alpha=0.02, warmup_target=arguments.learning_rate, warmup_steps=100
     )
-    optimizer = Muon(
+    optimizer = training.Muon(
         schedule, weight_decay=1e-2, adam_weight_decay=1e-2, global_clipnorm=1.0, use_ema=True, ema_momentum=0.998
     )
     trainer.compile(optimizer, jit_compile=False)

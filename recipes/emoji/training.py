@@ -1,12 +1,28 @@
-"""What both training stages share: a resumable loop whose batches depend on the step alone, and files of variables."""
+"""What both training stages share: the optimizer, a resumable loop whose batches depend on the step, and files."""
 
 import os
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
+from keras import ops
 
 SAVE_EVERY = 600  # seconds
+
+
+class Muon(keras.optimizers.Muon):
+    """Muon (Jordan et al. 2024) for convolutions too, each as a matrix of inputs by outputs; AdamW for the rest."""
+
+    def _should_use_adamw(self, variable):
+        return len(variable.shape) not in (2, 4) or "embedding" in variable.path
+
+    def _muon_update_step(self, gradient, variable, lr, m):
+        self.assign(m, self.momentum * m + gradient)
+        update = ops.reshape(gradient + self.momentum * m, (-1, variable.shape[-1]))
+        update = self.zeropower_via_newtonschulz5(ops.cast(update, "bfloat16"), self.ns_steps)
+        update = self.lr_adjust(lr * ops.cast(update, variable.dtype))
+        self.assign_sub(variable, ops.reshape(update, variable.shape))
 
 
 def write(path, **arrays):
