@@ -36,6 +36,7 @@ LEVELS = {
     "openvino": 2.5,  # the engine's
     "checkpoints": 3,
     "control": 3,
+    "conditions": 3.5,
     "plan": 3.5,
     "engine": 3,
     "scheduler_config": 3,

@@ -11,11 +11,12 @@ from keras_diffusion.architectures import DTYPES, Architecture
 from keras_diffusion.checkpoints import folder, presets, single_file, textual_inversion
 from keras_diffusion.checkpoints.controlnet import ControlNetFolder
 from keras_diffusion.checkpoints.fusion import Loras
+from keras_diffusion.conditions import conditions
 from keras_diffusion.control import scales
 from keras_diffusion.controlnet import ControlNet, steered
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.engine import Conditions, Engine
+from keras_diffusion.engine import Engine
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.image_encoder import ImageEncoder
 from keras_diffusion.plan import plan, read
@@ -36,9 +37,9 @@ class StableDiffusion:
         img_height: Height of the images in pixels, a multiple of the latent factor (8; 4 for "emoji"). None takes the
             size the model was trained at.
         img_width: Likewise, the width.
-        jit_compile: True compiles with XLA on TensorFlow and `torch.compile` on torch; "auto" and False run
-            TensorFlow's plain graph and eager torch. JAX compiles in any case. "openvino" runs the networks with
-            OpenVINO on the processor, whatever the backend.
+        jit_compile: True compiles with XLA on TensorFlow, the fastest at large sizes, and `torch.compile` on torch;
+            "auto" and False run TensorFlow's plain graph and eager torch. JAX compiles in any case. "openvino" runs the
+            networks with OpenVINO on the processor, whatever the backend.
         dtype: "float32", "mixed_float16", "mixed_bfloat16", "float16" or "bfloat16", for the text encoder and the
             diffusion model; the autoencoder always computes in float32. None takes Keras' global policy.
         preset: The weights: a bundled name ("emoji"), a folder in diffusers layout, a single .safetensors or .ckpt file
@@ -463,7 +464,7 @@ class StableDiffusion:
 
         Yields:
             (step, timestep, latents) after every step: its number, counted from 1, its timestep, and the latents, a
-            float32 array (batch_size, h/f, w/f, c) for `decode` and `preview`.
+            float32 array (batch_size, h/f, w/f, c) for `decode`.
 
         Raises:
             TypeError, ValueError, NumericalError: As `text_to_image`, arguments before the first step.
@@ -518,7 +519,7 @@ class StableDiffusion:
         loop = self._engine.denoise(
             self._network(plan),
             latents,
-            self._conditions(plan, known),
+            conditions(plan, known, self.architecture, self._encode, self._latents_of),
             table,
             partial(noise.step_noise, plan.seeds, latents.shape[1:]),
             scales=scales(plan.controls, table.steps) if plan.controls else None,
@@ -537,38 +538,8 @@ class StableDiffusion:
             self._steered = networks, network
         return network
 
-    def _conditions(self, plan, known):
-        """What latents are drawn from; `known` are those of the image."""
-        count, height, width, channels = plan.noise.shape
-        context = self._repeated(plan.prompt, count)
-        if (plan.guidance != 1.0).any():
-            context = np.concatenate(prompts.equally_long(self._repeated(plan.negative, count), context))
-        conditions = Conditions(context, plan.guidance, plan.rescale if plan.rescale.any() else None)
-        if plan.controls:
-            conditions = conditions._replace(controls=tuple(control.image for control in plan.controls))
-        if self.architecture.diffusion_model.in_channels > channels:  # a model for inpainting sees what is known
-            factor = self.architecture.autoencoder.factor
-            mask = np.ones((count, factor * height, factor * width), bool) if plan.mask is None else plan.mask
-            rest = np.where(mask[..., None], 127.5, np.zeros(3) if plan.mask is None else plan.image)
-            extra = np.concatenate([self._cells(mask).astype("float32"), self._latents_of(rest)], axis=-1)
-            return conditions._replace(extra=extra)
-        if plan.mask is None:
-            return conditions
-        return conditions._replace(drawn=self._cells(plan.mask), known=known, noise=plan.noise)
-
-    def _cells(self, mask):
-        """Which latents are drawn, bool (b, h/f, w/f, 1): those with any pixel that is, of a mask (b, h, w)."""
-        factor = self.architecture.autoencoder.factor
-        count, height, width = mask.shape
-        return mask.reshape(count, height // factor, factor, width // factor, factor).any(axis=(2, 4))[..., None]
-
     def _latents_of(self, pixels):
         return self._engine.encode_image(self.image_encoder, pixels / 127.5 - 1.0)
-
-    def _repeated(self, texts, count):
-        """The context of each of `count` images: one for all, or one for each."""
-        context = self._encode(texts)
-        return np.resize(context, (count, *context.shape[1:]))
 
     def _encode(self, texts):
         """Texts or a context → context (b, k · 77, width), one chunk at a time: none depends on its neighbours."""
