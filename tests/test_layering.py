@@ -37,6 +37,8 @@ LEVELS = {
     "checkpoints": 3,
     "control": 3,
     "conditions": 3.5,
+    "previews": 0.5,
+    "safety": 0.5,
     "plan": 3.5,
     "engine": 3,
     "scheduler_config": 3,

@@ -14,6 +14,7 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
         "CheckpointMismatchError",
         "CorruptCheckpointError",
         "DownloadError",
+        "FlaggedImagesError",
         "GenerationCancelled",
         "IntegrityError",
         "NoSpaceError",

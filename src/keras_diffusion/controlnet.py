@@ -110,7 +110,7 @@ def steered(diffusion_model, controlnets):
 
     Args:
         diffusion_model: A `DiffusionModel`.
-        controlnets: A list of `ControlNet`. Where they take fewer channels of latents, as beside a model for
+        controlnets: A tuple of `ControlNet`. Where they take fewer channels of latents, as beside a model for
             inpainting, they get the first ones.
 
     Returns:

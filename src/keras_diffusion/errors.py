@@ -50,3 +50,17 @@ class NumericalError(ArithmeticError):
 
 class GenerationCancelled(RuntimeError):
     """The generation was stopped before its last step."""
+
+
+class FlaggedImagesError(RuntimeError):
+    """The model's `safety` function flagged images. None of them is lost or altered.
+
+    Args:
+        message: How many, and which.
+        images: All images of the call, uint8 (b, height, width, 3).
+        flags: Which of them were flagged, bool (b,).
+    """
+
+    def __init__(self, message, images, flags):
+        super().__init__(message)
+        self.images, self.flags = images, flags
