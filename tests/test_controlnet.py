@@ -18,8 +18,6 @@ from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
 from .golden import comparison, controlnets, networks
 from .golden.comparison import TOLERANCE, once
 
-# A feature map of one position: Keras takes a softmax over one key for a mistake.
-pytestmark = pytest.mark.filterwarnings("ignore:(?s).*You are using a softmax over axis -1")
 CASES = {case.name: case for case in controlnets.CASES}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 SMALLEST = CASES["inpainting"]

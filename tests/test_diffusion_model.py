@@ -11,8 +11,6 @@ from keras_diffusion.layers import FeedForward, TransformerBlock, Upsample
 from .golden import comparison, networks
 from .golden.comparison import TOLERANCE, patching, setting, shows
 
-# A feature map of one position, or a context of one vector: Keras takes a softmax over one key for a mistake.
-pytestmark = pytest.mark.filterwarnings("ignore:(?s).*You are using a softmax over axis -1")
 CASES = [case.name for case in networks.cases("diffusion_model")]
 
 

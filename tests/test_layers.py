@@ -104,7 +104,7 @@ def test_attention_is_its_definition(heads):
 
 
 @pytest.mark.parametrize("scores", [1, 24, 100, 175])
-@pytest.mark.parametrize("function", [layers.attend, ops.dot_product_attention])
+@pytest.mark.parametrize("function", [layers.attend, layers.attend_at_once])
 def test_every_way_to_attend_gives_the_same(function, scores, monkeypatch):
     """One query at a time, groups that divide 35 queries and groups that do not, and all at once."""
     attention, x, context = Attention(heads=3), features()[:, 0].repeat(5, axis=1), networks.uniform("c", (2, 5, 11))

@@ -16,7 +16,7 @@ from keras import ops
 
 from keras_diffusion.diffusion_model import timestep_embedding
 from keras_diffusion.errors import NumericalError
-from keras_diffusion.layers import attend, attention, convolution, convolve
+from keras_diffusion.layers import attend, attend_at_once, attention, convolution, convolve
 from keras_diffusion.solvers import HISTORY
 from keras_diffusion.winograd import winograd
 
@@ -208,7 +208,7 @@ def _convolution(compiler, jit_compile):
 COMPILERS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch, "openvino": _openvino}
 ONLY_ON_BACKENDS = (encode_skipping,)  # they ask more of a network than its output
 FROZEN = ("openvino",)  # compiled graphs that hold the weights they were compiled with
-FUSED_ATTENTION = {"torch": ops.dot_product_attention}  # one operation, which is faster than `layers.attend`
+FUSED_ATTENTION = {"torch": attend_at_once}  # one operation, which is faster than `layers.attend`
 
 
 class Engine:

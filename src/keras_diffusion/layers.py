@@ -151,15 +151,15 @@ class GroupNorm(keras.layers.Layer):
         return x_shape
 
 
-def attend(query, key, value, is_causal=False):
+def attend(layer, query, key, value):
     """`ops.dot_product_attention` of (b, n, heads, d) over (b, m, heads, d), with few scores in memory at a time.
 
     Where n · m is large, it goes through the heads, and for each through groups of queries.
     """
     query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query * query.shape[-1] ** -0.5, key, value))
     n, m, width = query.shape[2], key.shape[2], query.shape[3]
-    if is_causal or None in (n, m) or n * m < SCORES:
-        out = _weighted_sum(query, key, value, is_causal)
+    if layer.causal or None in (n, m) or n * m < SCORES:
+        out = _weighted_sum(query, key, value, layer.causal)
     else:
         groups = -(-n * m // SCORES)
         size = -(-n // groups)
@@ -177,14 +177,21 @@ def _weighted_sum(query, key, value, is_causal=False):
     if is_causal:
         positions = ops.arange(ops.shape(query)[-2])
         scores = ops.where(positions[:, None] < positions[None, :], -1e9, scores)
-    return ops.matmul(ops.cast(ops.softmax(scores), value.dtype), value)
+    weights = ops.softmax(scores) if scores.shape[-1] != 1 else ops.ones_like(scores)  # Keras warns of one key
+    return ops.matmul(ops.cast(weights, value.dtype), value)
+
+
+def attend_at_once(layer, query, key, value):
+    """The same in one operation of the backend."""
+    return ops.dot_product_attention(query, key, value, is_causal=layer.causal)
 
 
 _attention = ContextVar("attention", default=attend)
+attending = _attention.get  # gives the function by which layers attend here
 
 
 def attention(function):
-    """Has the layers called inside it use another attention, with the arguments of `attend`."""
+    """Has the layers called inside it attend in another way, with the arguments of `attend`, an `Attention` first."""
     return _replaced(_attention, function)
 
 
@@ -207,7 +214,7 @@ class Attention(keras.layers.Layer):
     def call(self, x, context=None):
         context = x if context is None else context
         query, key, value = self.split(self.to_q(x)), self.split(self.to_k(context)), self.split(self.to_v(context))
-        out = _attention.get()(query, key, value, is_causal=self.causal)
+        out = attending()(self, query, key, value)
         return self.to_out(ops.reshape(out, ops.shape(x)))
 
     def split(self, x):
