@@ -224,6 +224,16 @@ def test_callback_sees_every_step_and_may_cancel(model):
     assert model.text_to_image("a cat", **QUICK).shape == (1, 64, 64, 3)
 
 
+def test_an_interrupt_leaves_the_model_usable(model):
+    def interrupt(step, timestep, latents):
+        raise KeyboardInterrupt
+
+    before = model.text_to_image("a cat", seed=0, **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        model.text_to_image("a dog", seed=1, callback=interrupt, **QUICK)
+    np.testing.assert_array_equal(model.text_to_image("a cat", seed=0, **QUICK), before)
+
+
 def test_progress_is_silent_on_request(model, capsys):
     model.text_to_image("a cat", seed=0, num_steps=2, verbose=0)
     assert capsys.readouterr() == ("", "")
