@@ -1,4 +1,6 @@
 import json
+import resource
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,7 +10,7 @@ from keras import ops
 from keras_diffusion import layers
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.names import rows
-from keras_diffusion.layers import Attention, GroupNorm, Upsample, construction, dense, layer_norm
+from keras_diffusion.layers import Attention, GroupNorm, Upsample, construction, conv, dense, embedding, layer_norm
 
 from .golden import comparison, networks
 
@@ -165,6 +167,38 @@ def test_constructions_nest():
     assert (inner.kernel.dtype, outer.kernel.dtype) == ("bfloat16", "float32")
     assert numpy(inner.kernel).any()
     assert not numpy(outer.kernel).any()
+
+
+def resident():
+    """The memory that this process has at the moment, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says so")
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX copies")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_kernels_without_values_take_up_no_memory(dtype):
+    with construction(dtype, initialize=False):
+        parts = [dense(8000, "dense"), embedding(8000, 8000, "embedding")]
+    before = resident()
+    for layer in parts:
+        layer.build((1, 8000))
+    assert resident() - before < 20e6  # of at least 256
+    assert not numpy(parts[0].kernel[7999]).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_kernels_without_values_are_zero_and_can_be_assigned(dtype):
+    with construction(dtype, initialize=False):
+        parts = [dense(3, "dense"), embedding(4, 5, "embedding"), conv(6, "conv")]
+    for layer, shape in zip(parts, [(1, 2), (1,), (1, 8, 8, 7)], strict=True):
+        layer.build(shape)
+        kernel = layer.weights[0]
+        assert kernel.dtype == dtype
+        assert not numpy(kernel).any()
+        kernel.assign(ops.ones(kernel.shape, dtype))
+        kernel.assign_add(ops.ones(kernel.shape, dtype))
+        assert (numpy(kernel) == 2).all()
 
 
 # ---- What every network has from its base class
