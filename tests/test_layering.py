@@ -17,6 +17,7 @@ LEVELS = {
     "arguments": -1,  # checks that every module may use
     "errors": 0,
     "tokenizer": 0,
+    "memory": 0,
     "noise": 0,
     "images": 0,
     "prompts": 1,

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import layers
+from keras_diffusion import layers, memory
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.names import rows
-from keras_diffusion.layers import Attention, GroupNorm, Upsample, construction, dense, layer_norm
+from keras_diffusion.layers import Attention, GroupNorm, Upsample, construction, conv, dense, embedding, layer_norm
 
 from .golden import comparison, networks
 
@@ -165,6 +165,40 @@ def test_constructions_nest():
     assert (inner.kernel.dtype, outer.kernel.dtype) == ("bfloat16", "float32")
     assert numpy(inner.kernel).any()
     assert not numpy(outer.kernel).any()
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX copies")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_kernels_without_values_are_memory_that_nothing_has_written(monkeypatch, dtype):
+    made = []
+
+    def aligned(allocate, *arguments):
+        made.append((allocate, memory.aligned(allocate, *arguments)))
+        return made[-1][1]
+
+    monkeypatch.setattr(layers, "aligned", aligned)
+    with construction(dtype, initialize=False):
+        parts = [dense(30, "dense"), embedding(20, 30, "embedding"), conv(30, "conv")]
+    for layer, shape in zip(parts, [(1, 20), (1,), (1, 8, 8, 7)], strict=True):
+        layer.build(shape)
+        allocate, array = made.pop()
+        assert allocate is np.zeros
+        array[...] = 3
+        assert (numpy(layer.weights[0]) == 3).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_kernels_without_values_are_zero_and_can_be_assigned(dtype):
+    with construction(dtype, initialize=False):
+        parts = [dense(3, "dense"), embedding(4, 5, "embedding"), conv(6, "conv")]
+    for layer, shape in zip(parts, [(1, 2), (1,), (1, 8, 8, 7)], strict=True):
+        layer.build(shape)
+        kernel = layer.weights[0]
+        assert kernel.dtype == dtype
+        assert not numpy(kernel).any()
+        kernel.assign(ops.ones(kernel.shape, dtype))
+        kernel.assign_add(ops.ones(kernel.shape, dtype))
+        assert (numpy(kernel) == 2).all()
 
 
 # ---- What every network has from its base class

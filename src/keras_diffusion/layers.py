@@ -8,12 +8,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_diffusion.architectures import Architecture
+from keras_diffusion.memory import Gift, aligned
 
 _initializer = ContextVar("kernel initializer", default="glorot_uniform")
 SCORES = 2**20  # attention scores in memory at a time: 4 MB, which a processor's cache holds
+
+
+class Blank(keras.initializers.Zeros):
+    """Zeros that take up neither time nor memory until something else is written."""
+
+    def __call__(self, shape, dtype=None):
+        return ops.convert_to_tensor(Gift(aligned(np.zeros, shape, dtype)), dtype)
 
 
 @contextmanager
@@ -25,7 +34,7 @@ def construction(dtype=None, initialize=True):
         initialize: Whether kernels start at random. False leaves them zero, for a loader that fills every one.
     """
     policy = keras.config.dtype_policy()
-    token = _initializer.set("glorot_uniform" if initialize else "zeros")
+    token = _initializer.set("glorot_uniform" if initialize else Blank())
     try:
         keras.config.set_dtype_policy(dtype or policy)
         yield
@@ -111,7 +120,9 @@ def convolution(function):
 
 def embedding(size, width, name):
     """A learned embedding, (…,) integers to (…, width)."""
-    initializer = "zeros" if _initializer.get() == "zeros" else keras.initializers.RandomNormal(stddev=0.02)
+    initializer = _initializer.get()
+    if initializer == "glorot_uniform":
+        initializer = keras.initializers.RandomNormal(stddev=0.02)
     return keras.layers.Embedding(size, width, embeddings_initializer=initializer, name=name)
 
 

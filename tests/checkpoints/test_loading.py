@@ -1,5 +1,7 @@
 """Strict loading of a few variables: what is refused, and that nothing is assigned then."""
 
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
@@ -165,6 +167,21 @@ def test_shows_no_control_characters_and_no_endless_names(tmp_path):
     lines = str(caught.value).split("\n")
     assert len(lines) == len(names) + 2
     assert all(line.isprintable() and len(line) < 300 for line in lines)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+@pytest.mark.parametrize(("layout", "shape"), [("same", (512, 1024)), ("matrix", (1024, 512))])
+def test_only_the_values_themselves_need_memory(tmp_path, monkeypatch, stored, layout, shape):
+    monkeypatch.setattr(tensors, "CHUNK", 2**12)
+    wanted, size = target("a", shape, layout), 4 * 2**19
+    parts = [part(tmp_path, {"a": floats(512, 1024).astype(stored)}, [wanted])]
+    tracemalloc.start()
+    loading.load(parts)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.3 * size
+    expected = floats(512, 1024).astype(stored).astype("float32")
+    np.testing.assert_array_equal(value(wanted), expected if layout == "same" else expected.T)
 
 
 def without_values(name, initializer="zeros"):

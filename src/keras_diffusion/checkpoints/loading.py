@@ -1,7 +1,9 @@
 """Strict loading: everything is checked first, then all is assigned or nothing."""
 
 import math
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,10 +13,12 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion.checkpoints.names import LAYOUTS, NETWORKS, rows
-from keras_diffusion.checkpoints.tensors import DTYPES, Tensor, largest, slices
+from keras_diffusion.checkpoints.tensors import DTYPES, Tensor, largest, read, slices
 from keras_diffusion.errors import CheckpointMismatchError
+from keras_diffusion.memory import Gift, aligned
 
 LIMITS = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # the least that rounds to infinity
+THREADS = min(8, os.cpu_count() or 1)  # that read and convert at a time: NumPy lets others run meanwhile
 
 FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
     "a LoRA": r"lora[_.]",
@@ -128,14 +132,20 @@ def load(parts, mismatched=()):
         names = known.union(target.name for target in wanted)
         unexpected += [f"{label}/{name}" for name in tensors if name not in names]
     mismatched += [f"{name}: {reason}" for name, *pair in pairs for reason in unlike(*pair)]
-    if not (missing or unexpected or mismatched):
-        mismatched += [f"{name}: {reason}" for name, *pair in pairs for reason in unfit(*pair)]
-    if missing or unexpected or mismatched:
-        raise mismatch(parts, missing, unexpected, mismatched)
-    _assign([pair for _, *pair in pairs])
+    with ThreadPoolExecutor(THREADS) as pool:
+        if not (missing or unexpected or mismatched):
+            mismatched += [reason for reasons in pool.map(_unfit, pairs) for reason in reasons]
+        if missing or unexpected or mismatched:
+            raise mismatch(parts, missing, unexpected, mismatched)
+        _assign([pair for _, *pair in pairs], pool)
 
 
-def _assign(pairs):
+def _unfit(pair):
+    name, *pair = pair
+    return [f"{name}: {reason}" for reason in unfit(*pair)]
+
+
+def _assign(pairs, pool):
     """Gives variables their values, one at a time.
 
     A network built without values has variables that are still to be initialized: Keras does so at the end of a scope,
@@ -144,9 +154,9 @@ def _assign(pairs):
     blank = [(target.variable, target.variable._initializer) for _, target in pairs if target.variable._value is None]
     for tensor, target in pairs:
         if target.variable._value is None:
-            target.variable._initializer = partial(_values, tensor, target)
+            target.variable._initializer = partial(_values, tensor, target, pool)
         else:
-            target.variable.assign(_values(tensor, target))
+            target.variable.assign(_values(tensor, target, pool))
     try:
         with keras.StatelessScope():
             pass
@@ -156,15 +166,17 @@ def _assign(pairs):
         raise
 
 
-def _values(tensor, target, shape=None, dtype=None):
+def _values(tensor, target, pool, shape=None, dtype=None):
     ours, axis = LAYOUTS[target.layout][0], 0 if target.layout == "same" else -1  # the axis of what is stored first
-    values = None
-    for start, part in slices(tensor):
-        if values is None:
-            values = np.empty(target.variable.shape, part.dtype)
-        part = np.moveaxis(ours(part.reshape(-1, *target.shape[1:])), axis, 0)
-        np.moveaxis(values, axis, 0)[start : start + len(part)] = part
-    return ops.convert_to_tensor(values, target.variable.dtype)
+    values = aligned(np.empty, target.variable.shape, target.variable.dtype)
+
+    def fill(part):
+        start, rows = part
+        rows = np.moveaxis(ours(read(rows).reshape(-1, *target.shape[1:])), axis, 0)
+        np.moveaxis(values, axis, 0)[start : start + len(rows)] = rows
+
+    list(pool.map(fill, slices(tensor)))
+    return ops.convert_to_tensor(Gift(values), target.variable.dtype)
 
 
 def unlike(tensor, target):

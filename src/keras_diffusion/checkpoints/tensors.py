@@ -82,25 +82,23 @@ def read(tensor):
 
 
 def slices(tensor):
-    """Reads one tensor some rows at a time, so that they stay in the processor's cache.
+    """Splits a tensor into groups of rows that stay in the processor's cache.
 
     Args:
-        tensor: See `read`.
+        tensor: A `Tensor` of a dtype in `READABLE`.
 
-    Yields:
-        (start, rows): The index of the first row, and an array as of `read`.
-
-    Raises:
-        CorruptCheckpointError: If the file has become shorter.
+    Returns:
+        A list of (start, rows): the index of the first row, and a `Tensor`.
     """
     if tensor.strides is not None or tensor.size <= CHUNK:
-        yield 0, read(tensor)
-        return
-    width = math.prod(tensor.shape[1:])
-    for start in range(0, tensor.shape[0], step := max(1, CHUNK // width)):
-        count = min(step, tensor.shape[0] - start)
-        bits = _stored(tensor, start * width, count * width)
-        yield start, READABLE[tensor.dtype][1](bits).reshape(count, *tensor.shape[1:])
+        return [(0, tensor)]
+    length, *shape = tensor.shape
+    width = math.prod(shape)
+    step, size = max(1, CHUNK // width), width * np.dtype(READABLE[tensor.dtype][0]).itemsize
+    return [
+        (start, tensor._replace(shape=(min(step, length - start), *shape), offset=tensor.offset + start * size))
+        for start in range(0, length, step)
+    ]
 
 
 def largest(tensor):
@@ -111,26 +109,18 @@ def largest(tensor):
     bits, floats = DTYPES[tensor.dtype]
     sign = 1 << 8 * np.dtype(bits).itemsize - 1
     top = 0
-    for chunk in _chunks(tensor):
-        positive, negative = int(chunk.view(bits.replace("u", "i")).max()), int(chunk.max()) & (sign - 1)
-        top = max(top, positive, negative)
+    for _, rows in slices(tensor):
+        chunk = _bits(rows)
+        positive, negative = chunk.view(bits.replace("u", "i")).max(initial=0), chunk.max(initial=0) & (sign - 1)
+        top = max(top, int(positive), int(negative))
     return float(floats(np.array([top], bits))[0])
-
-
-def _chunks(tensor):
-    """The bits of a tensor, some at a time where they lie one after the other."""
-    if tensor.strides is not None:
-        yield _bits(tensor)
-        return
-    for start in range(0, tensor.size, CHUNK):
-        yield _stored(tensor, start, min(CHUNK, tensor.size - start))
 
 
 def _bits(tensor):
     """The bits of a tensor, in its order."""
     if tensor.strides is None:
-        return _stored(tensor, 0, tensor.size)
-    stored = _stored(tensor, 0, extent(tensor.shape, tensor.strides))
+        return _stored(tensor, tensor.size)
+    stored = _stored(tensor, extent(tensor.shape, tensor.strides))
     strides = [stride * stored.itemsize for stride in tensor.strides]
     return as_strided(stored, tensor.shape, strides).ravel()
 
@@ -140,9 +130,8 @@ def extent(shape, strides):
     return 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
 
 
-def _stored(tensor, start, count):
-    dtype = np.dtype(READABLE[tensor.dtype][0])
-    bits = np.fromfile(tensor.path, dtype, count, offset=tensor.offset + start * dtype.itemsize)
+def _stored(tensor, count):
+    bits = np.fromfile(tensor.path, READABLE[tensor.dtype][0], count, offset=tensor.offset)
     if bits.size != count:
         raise CorruptCheckpointError(f"{tensor.path} was cut short while {tensor.name} was read. Fetch it again.")
     return bits

@@ -1,0 +1,130 @@
+"""Times loading Stable Diffusion 1.5 from a folder, ours and diffusers' in turns A B A B, each in a new process.
+
+    python benchmarks/load.py                        # makes the folder first: 4.3 GB of random weights
+    python benchmarks/load.py --dtype float16        # stored in half the space, loaded in float32
+    python benchmarks/load.py --rounds 5 --folder ~/sd15
+
+From files in the page cache to all networks in float32, imports not included. diffusers maps files stored in the dtype
+that it wants: it returns before anything has been read. `returned` is when the call did, `ready` when the weights are
+in memory, of which one value in each page is then used. `memory_mb` is the peak above what the imports took.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from run import machine
+
+CONTENDERS = ("ours", "diffusers")
+FIGURES = ("returned", "ready", "cpu", "memory_mb")
+PAGE = 4096 // 4  # float32 values
+
+
+def ours(folder):
+    import keras
+
+    from keras_diffusion import StableDiffusion
+
+    keras.ops.convert_to_numpy(keras.ops.zeros(1))  # the backend is awake
+
+    def load():
+        model = StableDiffusion.from_preset(folder)
+        return model.text_encoder, model.diffusion_model, model.image_encoder, model.decoder
+
+    return load, lambda networks: None
+
+
+def diffusers(folder):
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    torch.zeros(1)
+
+    def load():
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+        return pipeline.text_encoder, pipeline.unet, pipeline.vae
+
+    def read(networks):
+        for network in networks:
+            for parameter in network.parameters():
+                parameter.detach().flatten()[::PAGE].sum()
+
+    return load, read
+
+
+def make(folder, dtype):
+    """Writes a model with random weights as a diffusers folder."""
+    from keras_diffusion import StableDiffusion
+    from keras_diffusion.architectures import SD15
+
+    StableDiffusion.from_preset(SD15).save_to_preset(folder, dtype=dtype)
+
+
+def measure(contender, folder):
+    """Loads once and returns the figures."""
+    load, read = {"ours": ours, "diffusers": diffusers}[contender](folder)
+    memory, processor, start = peak(), time.process_time(), time.perf_counter()
+    networks = load()
+    returned = time.perf_counter() - start
+    read(networks)
+    figures = returned, time.perf_counter() - start, time.process_time() - processor, peak() - memory
+    return {name: round(figure, 3) for name, figure in zip(FIGURES, figures, strict=True)}
+
+
+def peak():
+    """The largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def child(*arguments):
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def warm(folder):
+    """Reads all files, so that they are in the page cache where there is room for them."""
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            while file.read(2**24):
+                pass
+
+
+def race(folder, rounds):
+    """Returns the medians of both contenders, in the order of `CONTENDERS`, and prints every turn."""
+    turns = {contender: [] for contender in CONTENDERS}
+    for _ in range(rounds):
+        for contender in CONTENDERS:
+            warm(folder)
+            turns[contender].append(json.loads(child(contender, "--folder", folder).splitlines()[-1]))
+            print(contender.ljust(10), *(f"{turns[contender][-1][name]:10.1f}" for name in FIGURES), flush=True)
+    return [[statistics.median(turn[name] for turn in turns[contender]) for name in FIGURES] for contender in turns]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", nargs="?", choices=["race", "make", *CONTENDERS], default="race")
+    parser.add_argument("--folder", type=Path, default=Path("sd15"), help="where the models are, or are made")
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="what weights are stored in")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
+    options = parser.parse_args()
+    if options.task == "make":
+        return make(options.folder, options.dtype)
+    if options.task in CONTENDERS:
+        return print(json.dumps(measure(options.task, options.folder)))
+    folder = options.folder / options.dtype
+    if not folder.exists():
+        child("make", "--folder", folder, "--dtype", options.dtype)
+    described = machine()
+    print(described["machine"], described["packages"])
+    print(" " * 10, *(f"{name:>10}" for name in FIGURES))
+    mine, theirs = race(folder, options.rounds)
+    print("ratio".ljust(10), *(f"{a / b:10.2f}" for a, b in zip(mine, theirs, strict=True)))
+
+
+if __name__ == "__main__":
+    main()
