@@ -5,11 +5,11 @@ import os
 from peers import GUIDANCE, PROMPT
 
 
-def image(size, batch, steps, dtype, single_file, flash_attention, **_):
+def image(size, batch, steps, dtype, preset, flash_attention, **_):
     from stable_diffusion_cpp import StableDiffusion
 
     model = StableDiffusion(
-        single_file,
+        preset,
         wtype={"float32": "f32", "float16": "f16"}[dtype],
         n_threads=os.cpu_count(),
         diffusion_flash_attn=flash_attention,
