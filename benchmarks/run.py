@@ -28,7 +28,13 @@ from prepare import checkpoint, environment
 HERE = Path(__file__).parent
 FIGURES = ("seconds", "cpu", "peak_mb")
 PACKAGES = ("diffusers", "jax", "keras", "openvino", "tensorflow", "torch", "transformers")
-QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+VARIABLES = {  # of every process: quiet, and no more of a GPU than it needs, because two contenders are on it
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "PYTHONWARNINGS": "ignore",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
 QUESTIONS = {  # question → None, or what counts of a process that only lives for its first turn
     "step": None,
     "decode": None,
@@ -48,7 +54,7 @@ class Process:
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [python, HERE / "contender.py", peer, question, json.dumps({**options, **own_options})],
-            env={**os.environ, **QUIET, **variables},
+            env={**os.environ, **VARIABLES, **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
