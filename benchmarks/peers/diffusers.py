@@ -1,0 +1,148 @@
+"""diffusers and transformers, in torch and converted to OpenVINO with static shapes; on a GPU if torch sees one."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from peers import CHANNELS, FACTOR, GUIDANCE, LENGTH, PROMPT, WIDTH, arrays
+
+
+def step(size, batch, dtype, convert, **_):
+    import torch
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    latents, context = (on_device(torch.from_numpy(x), dtype) for x in arrays(size, batch))
+    latents = latents.permute(0, 3, 1, 2).contiguous()
+    unet = randomized(lambda: UNet2DConditionModel(sample_size=size // FACTOR, cross_attention_dim=WIDTH), dtype)
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(1000)
+    timesteps = iter(scheduler.timesteps)
+    example = torch.cat([latents] * 2), torch.tensor(1), context
+    predict = CONVERTERS[convert](lambda x, t, context: unet(x, t, context, return_dict=False)[0], unet, example)
+
+    def step():
+        nonlocal latents
+        timestep = next(timesteps)
+        negative, positive = predict(torch.cat([latents] * 2), timestep, context).chunk(2)
+        latents = scheduler.step(negative + GUIDANCE * (positive - negative), timestep, latents).prev_sample
+        return latents.cpu()
+
+    return step
+
+
+def decode(size, batch, dtype, convert, **_):
+    import torch
+    from diffusers.models.autoencoders.vae import Decoder
+
+    latents = on_device(torch.from_numpy(arrays(size, batch)[0]), dtype).permute(0, 3, 1, 2).contiguous()
+    shape = {"up_block_types": ("UpDecoderBlock2D",) * 4, "block_out_channels": (128, 256, 512, 512)}
+    decoder = randomized(lambda: Decoder(in_channels=CHANNELS, layers_per_block=2, **shape), dtype)
+    decode = CONVERTERS[convert](decoder, decoder, (latents,))
+    rounded = lambda image: ((image + 1) * 127.5).clip(0, 255).round().to(torch.uint8)  # noqa: E731
+    return lambda: rounded(decode(latents)).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def encode(batch, dtype, convert, **_):
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokens = torch.zeros((batch, LENGTH), dtype=torch.int64)
+    shape = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 12}
+    model = randomized(lambda: CLIPTextModel(CLIPTextConfig(**shape)), dtype)
+    encode = CONVERTERS[convert](lambda tokens: model(tokens)[0], model, (tokens.to(model.device),))
+    return lambda: encode(tokens.to(model.device)).cpu()
+
+
+def image(size, batch, steps, dtype, preset, convert, **_):
+    """A pipeline whose two large networks are converted; it calls them with more arguments than it needs."""
+    import torch
+
+    pipeline = pretrained(preset, dtype)
+    unet, vae = pipeline.unet, pipeline.vae
+    latents, context = (on_device(torch.from_numpy(x), dtype) for x in arrays(size, batch))
+    latents = latents.permute(0, 3, 1, 2).contiguous()
+    predicts, decodes, convert = unet.forward, vae.decode, CONVERTERS[convert]
+    example = torch.cat([latents] * 2), torch.tensor(1), context
+    predict = convert(lambda x, t, context: predicts(x, t, context, return_dict=False)[0], unet, example)
+    decode = convert(lambda latents: decodes(latents, return_dict=False)[0], vae, (latents,))
+    unet.forward = lambda x, t, encoder_hidden_states, **_: (predict(x, t, encoder_hidden_states),)
+    vae.decode = lambda latents, **_: (decode(latents),)
+    options = {"num_images_per_prompt": batch, "num_inference_steps": steps, "output_type": "np"}
+    return lambda: pipeline(PROMPT, height=size, width=size, **options)
+
+
+def cold(batch, steps, dtype, **_):
+    pipeline = pretrained(Path(find_spec("keras_diffusion").origin).parent / "weights" / "emoji", dtype)
+    options = {"num_images_per_prompt": batch, "num_inference_steps": steps, "output_type": "np"}
+    return lambda: pipeline(PROMPT, **options)
+
+
+def pretrained(folder, dtype):
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(device())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def eager(function, module, inputs):
+    return function
+
+
+def compiled(function, module, inputs):
+    import torch
+
+    return torch.compile(function, dynamic=False)
+
+
+def openvino(function, module, inputs):
+    import openvino as ov
+    import torch
+
+    class Traced(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs):
+            return function(*inputs)
+
+    model = ov.convert_model(Traced(), example_input=inputs, input=[tuple(x.shape) for x in inputs])
+    with TemporaryDirectory() as folder:  # through a file: OpenVINO's weights beside torch's would be twice the memory
+        ov.save_model(model, f"{folder}/network.xml", compress_to_fp16=False)
+        del model
+        for parameter in module.parameters():
+            parameter.data = parameter.data[:0].clone()
+        network = ov.Core().compile_model(f"{folder}/network.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda *inputs: torch.from_numpy(network([x.numpy() for x in inputs])[0])
+
+
+CONVERTERS = {"eager": eager, "compiled": compiled, "openvino": openvino}
+
+
+def device():
+    import torch
+
+    torch.set_grad_enabled(False)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(tensor, dtype):
+    import torch
+
+    return tensor.to(device(), getattr(torch, dtype))
+
+
+def randomized(build, dtype):
+    """A module with small random weights, without the minute that its own initialisation takes."""
+    import torch
+
+    for name in ("kaiming_uniform_", "uniform_", "normal_"):
+        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+    module = build().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.uniform_(-0.03, 0.03)
+    return on_device(module, dtype)

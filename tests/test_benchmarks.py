@@ -1,0 +1,60 @@
+"""The benchmarks' scripts: they start, race, and report what they measured; how fast anything is they are not asked."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(script, *arguments):
+    process = subprocess.run(
+        [sys.executable, BENCHMARKS / script, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("run")
+
+
+def test_every_contender_answers_some_question(scripts):
+    for name in scripts.CONTENDERS:
+        assert any(scripts.answers(name, question) for question in scripts.QUESTIONS)
+    assert not scripts.answers("keras-cv", "cold")
+    assert run("run.py", "--list").split() == list(scripts.CONTENDERS)
+
+
+def test_a_question_whose_turns_are_one_process_each_and_its_report(tmp_path):
+    measured, picture = tmp_path / "measured.jsonl", tmp_path / "measured.svg"
+    contenders = "tensorflow", "jax"
+    run("run.py", "cold", "--steps", 1, "--rounds", 1, "--contenders", *contenders, "--json", measured)
+
+    (row,) = map(json.loads, measured.read_text().splitlines())
+    assert (row["against"], row["contender"]) == contenders
+    assert row["seconds_all"] == [[row["seconds"]], [row["seconds_against"]]]
+    assert row["seconds"] > 0
+    assert row["cpu"] > 0
+    heading, _, line = run("report.py", measured, "--plot", picture).splitlines()[-3:]
+    assert heading.count("|") == line.count("|")
+    assert line.startswith("| cold, batch 1, 1 steps, float32 | jax | tensorflow |")
+    texts = [element.text for element in ElementTree.parse(picture).iter() if element.tag.endswith("text")]
+    assert "cold: jax against tensorflow" in texts
+
+
+def test_the_middle_of_the_turns_counts(scripts):
+    turns = [({"seconds": 2.0}, {"seconds": value}) for value in (9.0, 1.0, 3.0)]
+    assert scripts.compared("seconds", turns) == {
+        "seconds": 3.0,
+        "seconds_against": 2.0,
+        "seconds_ratio": 1.5,
+        "seconds_all": [[9.0, 1.0, 3.0], [2.0, 2.0, 2.0]],
+    }
