@@ -103,6 +103,18 @@ def test_nothing_is_compiled_twice(network):
 
 
 @pytest.mark.skipif(not COMPILES, reason="eager torch compiles nothing")
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a warning of TensorFlow's")
+def test_many_sizes_raise_no_warning(engine, caplog):
+    import tensorflow as tf
+
+    decoder = Decoder(architecture=TINY)
+    tf.get_logger().addHandler(caplog.handler)
+    for size in range(1, 8):
+        engine.decode(decoder, np.zeros((1, size, 1, 4), "float32"))
+    tf.get_logger().removeHandler(caplog.handler)
+    assert not caplog.records
+
+
 def test_contexts_of_another_length_are_compiled_once():
     engine, encoder = Engine(), TextEncoder(architecture=TINY)
     for clip_skip in (0, 1, 1, 0):

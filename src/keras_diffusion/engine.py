@@ -149,11 +149,20 @@ def decode(network, latents):
 def _tensorflow(function, network, jit_compile, traced):
     import tensorflow as tf
 
+    @tf.function(jit_compile=jit_compile is True, autograph=False)
     def run(*inputs):
         traced()
         return function(network, *inputs)
 
-    return tf.function(run, jit_compile=jit_compile is True, autograph=False)
+    concrete = {}  # TensorFlow warns of a function that is traced for many shapes, unless it is called by them
+
+    def call(*inputs):
+        shapes = tuple(x if x is None else x.shape for x in keras.tree.flatten(inputs))
+        if shapes not in concrete:
+            concrete[shapes] = run.get_concrete_function(*inputs)
+        return concrete[shapes](*inputs)
+
+    return call
 
 
 def _jax(function, network, jit_compile, traced):
