@@ -87,6 +87,22 @@ def network_embedding(timestep):
     return np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (2, 1)).astype("float32")
 
 
+def test_rows_without_guidance_take_the_prompt_alone(engine, network, monkeypatch):
+    contexts, run = [], engine.run
+    monkeypatch.setattr(engine, "run", lambda *inputs: contexts.append(len(inputs[-1].context)) or run(*inputs))
+    guided = np.array([True, False, False, True, True])
+    for rows_per_call in (1, 4):
+        contexts.clear()
+        *_, (_, _, mixed) = denoise(engine, network, guided=guided, rows_per_call=rows_per_call)
+        assert contexts == [4, 2, 2, 4, 4]
+    *_, (_, _, without) = denoise(engine, network, guided=guided & False)
+    *_, (_, _, scale_of_one) = denoise(engine, network, guidance=1.0)
+    *_, (_, _, everywhere) = denoise(engine, network)
+    np.testing.assert_allclose(without, scale_of_one, rtol=1e-4, atol=1e-4)
+    assert np.abs(mixed - without).max() > 1e-3
+    assert np.abs(mixed - everywhere).max() > 1e-3
+
+
 @pytest.mark.skipif(not COMPILES, reason="eager torch compiles nothing")
 def test_nothing_is_compiled_twice(network):
     engine = Engine()

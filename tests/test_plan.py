@@ -141,6 +141,16 @@ def test_timesteps_can_be_chosen(model):
     assert not np.array_equal(noisy, model.text_to_image("a cat", sampler="ddim", **QUICK))
 
 
+def test_guidance_in_an_interval(model):
+    calls = {"prompt": "a cat", "num_steps": 4, "seed": 1, "verbose": 0, "output": "latents"}
+    everywhere = model.text_to_image(**calls)
+    np.testing.assert_array_equal(model.text_to_image(guidance_interval=(0, 1), **calls), everywhere)
+    nowhere = model.text_to_image(unconditional_guidance_scale=1.0, **calls)
+    np.testing.assert_allclose(model.text_to_image(guidance_interval=(0.3, 0.4), **calls), nowhere, rtol=0, atol=1e-5)
+    between = model.text_to_image(guidance_interval=(0.25, 0.75), **calls)
+    assert min(np.abs(between - other).max() for other in (everywhere, nowhere)) > 1e-3
+
+
 WRONG = [
     *(({"strength": value}, ValueError, "`strength` must be above 0") for value in (0, -1, 1.01, float("nan"))),
     *(({"strength": value}, TypeError, "`strength` must be a number") for value in ("0.5", True, [0.5])),
@@ -157,6 +167,9 @@ WRONG = [
     ({"mask": np.stack([MASK] * 2), "batch_size": 3}, ValueError, "`mask` must hold 1 or 3"),
     ({"guidance_rescale": 1.1}, ValueError, "from 0 to 1"),
     ({"guidance_rescale": "high"}, TypeError, "from 0 to 1"),
+    ({"guidance_interval": 0.5}, TypeError, r"`guidance_interval` must be \(start, end\)"),
+    ({"guidance_interval": (0, 2)}, ValueError, "`guidance_interval.end` must be a number from 0 to 1"),
+    ({"guidance_interval": (0.5, 0.5)}, ValueError, "start` must be before"),
     ({"output": "png"}, ValueError, "array, pil, latents"),
     ({"timesteps": [5, 9]}, ValueError, "decrease"),
     ({"spacing": "dense"}, ValueError, "`spacing` must be one of"),

@@ -35,6 +35,16 @@ def number(name, value, smallest=-math.inf, largest=math.inf):
     return float(value)
 
 
+def interval(name, value):
+    """Returns two numbers from 0 to 1, the smaller one first."""
+    if not (isinstance(value, (tuple, list)) and len(value) == 2):
+        raise TypeError(f"`{name}` must be (start, end). Received: {name}={shorten(value)}")
+    start, end = (number(f"{name}.{part}", x, 0, 1) for part, x in zip(("start", "end"), value, strict=True))
+    if start >= end:
+        raise ValueError(f"`{name}.start` must be before `{name}.end`. Received: {start} and {end}")
+    return start, end
+
+
 def image_side(name, value, factor):
     """Returns a height or width in pixels if it is a multiple of `factor`, which latents need."""
     value = whole_number(name, value, factor, LARGEST_SIDE)

@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_diffusion.arguments import number, shorten
+from keras_diffusion.arguments import interval, number, shorten
 from keras_diffusion.controlnet import ControlNet
 from keras_diffusion.images import pictures
+from keras_diffusion.samplers import between
 
 
 class Control(NamedTuple):
@@ -61,10 +62,8 @@ def scales(controls, steps):
     Returns:
         A float32 array (rows, number of controls).
     """
-    steps = np.asarray(steps) - steps[0]
-    first, last = steps[:, None] / (steps[-1] + 1), (steps[:, None] + 1) / (steps[-1] + 1)
-    scale, start, end = np.array([control[2:] for control in controls]).T
-    return np.where((first >= start) & (last <= end), scale, 0.0).astype("float32")
+    columns = [scale * between(steps, start, end) for _, _, scale, start, end in controls]
+    return np.stack(columns, axis=1).astype("float32")
 
 
 def _control(name, entry, batch_size, size, diffusion_model):
@@ -84,9 +83,7 @@ def _control(name, entry, batch_size, size, diffusion_model):
             f"`{name}.image` must hold {count} of the size of the images drawn, {size[0]}×{size[1]} (height × width). "
             f"Received: {len(image)} of {image.shape[1]}×{image.shape[2]}"
         )
-    start, end = number(f"{name}.start", start, 0, 1), number(f"{name}.end", end, 0, 1)
-    if start >= end:
-        raise ValueError(f"`{name}.start` must be before `{name}.end`. Received: {start} and {end}")
+    start, end = interval(name, (start, end))
     image = np.broadcast_to(image / np.float32(255), (batch_size, *image.shape[1:]))
     return Control(network, image, number(f"{name}.scale", scale, -100, 100), start, end)
 

@@ -292,7 +292,9 @@ class Engine:
         self._forget_stale(decoder)
         return finite("decoding", self.run(decode, decoder, latents)).round().astype("uint8")
 
-    def denoise(self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1, scales=None):
+    def denoise(
+        self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1, scales=None, guided=None
+    ):
         """Runs a sampler's table, yielding after every step.
 
         Args:
@@ -304,6 +306,8 @@ class Engine:
             rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph. The
                 result is the same.
             scales: (rows, n), how much each ControlNet has a say in every row, for a steered network.
+            guided: bool (rows,), which rows follow the guidance; the others take the prompt alone, in half the time.
+                None guides all.
 
         Yields:
             (step, timestep, latents): the number of the step just run, from 0, its timestep, and the latents after it,
@@ -313,16 +317,18 @@ class Engine:
             NumericalError: If the latents are not finite.
         """
         self._forget_stale(diffusion_model)
-        if self._compiler in FROZEN:  # it runs the network alone: there is no graph of several rows
+        count = len(table.rows)
+        guided = np.ones(count, bool) if guided is None else guided
+        if self._compiler in FROZEN or not guided.all():  # it runs the network alone, or not all rows are alike
             rows_per_call = 1
         frequencies = diffusion_model.architecture.diffusion_model.frequencies
-        count = len(table.rows)
         columns = table.rows.astype("float32")
         levels = np.stack([table.alphas, table.sigmas], axis=-1)[1:].astype("float32")
         levels[-1] = 1.0, 0.0  # what is known ends as it was, also where a sampler leaves a trace of noise
         embeddings = timestep_embedding(table.rows[:, 0], frequencies)
         quiet = ops.zeros((rows_per_call, *latents.shape))
         history = ops.zeros((HISTORY, *latents.shape))
+        unguided = _tensors(conditions._replace(context=conditions.context[-len(latents) :], rescale=None))
         conditions = _tensors(conditions)
         for first in range(0, count, rows_per_call):
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
@@ -331,7 +337,8 @@ class Engine:
             if scales is not None:
                 rows = rows._replace(scales=scales[index])
             here = np.int32(min(rows_per_call, count - first))
-            latents, history = self.run(denoise, diffusion_model, latents, history, here, rows, conditions)
+            given = conditions if guided[first] else unguided
+            latents, history = self.run(denoise, diffusion_model, latents, history, here, rows, given)
             step, timestep = table.steps[index[-1]], table.rows[index[-1], 0]
             current = finite(f"denoising step {step + 1}", latents)
             if step not in table.steps[index[-1] + 1 :]:  # some solvers take two rows for a step

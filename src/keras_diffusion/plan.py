@@ -23,6 +23,7 @@ class Plan(NamedTuple):
         noise: Unit noise to start from, float32 (b, h/f, w/f, c).
         guidance: float32 (b,).
         rescale: float32 (b,).
+        interval: The fractions of the steps between which there is guidance.
         image: Pixels to start from, float32 (b, h, w, 3) in [0, 255], or latents, float32 (b, h/f, w/f, c), or None.
         mask: Which of them are repainted, bool (b, h, w), or None.
         controls: A list of `control.Control`.
@@ -38,6 +39,7 @@ class Plan(NamedTuple):
     noise: np.ndarray
     guidance: np.ndarray
     rescale: np.ndarray
+    interval: tuple
     image: np.ndarray | None
     mask: np.ndarray | None
     controls: list
@@ -69,6 +71,7 @@ def plan(
     eta=None,
     timesteps=None,
     guidance_rescale=0.0,
+    guidance_interval=(0, 1),
     control=None,
     callback=None,
     verbose=1,
@@ -125,6 +128,7 @@ def plan(
         noise=arguments.array("diffusion_noise", diffusion_noise, (count, *latent_shape)),
         guidance=arguments.numbers("unconditional_guidance_scale", unconditional_guidance_scale, count),
         rescale=arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1),
+        interval=arguments.interval("guidance_interval", guidance_interval),
         image=image,
         mask=mask,
         controls=controls("control", control, count, size, model.diffusion_model),

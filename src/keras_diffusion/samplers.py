@@ -172,6 +172,21 @@ class Table:
     stochastic: bool
 
 
+def between(steps, start, end):
+    """Which rows belong to steps that lie between two fractions of all of them.
+
+    Args:
+        steps: (rows,), as in a `Table`.
+        start: A fraction, from 0 to 1.
+        end: Likewise.
+
+    Returns:
+        A bool array (rows,).
+    """
+    steps = np.asarray(steps) - steps[0]
+    return (steps / (steps[-1] + 1) >= start) & ((steps + 1) / (steps[-1] + 1) <= end)
+
+
 def build(
     name,
     num_steps=None,

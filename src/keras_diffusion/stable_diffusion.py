@@ -21,6 +21,7 @@ from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.image_encoder import ImageEncoder
 from keras_diffusion.plan import plan, read
 from keras_diffusion.safety import refuse_flagged
+from keras_diffusion.samplers import between
 from keras_diffusion.scheduler_config import from_scheduler_config
 from keras_diffusion.text_encoder import TextEncoder
 from keras_diffusion.tokenizer import SimpleTokenizer
@@ -427,6 +428,8 @@ class StableDiffusion:
                 `samplers.SAMPLERS`; `spacing`, `karras`, `eta` and `timesteps`, see `samplers.build`, where
                 `timesteps` replaces `num_steps`; `guidance_rescale`, from 0 to 1, which keeps high guidance from
                 washing out (Lin et al. 2023, arXiv:2305.08891; they take 0.7), or a list with one for each image;
+                `guidance_interval`, the fractions (start, end) of the steps between which there is guidance: the others
+                take half the time (Kynkäänniemi et al. 2024, arXiv:2404.07724), and the images differ;
                 `image`, `strength`, `mask` and `mask_white`, see `image_to_image` and `inpaint`; `control`,
                 (ControlNet, image, scale, start, end) or a list of those, see `control.Control`; `callback`, called as
                 callback(step, timestep, latents) after every step, counted from 1, with the latents as a float32
@@ -552,6 +555,7 @@ class StableDiffusion:
             table,
             partial(noise.step_noise, plan.seeds, latents.shape[1:]),
             scales=scales(plan.controls, table.steps) if plan.controls else None,
+            guided=between(table.steps, *plan.interval),
         )
         for step, timestep, current in loop:
             yield step + 1, timestep, current
