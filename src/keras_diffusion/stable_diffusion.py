@@ -93,9 +93,7 @@ class StableDiffusion:
         vars(self).update(networks)
 
     @classmethod
-    def from_preset(
-        cls, preset, dtype=None, img_height=None, img_width=None, jit_compile="auto", prediction_type=None
-    ):
+    def from_preset(cls, preset, dtype=None, img_height=None, img_width=None, jit_compile="auto", prediction_type=None):
         """Loads a model, and downloads it first where `preset` names one that is not at hand.
 
         The arguments are the constructor's, which itself never downloads. `preset` may also be
@@ -548,8 +546,11 @@ class StableDiffusion:
         latents = np.float32(table.initial_scale) * plan.noise
         if known is not None and (plan.mask is None or table.steps[0] > 0):
             latents = np.float32(table.alphas[0]) * known + np.float32(table.sigmas[0]) * plan.noise
+        network = self.diffusion_model
+        if plan.controls:
+            network = self._steered(network, tuple(control.network for control in plan.controls))
         loop = self._engine.denoise(
-            self._network(plan),
+            network,
             latents,
             conditions(plan, known, self.architecture, self._encode, self._latents_of),
             table,
@@ -559,12 +560,6 @@ class StableDiffusion:
         )
         for step, timestep, current in loop:
             yield step + 1, timestep, current
-
-    def _network(self, plan):
-        """The diffusion model, steered if the plan asks for it."""
-        if not plan.controls:
-            return self.diffusion_model
-        return self._steered(self.diffusion_model, tuple(control.network for control in plan.controls))
 
     def _latents_of(self, pixels):
         return self._engine.encode_image(self.image_encoder, pixels / 127.5 - 1.0)
