@@ -8,11 +8,8 @@ The reference computes in float64, so that the fixture carries no rounding but i
 Needs diffusers and torch.
 """
 
-import argparse
-
 import make_networks
 import networks
-import numpy as np
 import torch
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from make_networks import channels_first, channels_last, tensor
@@ -53,13 +50,4 @@ def derive():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the fixture instead of writing it")
-    derived, path = derive(), networks.HERE / "adapter.npz"
-    if not parser.parse_args().check:
-        np.savez_compressed(path, **derived)
-    with np.load(path) as fixture:
-        assert set(fixture) == set(derived)
-        error = max(np.abs(fixture[name] - derived[name]).max() for name in derived)
-    print(f"adapter: maximum difference {error:.1e}")
-    assert error < 1e-5
+    make_networks.main(__doc__.splitlines()[0], {"adapter": derive})

@@ -8,12 +8,9 @@ The references compute in float64, so that a fixture carries no rounding but its
 Needs diffusers and torch.
 """
 
-import argparse
-
 import controlnets
 import make_networks
 import networks
-import numpy as np
 import torch
 from diffusers import ControlNetModel
 from make_networks import channels_first, channels_last, tensor
@@ -56,13 +53,4 @@ def derive():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the fixture instead of writing it")
-    derived, path = derive(), networks.HERE / "controlnet.npz"
-    if not parser.parse_args().check:
-        np.savez_compressed(path, **derived)
-    with np.load(path) as fixture:
-        assert set(fixture) == set(derived)
-        error = max(np.abs(fixture[name] - derived[name]).max() for name in derived)
-    print(f"controlnet: maximum difference {error:.1e}")
-    assert error < 1e-5
+    make_networks.main(__doc__.splitlines()[0], {"controlnet": derive})

@@ -9,6 +9,7 @@ Needs diffusers, transformers and torch.
 """
 
 import argparse
+from functools import partial
 
 import networks
 import numpy as np
@@ -123,19 +124,26 @@ def derive(network):
     return {f"{case.name}_{i}": output for case in networks.cases(network) for i, output in enumerate(outputs(case))}
 
 
-def check(network):
-    """Compares a fixture with a fresh derivation; other versions of torch may differ in the last digits."""
-    with np.load(networks.HERE / f"{network}.npz") as fixture:
-        derived = derive(network)
-        assert set(fixture) == set(derived)
-        error = max(np.abs(fixture[name] - derived[name]).max() for name in derived)
-    print(f"{network}: maximum difference {error:.1e}")
-    assert error < 1e-5
+def main(description, fixtures):
+    """Writes fixtures, or compares them: other versions of torch may differ in the last digits.
+
+    Args:
+        description: What the script does.
+        fixtures: A dict from the names of fixtures to functions that derive their arrays.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--check", action="store_true", help="compare with the fixtures instead of writing them")
+    checking = parser.parse_args().check
+    for name, derive in fixtures.items():
+        derived, path = derive(), networks.HERE / f"{name}.npz"
+        if not checking:
+            np.savez_compressed(path, **derived)
+        with np.load(path) as fixture:
+            assert set(fixture) == set(derived)
+            error = max(np.abs(fixture[key] - derived[key]).max() for key in derived)
+        print(f"{name}: maximum difference {error:.1e}")
+        assert error < 1e-5
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the fixtures instead of writing them")
-    checking = parser.parse_args().check
-    for network in REFERENCES:
-        check(network) if checking else np.savez_compressed(networks.HERE / f"{network}.npz", **derive(network))
+    main(__doc__.splitlines()[0], {network: partial(derive, network) for network in REFERENCES})
