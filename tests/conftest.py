@@ -9,7 +9,6 @@ import pytest
 # Before anything imports Keras or a Hugging Face package.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of the time on JAX goes into compiling
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Modules that compute with Keras: every test of theirs carries the marker `backend`.
