@@ -12,16 +12,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion import layers
+from keras_diffusion import layers, operations
 from keras_diffusion.engine import COMPILERS
 
 
 def limited(scores):
-    """`layers.attend` with another limit of scores in memory."""
+    """`operations.attend` with another limit of scores in memory."""
 
     def attend(*inputs):
-        layers.SCORES = scores
-        return layers.attend(*inputs)
+        operations.SCORES = scores
+        return operations.attend(*inputs)
 
     return attend
 
@@ -36,7 +36,7 @@ def main():
     heads, width = 8, 40
     shape = (options.batch, options.positions, heads, width)
     inputs = [ops.convert_to_tensor(x) for x in np.random.default_rng(0).standard_normal((3, *shape), "float32")]
-    ways = {"all at once": limited(options.positions**2 + 1), "dot_product_attention": layers.attend_at_once}
+    ways = {"all at once": limited(options.positions**2 + 1), "dot_product_attention": operations.attend_at_once}
     ways |= {f"{scores * 4 >> 20} MB of scores": limited(scores) for scores in (2**18, 2**19, 2**20, 2**21, 2**22)}
     runs, seconds = {}, {name: [] for name in ways}
     for name, attend in ways.items():
@@ -49,10 +49,10 @@ def main():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    operations = 4 * options.batch * heads * width * options.positions**2
+    flops = 4 * options.batch * heads * width * options.positions**2
     for name, times in seconds.items():
         median = statistics.median(times)
-        print(f"{keras.backend.backend():12}{name:24}{median:8.3f} s{operations / median / 1e9:8.0f} GFLOP/s")
+        print(f"{keras.backend.backend():12}{name:24}{median:8.3f} s{flops / median / 1e9:8.0f} GFLOP/s")
 
 
 if __name__ == "__main__":

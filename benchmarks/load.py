@@ -2,7 +2,7 @@
 
     python benchmarks/load.py                        # makes the folder first: 4.3 GB of random weights
     python benchmarks/load.py --dtype float16        # stored in half the space, loaded in float32
-    python benchmarks/load.py --rounds 5 --folder ~/sd15
+    python benchmarks/load.py --rounds 5
 
 From files in the page cache to all networks in float32, imports not included. diffusers maps files stored in the dtype
 that it wants: it returns before anything has been read. `returned` is when the call did, `ready` when the weights are
@@ -16,8 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+from prepare import checkpoint
 from run import machine
 
 CONTENDERS = ("ours", "diffusers")
@@ -57,14 +57,6 @@ def diffusers(folder):
     return load, read
 
 
-def make(folder, dtype):
-    """Writes a model with random weights as a diffusers folder."""
-    from keras_diffusion import StableDiffusion
-    from keras_diffusion.architectures import SD15
-
-    StableDiffusion.from_preset(SD15).save_to_preset(folder, dtype=dtype)
-
-
 def measure(contender, folder):
     """Loads once and returns the figures."""
     load, read = {"ours": ours, "diffusers": diffusers}[contender](folder)
@@ -81,9 +73,9 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def child(*arguments):
-    command = [sys.executable, __file__, *map(str, arguments)]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+def child(contender, dtype):
+    command = [sys.executable, __file__, "--only", contender, "--dtype", dtype]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
 
 def warm(folder):
@@ -94,35 +86,30 @@ def warm(folder):
                 pass
 
 
-def race(folder, rounds):
+def race(folder, dtype, rounds):
     """Returns the medians of both contenders, in the order of `CONTENDERS`, and prints every turn."""
     turns = {contender: [] for contender in CONTENDERS}
     for _ in range(rounds):
         for contender in CONTENDERS:
             warm(folder)
-            turns[contender].append(json.loads(child(contender, "--folder", folder).splitlines()[-1]))
+            turns[contender].append(child(contender, dtype))
             print(contender.ljust(10), *(f"{turns[contender][-1][name]:10.1f}" for name in FIGURES), flush=True)
     return [[statistics.median(turn[name] for turn in turns[contender]) for name in FIGURES] for contender in turns]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", nargs="?", choices=["race", "make", *CONTENDERS], default="race")
-    parser.add_argument("--folder", type=Path, default=Path("sd15"), help="where the models are, or are made")
+    parser.add_argument("--only", choices=CONTENDERS, help="load once, here, and print one line of JSON")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="what weights are stored in")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     options = parser.parse_args()
-    if options.task == "make":
-        return make(options.folder, options.dtype)
-    if options.task in CONTENDERS:
-        return print(json.dumps(measure(options.task, options.folder)))
-    folder = options.folder / options.dtype
-    if not folder.exists():
-        child("make", "--folder", folder, "--dtype", options.dtype)
+    folder = checkpoint(options.dtype)
+    if options.only:
+        return print(json.dumps(measure(options.only, folder)))
     described = machine()
     print(described["machine"], described["packages"])
     print(" " * 10, *(f"{name:>10}" for name in FIGURES))
-    mine, theirs = race(folder, options.rounds)
+    mine, theirs = race(folder, options.dtype, options.rounds)
     print("ratio".ljust(10), *(f"{a / b:10.2f}" for a, b in zip(mine, theirs, strict=True)))
 
 

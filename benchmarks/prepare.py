@@ -37,22 +37,22 @@ def environment(peer):
     return python
 
 
-def checkpoint(name="sd15"):
-    """Returns a folder with random weights of an architecture, in diffusers layout: 4.3 GB for Stable Diffusion 1.5."""
-    folder = CACHE / "checkpoints" / name
+def checkpoint(dtype="float32"):
+    """Returns a folder with random weights of Stable Diffusion 1.5, in diffusers layout: 4.3 GB, or half as much."""
+    folder = CACHE / "checkpoints" / f"sd15-{dtype}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, __file__, name, folder], check=True)
+        subprocess.run([sys.executable, __file__, dtype, folder], check=True)
     return folder
 
 
-def main(name, folder):
+def main(dtype, folder):
     """Writes a checkpoint, in a process that takes its memory with it."""
     from keras_diffusion import StableDiffusion
-    from keras_diffusion.architectures import ARCHITECTURES
+    from keras_diffusion.architectures import SD15
 
     partial = f"{folder}.{os.getpid()}"
-    StableDiffusion(preset=ARCHITECTURES[name]).save_to_preset(partial)
+    StableDiffusion(preset=SD15).save_to_preset(partial, dtype=dtype)
     os.rename(partial, folder)
 
 

@@ -8,7 +8,8 @@ from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints import names
 from keras_diffusion.diffusion_model import timestep_embedding
-from keras_diffusion.layers import SpatialTransformer, attending, attention, dense
+from keras_diffusion.layers import SpatialTransformer, dense
+from keras_diffusion.operations import attending, attention
 
 from .golden import comparison, networks
 

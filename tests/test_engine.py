@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import layers, noise
+from keras_diffusion import noise, operations
 from keras_diffusion.architectures import TINY
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
@@ -15,6 +15,7 @@ from keras_diffusion.engine import FUSED_ATTENTION, Conditions, Engine, Rows
 from keras_diffusion.engine import denoise as stage
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.image_encoder import ImageEncoder
+from keras_diffusion.layers import Attention
 from keras_diffusion.samplers import COLUMNS, HISTORY, SAMPLERS, build
 from keras_diffusion.text_encoder import TextEncoder
 
@@ -199,7 +200,7 @@ def test_attention_scores_stay_small(network, engine, monkeypatch):
     latents = noise.starting_noise((0,), (64, 64, 4))
     context = np.zeros((2, 77, TINY.text_encoder.width), "float32")
     next(engine.denoise(network, latents, Conditions(context, np.float32([3.0])), build("ddim", 1), None))
-    assert all(size < 2 * layers.SCORES for size in sizes)
+    assert all(size < 2 * operations.SCORES for size in sizes)
     assert sizes or keras.backend.backend() in FUSED_ATTENTION
 
 
@@ -232,8 +233,8 @@ def test_the_program_for_cuda(network):
 
     assert len(lines("convolution")) == number(keras.layers.Conv2D)
     assert all(re.search(r"\(tensor<\S+xf16>, tensor<\S+xf16>\)", line) for line in lines("convolution"))
-    assert len(lines("transpose")) == 5 * number(layers.Attention)  # query, key twice, value, result; none of features
-    assert len(lines("exponential")) > number(layers.Attention)
+    assert len(lines("transpose")) == 5 * number(Attention)  # query, key twice, value, result; none of features
+    assert len(lines("exponential")) > number(Attention)
     assert not [line for line in lines("exponential") if re.search(r"<(\d+x){3,4}f16>", line)]
 
 

@@ -18,6 +18,7 @@ LEVELS = {
     "errors": 0,
     "tokenizer": 0,
     "memory": 0,
+    "operations": 0.5,
     "noise": 0,
     "images": 0,
     "prompts": 1,
@@ -51,7 +52,16 @@ LEVELS = {
     "__main__": 9,
 }
 CORE = ("text_encoder", "diffusion_model", "decoder", "stable_diffusion")
-NETWORKS = ("text_encoder", "diffusion_model", "decoder", "image_encoder", "controlnet", "flows", "layers")
+NETWORKS = (
+    "text_encoder",
+    "diffusion_model",
+    "decoder",
+    "image_encoder",
+    "controlnet",
+    "flows",
+    "layers",
+    "operations",
+)
 # Solvers, paths and URLs.
 UNKNOWN_TO_NETWORKS = {"huggingface_hub", "os", "pathlib", "safetensors", "schedules", "solvers", "urllib"}
 BACKEND = re.compile(r"\b(tensorflow|jax|torch|openvino)\b")

@@ -103,17 +103,6 @@ def test_attention_is_its_definition(heads):
     np.testing.assert_allclose(numpy(attention(x, context)), numpy(attention.to_out(out.astype("float32"))), atol=1e-4)
 
 
-@pytest.mark.parametrize("scores", [1, 24, 100, 175])
-@pytest.mark.parametrize("function", [layers.attend, layers.attend_at_once])
-def test_every_way_to_attend_gives_the_same(function, scores, monkeypatch):
-    """One query at a time, groups that divide 35 queries and groups that do not, and all at once."""
-    attention, x, context = Attention(heads=3), features()[:, 0].repeat(5, axis=1), networks.uniform("c", (2, 5, 11))
-    expected = numpy(attention(x, context))
-    monkeypatch.setattr(layers, "SCORES", scores)
-    with layers.attention(function):
-        np.testing.assert_allclose(numpy(attention(x, context)), expected, rtol=0, atol=1e-6)
-
-
 # ---- Resampling
 
 

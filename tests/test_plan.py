@@ -170,6 +170,7 @@ WRONG = [
     ({"guidance_interval": 0.5}, TypeError, r"`guidance_interval` must be \(start, end\)"),
     ({"guidance_interval": (0, 2)}, ValueError, "`guidance_interval.end` must be a number from 0 to 1"),
     ({"guidance_interval": (0.5, 0.5)}, ValueError, "start` must be before"),
+    ({"callback": "print"}, TypeError, "`callback` must be a function, or None"),
     ({"output": "png"}, ValueError, "array, pil, latents"),
     ({"timesteps": [5, 9]}, ValueError, "decrease"),
     ({"spacing": "dense"}, ValueError, "`spacing` must be one of"),

@@ -62,6 +62,13 @@ def test_latents_are_not_checked(model):
     assert model.text_to_image("a cat", output="latents", **QUICK).shape == (3, 8, 8, 4)
 
 
+def test_must_be_a_function_before_anything_is_computed(model, monkeypatch):
+    monkeypatch.setattr(model._engine, "run", None)
+    model.safety = "strict"
+    with pytest.raises(TypeError, match="`safety` must be a function, or None"):
+        model.text_to_image("a cat", **QUICK)
+
+
 @pytest.mark.parametrize("flags", [None, True, [False], [0.1, 0.2, 0.9], [[False]] * 3])
 def test_flags_must_be_one_bool_for_each_image(model, flags):
     model.safety = lambda images: flags

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import layers
+from keras_diffusion import layers, operations
 from keras_diffusion.architectures import EMOJI
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.engine import Engine
@@ -25,7 +25,7 @@ def convolution(channels, shape, **options):
 def both(layer, x):
     """What the layer makes of x as the backend computes it, and by Winograd."""
     expected = ops.convert_to_numpy(layer(x))
-    with layers.convolution(winograd):
+    with operations.convolution(winograd):
         return expected, ops.convert_to_numpy(layer(x))
 
 

@@ -45,6 +45,13 @@ def interval(name, value):
     return start, end
 
 
+def function(name, value):
+    """Returns `value` if it can be called, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"`{name}` must be a function, or None. Received: {name}={shorten(value)}")
+    return value
+
+
 def image_side(name, value, factor):
     """Returns a height or width in pixels if it is a multiple of `factor`, which latents need."""
     value = whole_number(name, value, factor, LARGEST_SIDE)

@@ -16,7 +16,7 @@ from keras import ops
 
 from keras_diffusion.diffusion_model import timestep_embedding
 from keras_diffusion.errors import NumericalError
-from keras_diffusion.layers import attend, attend_at_once, attention, convolution, convolve
+from keras_diffusion.operations import attend, attend_at_once, attention, convolution, convolve
 from keras_diffusion.solvers import HISTORY
 from keras_diffusion.winograd import winograd
 
@@ -217,7 +217,7 @@ def _convolution(compiler, jit_compile):
 COMPILERS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch, "openvino": _openvino}
 ONLY_ON_BACKENDS = (encode_skipping,)  # they ask more of a network than its output
 FROZEN = ("openvino",)  # compiled graphs that hold the weights they were compiled with
-FUSED_ATTENTION = {"torch": attend_at_once}  # one operation, which is faster than `layers.attend`
+FUSED_ATTENTION = {"torch": attend_at_once}  # one operation, which is faster than `attend`
 
 
 class Engine:
@@ -328,8 +328,8 @@ class Engine:
         embeddings = timestep_embedding(table.rows[:, 0], frequencies)
         quiet = ops.zeros((rows_per_call, *latents.shape))
         history = ops.zeros((HISTORY, *latents.shape))
-        unguided = _tensors(conditions._replace(context=conditions.context[-len(latents) :], rescale=None))
         conditions = _tensors(conditions)
+        unguided = conditions._replace(context=conditions.context[-len(latents) :], rescale=None)
         for first in range(0, count, rows_per_call):
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
             noise = step_noise(table.steps[index]) if table.stochastic else quiet

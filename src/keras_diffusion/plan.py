@@ -28,6 +28,7 @@ class Plan(NamedTuple):
         mask: Which of them are repainted, bool (b, h, w), or None.
         controls: A list of `control.Control`.
         callback: A function, or None.
+        safety: Likewise, the model's.
         verbose: 0 or 1.
         output: One of `OUTPUTS`.
     """
@@ -44,6 +45,7 @@ class Plan(NamedTuple):
     mask: np.ndarray | None
     controls: list
     callback: Callable | None
+    safety: Callable | None
     verbose: int
     output: str
 
@@ -132,7 +134,8 @@ def plan(
         image=image,
         mask=mask,
         controls=controls("control", control, count, size, model.diffusion_model),
-        callback=callback,
+        callback=arguments.function("callback", callback),
+        safety=arguments.function("safety", model.safety),
         verbose=verbose,
         output=output,
     )

@@ -494,10 +494,10 @@ class StableDiffusion:
         return self._engine.decode(self.decoder, self._latents(latents))
 
     def preview(self, latents):
-        """Shows latents roughly, in a thousandth of the time that `decode` takes.
+        """Shows latents roughly, at almost no cost: `decode` is not asked.
 
-        The colours are the affine function of the latents that is nearest to the decoder's; it is found in the first
-        call, which takes a sixteenth of the time of decoding 512×512 pixels.
+        The colours are the affine function of the latents that is nearest to the decoder's. The first call finds it,
+        from as many pixels as a sixteenth of a 512×512 image has.
 
         Args:
             latents: Numbers (b, h/f, w/f, c), as `denoise` and callbacks give them.
@@ -534,8 +534,8 @@ class StableDiffusion:
         drawn = self._engine.decode(self.decoder, latents)
         if plan.mask is not None:
             drawn = np.where(plan.mask[..., None], drawn, plan.image.round().astype("uint8"))
-        if self.safety is not None:
-            refuse_flagged(self.safety, drawn)
+        if plan.safety:
+            refuse_flagged(plan.safety, drawn)
         return drawn if plan.output == "array" else [Image.fromarray(image) for image in drawn]
 
     def _steps(self, plan):

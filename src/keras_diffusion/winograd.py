@@ -6,7 +6,7 @@ It pays where a compiler fuses the copies of tiles into the products around them
 import numpy as np
 from keras import ops
 
-from keras_diffusion.layers import convolve
+from keras_diffusion.operations import convolve
 
 TILE, TAPS = 4, 3  # outputs and weights along a side
 POINTS = np.array([0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)])  # a quarter of the error of the usual 0, ±1, ±2
@@ -27,7 +27,7 @@ OUTPUTS, WEIGHTS, INPUTS = (np.kron(matrix, matrix).astype("float32") for matrix
 
 
 def winograd(layer, x, kernel):
-    """`layers.convolve` for float32 feature maps that are large enough for it; others are left to the backend.
+    """`operations.convolve` for float32 feature maps that are large enough for it; others are left to the backend.
 
     Args:
         layer: The `Conv2D`.
