@@ -93,18 +93,18 @@ class Entry(NamedTuple):
 def captions(label, tags, style, style_weight=0.2):
     """Returns every caption of a picture as (text, weight); weights sum to one.
 
-    The empty caption (a tenth) is what classifier-free guidance learns from. Tags come alone and
-    in neighbouring pairs, a tenth of the captions are phrases; the label alone takes what is left.
+    The empty caption (a tenth) is what classifier-free guidance learns from. A tenth of the captions are phrases, a
+    tenth tags, alone and in neighbouring pairs, and a tenth a tag and the label ("a slice of pizza"); the label alone
+    takes what is left.
     """
     phrases = [f"a {label}", f"a picture of a {label}"]
-    tag_texts = [*tags, *(f"{a}, {b}" for a, b in pairwise(tags))]
-    tag_weight = 0.1 if tag_texts else 0.0
+    alone = [*tags, *(f"{a}, {b}" for a, b in pairwise(tags))]
+    joined = [text for tag in tags for text in (f"{tag} {label}", f"a {tag} of {label}")]
+    tenths = [texts for texts in ([""], phrases, alone, joined) if texts]
     return [
-        ("", 0.1),
-        (label, 0.8 - style_weight - tag_weight),
+        (label, 1.0 - style_weight - 0.1 * len(tenths)),
         (f"{label}, {style} style", style_weight),
-        *((text, 0.1 / len(phrases)) for text in phrases),
-        *((text, tag_weight / len(tag_texts)) for text in tag_texts),
+        *((text, 0.1 / len(texts)) for texts in tenths for text in texts),
     ]
 
 

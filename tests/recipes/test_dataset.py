@@ -160,12 +160,15 @@ def test_captions():
         "red apple, noto style",
         *("a red apple", "a picture of a red apple"),
         *("fruit", "red", "ripe", "fruit, red", "red, ripe"),
+        *("fruit red apple", "red red apple", "ripe red apple"),
+        *("a fruit of red apple", "a red of red apple", "a ripe of red apple"),
     }
     assert weights[""] == pytest.approx(0.1)
-    assert weights["red apple"] == pytest.approx(0.5)
+    assert weights["red apple"] == pytest.approx(0.4)
     assert weights["a red apple"] == weights["a picture of a red apple"] == pytest.approx(0.05)
     assert weights["red apple, noto style"] == pytest.approx(0.2)
     assert weights["fruit"] == weights["red, ripe"] == pytest.approx(0.02)
+    assert weights["ripe red apple"] == weights["a ripe of red apple"] == pytest.approx(0.1 / 6)
 
 
 @pytest.mark.parametrize("tags", [[], ["a"], ["a", "b", "c"]])
