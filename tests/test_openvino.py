@@ -7,11 +7,12 @@ import pytest
 from keras_diffusion.architectures import TINY
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import timestep_embedding
-from keras_diffusion.layers import Network
+from keras_diffusion.layers import Network, conv
 
 from .golden import comparison, networks
 
 pytest.importorskip("openvino")
+from keras_diffusion import openvino
 from keras_diffusion.openvino import compile_network
 
 # Importing openvino forks, which JAX warns about once it runs.
@@ -36,6 +37,21 @@ def test_computes_what_the_reference_computes(network, name):
             inputs[1] = timestep_embedding(inputs[1], case.architecture.diffusion_model.frequencies)
         output = compile_network(model, [x.shape for x in inputs])(*inputs)
         np.testing.assert_allclose(output, expected, rtol=0, atol=comparison.TOLERANCE)
+
+
+@pytest.mark.parametrize(("size", "channels", "filters"), [((32, 32), 32, 48), ((37, 34), 48, 32)])
+def test_winograd_computes_the_convolution(monkeypatch, size, channels, filters):
+    image = keras.Input((*size, channels))
+    network = Network(image, conv(filters, "conv")(image), TINY, "convolution")
+    generator = np.random.default_rng(0)
+    network.set_weights([generator.standard_normal(w.shape, "float32") for w in network.get_weights()])
+    x = generator.standard_normal((2, *size, channels), "float32")
+    winograd, tiled = openvino.winograd, []
+    monkeypatch.setattr(openvino, "winograd", lambda *inputs: tiled.append(inputs) or winograd(*inputs))
+    output = compile_network(network, [x.shape])(x)
+    expected = keras.ops.convert_to_numpy(network(x))
+    assert tiled
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5 * expected.std())
 
 
 @pytest.mark.parametrize("layer", [keras.layers.ReLU(name="stranger"), keras.layers.Activation("relu", name="relu")])

@@ -3,7 +3,7 @@
 Inside a graph feature maps are (b, c, h, w) and tokens (b, n, c); inputs and outputs are those of the network.
 """
 
-from functools import partial
+from functools import partial, reduce
 
 import keras
 import numpy as np
@@ -12,9 +12,13 @@ from openvino import opset13 as ov
 
 from keras_diffusion import layers
 from keras_diffusion.text_encoder import ACTIVATIONS, EncoderLayer
+from keras_diffusion.winograd import INPUT, OUTPUT, TAPS, TILE, WEIGHTS
 
 PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 TO_INSIDE, TO_OUTSIDE = (0, 3, 1, 2), (0, 2, 3, 1)
+# Winograd's kernels are four times as large: with fewer tiles they cost more memory than they save time. Larger feature
+# maps do not stay in a processor's cache while their tiles are taken.
+FEWEST_TILES, FEWEST_CHANNELS, LARGEST_MAP = 64, 32, 2**23
 
 
 def compile_network(network, shapes):
@@ -79,22 +83,67 @@ def over_channels(vector, x):
 
 
 def dense(layer, x):
-    kernel = keras.ops.convert_to_numpy(layer.kernel)
-    if is_map(x):
-        x = ov.convolution(x, constant(kernel.T[:, :, None, None]), [1, 1], [0, 0], [0, 0], [1, 1])
-    else:
-        x = ov.matmul(x, constant(kernel.T), False, True)
-    if layer.use_bias:
-        bias = (1, -1, 1, 1) if is_map(x) else (1,) * (len(x.shape) - 1) + (-1,)
-        x = ov.add(x, constant(keras.ops.reshape(layer.bias, bias)))
+    return affine(x, keras.ops.convert_to_numpy(layer.kernel), layer.bias if layer.use_bias else None)
+
+
+def affine(x, kernel, bias):
+    x = pointwise(x, kernel) if is_map(x) else ov.matmul(x, constant(kernel.T), False, True)
+    if bias is not None:
+        shape = (1, -1, 1, 1) if is_map(x) else (1,) * (len(x.shape) - 1) + (-1,)
+        x = ov.add(x, constant(keras.ops.reshape(bias, shape)))
     return x.output(0)
+
+
+def pointwise(x, kernel):
+    """A 1×1 convolution with a kernel (c, d)."""
+    return ov.convolution(x, constant(kernel.T[:, :, None, None]), [1, 1], [0, 0], [0, 0], [1, 1])
 
 
 def conv(layer, x, padding=None):
     before, after = padding or ((1, 1) if layer.padding == "same" else (0, 0))
-    kernel = constant(keras.ops.convert_to_numpy(layer.kernel).transpose(3, 2, 0, 1))
+    kernel, bias = keras.ops.convert_to_numpy(layer.kernel), over_channels(layer.bias, x)
+    if (layer.strides, layer.padding, layer.compute_dtype) == ((1, 1), "same", "float32") and pays(x, layer.filters):
+        return winograd(x, kernel, bias)
+    kernel = constant(kernel.transpose(3, 2, 0, 1))
     x = ov.convolution(x, kernel, list(layer.strides), [before] * 2, [after] * 2, [1, 1])
-    return ov.add(x, over_channels(layer.bias, x)).output(0)
+    return ov.add(x, bias).output(0)
+
+
+def pays(x, filters):
+    """Whether Winograd's algorithm is the faster way."""
+    batch, channels, height, width = x.shape
+    tiles, size = -(-height // TILE) * -(-width // TILE), batch * channels * height * width
+    return tiles >= FEWEST_TILES and min(channels, filters) >= FEWEST_CHANNELS and size <= LARGEST_MAP
+
+
+def winograd(x, kernel, bias):
+    """A 3×3 convolution as in winograd.py, in operations of which OpenVINO changes no layout.
+
+    Every value of a tile's transform is a convolution by channel, every product a 1×1 convolution.
+    """
+    _, channels, height, width = x.shape
+    ends = [1 - side % -TILE for side in (height, width)]
+    kernels = (WEIGHTS @ kernel.reshape(TAPS**2, -1)).astype("float32").reshape(-1, *kernel.shape[2:])
+    values = []
+    for (i, j), kernel in zip(np.ndindex(len(INPUT), len(INPUT)), kernels, strict=True):
+        taps = np.broadcast_to(np.outer(INPUT[i], INPUT[j]), (channels, 1, 1, *2 * INPUT.shape[1:]))
+        values.append(pointwise(ov.group_convolution(x, constant(taps), [TILE] * 2, [1, 1], ends, [1, 1]), kernel))
+    rows = [[weighted(row, values[j :: len(INPUT)]) for j in range(len(INPUT))] for row in OUTPUT]
+    cells = [ov.add(weighted(column, row), bias) for row in rows for column in OUTPUT]
+    x = ov.depth_to_space(ov.concat(cells, 1), "blocks_first", TILE)
+    return cut(x, height, width)
+
+
+def weighted(weights, terms):
+    """The sum of terms, each times a number; those times zero are left out."""
+    return reduce(ov.add, [ov.multiply(x, constant(w)) for w, x in zip(weights, terms, strict=True) if w])
+
+
+def cut(x, height, width):
+    """x[:, :, :height, :width]"""
+    if list(x.shape)[2:] != [height, width]:
+        x = ov.slice(x, np.array([0, 0]), np.array([height, width]), np.array([1, 1]), np.array([2, 3]))
+    return x.output(0)
 
 
 def embedding(layer, x):
@@ -154,7 +203,9 @@ def attention(layer, x, context=None):
 
 
 def feed_forward(layer, x):
-    x, gate = ov.split(lower(layer.net_0_proj, x), np.array(-1), 2).outputs()
+    kernel, bias = (keras.ops.convert_to_numpy(weight) for weight in (layer.net_0_proj.kernel, layer.net_0_proj.bias))
+    halves = zip(np.split(kernel, 2, axis=-1), np.split(bias, 2), strict=True)
+    x, gate = (affine(x, *half) for half in halves)  # two products, into which OpenVINO fuses what follows
     return lower(layer.net_2, ov.multiply(x, ov.gelu(gate, "erf")).output(0))
 
 
@@ -203,10 +254,8 @@ def upsample(layer, x, like=None):
         x, np.array([rows, columns]), "nearest", "sizes", axes=np.array([2, 3]),
         coordinate_transformation_mode="asymmetric", nearest_mode="floor",
     )  # fmt: skip
-    if like is not None and list(like.shape)[2:] != [rows, columns]:
-        stop = np.array(list(like.shape)[2:])
-        x = ov.slice(x, np.array([0, 0]), stop, np.array([1, 1]), np.array([2, 3]))
-    return conv(layer.conv, x.output(0))
+    rows, columns = list((x if like is None else like).shape)[2:]
+    return conv(layer.conv, cut(x, rows, columns))
 
 
 def encoder_layer(layer, x):

@@ -23,7 +23,8 @@ def _matrices():
     return outputs, weights, inputs
 
 
-OUTPUTS, WEIGHTS, INPUTS = (np.kron(matrix, matrix).astype("float32") for matrix in _matrices())  # of two dimensions
+OUTPUT, WEIGHT, INPUT = _matrices()
+OUTPUTS, WEIGHTS, INPUTS = (np.kron(matrix, matrix) for matrix in (OUTPUT, WEIGHT, INPUT))  # of two dimensions
 
 
 def winograd(layer, x, kernel):
@@ -57,4 +58,5 @@ def winograd(layer, x, kernel):
 
 def _transform(matrix, x):
     """Applies a matrix (n, m) to the first axis of (m, …)."""
-    return ops.reshape(ops.matmul(matrix, ops.reshape(x, (x.shape[0], -1))), (len(matrix), *x.shape[1:]))
+    product = ops.matmul(matrix.astype("float32"), ops.reshape(x, (x.shape[0], -1)))
+    return ops.reshape(product, (len(matrix), *x.shape[1:]))
