@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion.architectures import TINY
+from keras_diffusion.architectures import TINY, Level
 from keras_diffusion.checkpoints.names import LAYOUTS
 from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
 from keras_diffusion.layers import FeedForward, TransformerBlock, Upsample
@@ -17,6 +19,18 @@ CASES = [case.name for case in networks.cases("diffusion_model")]
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_diffusers_computes(name):
     assert comparison.error("diffusion_model", name) < TOLERANCE
+
+
+@pytest.mark.parametrize("first", [Level(16, 2, 1), Level(16, 2, 0)], ids=["attends first", "attends later"])
+def test_contexts_share_what_does_not_depend_on_them(first):
+    shape = replace(TINY.diffusion_model, levels=(first, Level(32, 2, 1)))
+    network = DiffusionModel(architecture=replace(TINY, diffusion_model=shape))
+    generator = np.random.default_rng(0)
+    latents, contexts = (generator.standard_normal(shape, "float32") for shape in ((2, 8, 8, 4), (2, 2, 77, 16)))
+    embedding = timestep_embedding([500], 16)
+    together = network([latents, embedding, np.concatenate(contexts)])
+    alone = [network([latents, np.repeat(embedding, 2, axis=0), context]) for context in contexts]
+    np.testing.assert_allclose(*map(ops.convert_to_numpy, (together, ops.concatenate(alone))), rtol=0, atol=TOLERANCE)
 
 
 def pad_right_and_bottom(x):

@@ -2,11 +2,10 @@
 
 import keras
 import numpy as np
-from keras import layers
 
 from keras_diffusion.architectures import SD14
 from keras_diffusion.flows import blocks, descend, embed_time
-from keras_diffusion.layers import GroupNorm, Network, Upsample, construction, conv
+from keras_diffusion.layers import GroupNorm, Join, Network, Upsample, construction, conv
 
 
 @keras.saving.register_keras_serializable("keras_diffusion")
@@ -27,11 +26,12 @@ class DiffusionModel(Network):
 
     Call arguments, as a list or by name:
         latent: (b, h, w, input channels), unit variance.
-        timestep_embedding: (b, frequencies), what `timestep_embedding` returns.
-        context: (b, max_text_length, context width), the text encoder's output.
+        timestep_embedding: (b, frequencies), what `timestep_embedding` returns, or (1, frequencies) for all.
+        context: (b, max_text_length, context width), the text encoder's output. With one embedding for all it may hold
+            k · b, k for each of the latents: what does not depend on it is then computed once.
 
     Returns:
-        The prediction (b, h, w, output channels).
+        The prediction (b, h, w, output channels), or (k · b, h, w, output channels).
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class DiffusionModel(Network):
             x, passed = middle, list(skips)
             for i, (channels, heads, depth) in enumerate(reversed(shape.levels)):
                 for j in range(shape.blocks + 1):
-                    x = layers.Concatenate()([x, passed.pop()])
+                    x = Join()(x, passed.pop())
                     x = residual(x, channels, f"up_blocks_{i}_resnets_{j}")
                     x = attend(x, heads, depth, f"up_blocks_{i}_attentions_{j}")
                 if passed:

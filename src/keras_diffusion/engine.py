@@ -100,16 +100,12 @@ def denoise(network, latents, history, count, rows, conditions):
     context, guidance, rescale, extra, drawn, known, known_noise, controls = conditions
     copies = context.shape[0] // latents.shape[0]
 
-    def copied(x):
-        return ops.concatenate([x] * copies)
-
     def row_of(i, latents, history):
         _, p, q, a, d, *b = ops.unstack(rows.columns[i])
-        embedding = ops.broadcast_to(rows.embeddings[i], (context.shape[0], rows.embeddings.shape[1]))
         seen = latents if extra is None else ops.concatenate([latents, extra], axis=-1)
-        inputs = [copied(seen), embedding, context]
+        inputs = [seen, rows.embeddings[i][None], context]
         if controls:
-            inputs += [ops.broadcast_to(rows.scales[i], (context.shape[0], len(controls))), *map(copied, controls)]
+            inputs += [rows.scales[i][None], *controls]
         prediction = ops.cast(network(inputs), "float32")
         if copies == 2:
             negative, positive = ops.split(prediction, 2)

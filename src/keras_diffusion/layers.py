@@ -174,6 +174,12 @@ class Attention(keras.layers.Layer):
         return x_shape
 
 
+def alongside(x, context):
+    """Repeats x (b, …) for a context (k · b, …): until here, the halves of a guided batch are the same."""
+    copies = (context.shape[0] or 1) // (x.shape[0] or 1)
+    return ops.concatenate([x] * copies) if copies > 1 else x
+
+
 class FeedForward(keras.layers.Layer):
     """The transformer's GEGLU (Shazeer 2020): half of a dense layer, gated by the exact GELU of the other half."""
 
@@ -206,7 +212,7 @@ class TransformerBlock(keras.layers.Layer):
         self.attn2.build(x_shape, context_shape)
 
     def call(self, x, context):
-        x = x + self.attn1(self.norm1(x))
+        x = alongside(x + self.attn1(self.norm1(x)), context)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -231,7 +237,7 @@ class SpatialTransformer(keras.layers.Layer):
             block.build((x_shape[0], None, channels), context_shape)
 
     def call(self, x, context):
-        residual, (_, height, width, channels) = x, ops.shape(x)
+        residual, (_, height, width, channels) = alongside(x, context), ops.shape(x)
         x = self.proj_in(self.norm(x))
         x = ops.reshape(x, (-1, height * width, channels))
         for block in self.blocks:
@@ -314,6 +320,16 @@ class Downsample(keras.layers.Layer):
 
     def compute_output_shape(self, x_shape):
         return self.conv.compute_output_shape(self.pad.compute_output_shape(x_shape))
+
+
+class Join(keras.layers.Layer):
+    """Appends the channels of a skip connection, (b, h, w, d) to x (b, h, w, c) or (k · b, h, w, c)."""
+
+    def call(self, x, skip):
+        return ops.concatenate([x, alongside(skip, x)], axis=-1)
+
+    def compute_output_shape(self, x_shape, skip_shape):
+        return (*x_shape[:-1], x_shape[-1] + skip_shape[-1])
 
 
 class Upsample(keras.layers.Layer):

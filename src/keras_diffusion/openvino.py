@@ -172,10 +172,6 @@ def add(layer, terms):
     return first
 
 
-def concatenate(layer, inputs):
-    return ov.concat(inputs, 1 if is_map(inputs[0]) else -1).output(0)
-
-
 def channels_of(layer, x, key):
     """x[..., start:stop] of a feature map."""
     _, channels = key
@@ -209,8 +205,17 @@ def feed_forward(layer, x):
     return lower(layer.net_2, ov.multiply(x, ov.gelu(gate, "erf")).output(0))
 
 
+def alongside(x, context):
+    copies = context.shape[0] // x.shape[0]
+    return ov.concat([x] * copies, 0).output(0) if copies > 1 else x
+
+
+def join(layer, x, skip):
+    return ov.concat([x, alongside(skip, x)], 1).output(0)
+
+
 def transformer_block(layer, x, context):
-    x = ov.add(x, attention(layer.attn1, lower(layer.norm1, x))).output(0)
+    x = alongside(ov.add(x, attention(layer.attn1, lower(layer.norm1, x))).output(0), context)
     x = ov.add(x, attention(layer.attn2, lower(layer.norm2, x), context)).output(0)
     return ov.add(x, feed_forward(layer.ff, lower(layer.norm3, x))).output(0)
 
@@ -227,7 +232,8 @@ def spatial_transformer(layer, x, context):
     tokens = lower(layer.proj_in, to_tokens(group_norm(layer.norm, x)))
     for block in layer.blocks:
         tokens = transformer_block(block, tokens, context)
-    return ov.add(to_map(lower(layer.proj_out, tokens), x.shape), x).output(0)
+    residual = alongside(x, context)
+    return ov.add(to_map(lower(layer.proj_out, tokens), residual.shape), residual).output(0)
 
 
 def spatial_attention(layer, x):
@@ -274,13 +280,13 @@ LOWERINGS = {
     keras.layers.Activation: activation,
     keras.layers.Rescaling: rescaling,
     keras.layers.Add: add,
-    keras.layers.Concatenate: concatenate,
     layers.GroupNorm: group_norm,
     layers.SpatialTransformer: spatial_transformer,
     layers.SpatialAttention: spatial_attention,
     layers.ResidualBlock: residual_block,
     layers.Downsample: downsample,
     layers.Upsample: upsample,
+    layers.Join: join,
     EncoderLayer: encoder_layer,
     type(keras.Input((1,))[..., :1]._keras_history.operation): channels_of,  # the indexing of a symbolic tensor
 }
