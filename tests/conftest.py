@@ -10,6 +10,11 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Processes side by side share the cores: the names under which TensorFlow, JAX, and OpenMP take the number of threads.
+if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    threads = max(1, (os.cpu_count() or 1) // int(processes))
+    for name in "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NPROC", "OMP_NUM_THREADS":
+        os.environ.setdefault(name, str(threads))
 
 # Modules that compute with Keras: every test of theirs carries the marker `backend`.
 COMPUTING = {
