@@ -28,6 +28,7 @@ COMPUTING = {
     "control",
     "controlnet",
     "decoder",
+    "deep_cache",
     "diffusion_model",
     "engine",
     "image_encoder",

@@ -38,6 +38,7 @@ LEVELS = {
     "openvino": 2.5,  # the engine's
     "checkpoints": 3,
     "control": 3,
+    "deep_cache": 2.5,
     "conditions": 3.5,
     "previews": 0.5,
     "safety": 0.5,

@@ -170,6 +170,8 @@ WRONG = [
     ({"guidance_interval": 0.5}, TypeError, r"`guidance_interval` must be \(start, end\)"),
     ({"guidance_interval": (0, 2)}, ValueError, "`guidance_interval.end` must be a number from 0 to 1"),
     ({"guidance_interval": (0.5, 0.5)}, ValueError, "start` must be before"),
+    *(({"deep_cache": value}, ValueError, "`deep_cache` must be from 1 to 1000") for value in (0, -2, 1001)),
+    *(({"deep_cache": value}, TypeError, "`deep_cache` must be an int") for value in (None, 2.0, True, "3", [2])),
     ({"callback": "print"}, TypeError, "`callback` must be a function, or None"),
     ({"output": "png"}, ValueError, "array, pil, latents"),
     ({"timesteps": [5, 9]}, ValueError, "decrease"),

@@ -63,7 +63,7 @@ def scales(controls, steps):
         A float32 array (rows, number of controls).
     """
     columns = [scale * between(steps, start, end) for _, _, scale, start, end in controls]
-    return np.stack(columns, axis=1).astype("float32")
+    return np.reshape(columns, (len(controls), len(steps))).T.astype("float32")
 
 
 def _control(name, entry, batch_size, size, diffusion_model):

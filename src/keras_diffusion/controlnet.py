@@ -117,6 +117,13 @@ def steered(diffusion_model, controlnets):
         A model that takes a list: the inputs of the diffusion model, then scales (b, number of ControlNets), then the
         image of each, (b, height, width, 3) in [0, 1]. It returns the prediction.
     """
+    inputs, residuals = control(diffusion_model, controlnets)
+    prediction = diffusion_model.steer(inputs[:3], residuals)
+    return Network(inputs, prediction, diffusion_model.architecture, "steered_diffusion_model")
+
+
+def control(diffusion_model, controlnets):
+    """The inputs of a steered network, see `steered`, and the residuals that its ControlNets make of them."""
     latent, timestep, context = (keras.Input(x.shape[1:]) for x in diffusion_model.inputs)
     scales = keras.Input((len(controlnets),))
     images = [keras.Input(controlnet.inputs[-1].shape[1:]) for controlnet in controlnets]
@@ -127,6 +134,4 @@ def steered(diffusion_model, controlnets):
         scale = ops.reshape(scales[:, i], (-1, 1, 1, 1))
         scaled.append([scale * x for x in again([latent[..., :channels], timestep, context, image])])
     residuals = [sum(together) for together in zip(*scaled, strict=True)]
-    prediction = diffusion_model.steer([latent, timestep, context], residuals)
-    inputs = [latent, timestep, context, scales, *images]
-    return Network(inputs, prediction, diffusion_model.architecture, "steered_diffusion_model")
+    return [latent, timestep, context, scales, *images], residuals

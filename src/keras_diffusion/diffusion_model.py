@@ -7,6 +7,8 @@ from keras_diffusion.architectures import SD14
 from keras_diffusion.flows import blocks, descend, embed_time
 from keras_diffusion.layers import GroupNorm, Join, Network, Upsample, construction, conv
 
+BRANCH = 0  # the skip connection at which features are deep: 0 is that of the first feature map
+
 
 @keras.saving.register_keras_serializable("keras_diffusion")
 class DiffusionModel(Network):
@@ -32,6 +34,9 @@ class DiffusionModel(Network):
 
     Returns:
         The prediction (b, h, w, output channels), or (k · b, h, w, output channels).
+
+    Attributes:
+        deep: The feature map, a symbolic tensor, that all but the shallowest layers compute (see `deep_cache`).
     """
 
     def __init__(
@@ -59,9 +64,10 @@ class DiffusionModel(Network):
             skips, middle = descend(shape, x, residual, attend)
 
             # Upsampling flow
-            x, passed = middle, list(skips)
+            x, passed, branches = middle, list(skips), []
             for i, (channels, heads, depth) in enumerate(reversed(shape.levels)):
                 for j in range(shape.blocks + 1):
+                    branches.insert(0, x)
                     x = Join()(x, passed.pop())
                     x = residual(x, channels, f"up_blocks_{i}_resnets_{j}")
                     x = attend(x, heads, depth, f"up_blocks_{i}_attentions_{j}")
@@ -73,9 +79,9 @@ class DiffusionModel(Network):
             prediction = conv(shape.out_channels, "conv_out")(x)
         sizes = {"img_height": img_height, "img_width": img_width, "max_text_length": max_text_length}
         super().__init__([latent, timestep, context], prediction, architecture, name, **sizes)
-        self._time, self._skips, self._middle = time, skips, middle
+        self._time, self._skips, self._middle, self.deep = time, skips, middle, branches[BRANCH]
 
-    def steer(self, inputs, residuals=(), features=()):
+    def steer(self, inputs, residuals=(), features=(), outputs=None):
         """Predicts with additions from other networks: a second graph of the same layers.
 
         Meant for `keras.Input`s, to make a network of this one and of those that steer it, see `control.steered`.
@@ -86,9 +92,10 @@ class DiffusionModel(Network):
                 the middle; as many, or none.
             features: What a T2I-adapter (Mou et al. 2023, arXiv:2302.08453) adds to the last feature map of every
                 level of the way down; as many, or none.
+            outputs: What to return, a list of tensors of this graph, such as `deep`, or None.
 
         Returns:
-            The prediction (b, h, w, output channels).
+            The prediction (b, h, w, output channels), or the `outputs`.
 
         Raises:
             ValueError: If there are more or fewer of them than places.
@@ -113,7 +120,25 @@ class DiffusionModel(Network):
         proceed(self._middle)
         for i, residual in enumerate(residuals, len(self.inputs) + 1):
             values[i] = values[i] + residual
-        return keras.Model(tensors, self.outputs)(values)[0]
+        return keras.Model(tensors, outputs or self.outputs[0])(values)
+
+    def reuse(self, inputs, features, residuals):
+        """Predicts with the deep features of an earlier timestep: of the layers, only the shallowest are computed.
+
+        Meant for `keras.Input`s like `steer`, see `deep_cache.split`.
+
+        Args:
+            inputs: latent, timestep_embedding and context.
+            features: What `deep` was.
+            residuals: The first of those of `steer`, one for each skip connection that is computed.
+
+        Returns:
+            The prediction (b, h, w, output channels).
+        """
+        computed = [self._time, *self._skips[: BRANCH + 1]]
+        time, *skips = keras.Model(self.inputs, computed)(inputs)
+        skips = map(sum, zip(skips, residuals, strict=True))
+        return keras.Model([*self.inputs, *computed, self.deep], self.outputs[0])([*inputs, time, *skips, features])
 
 
 def timestep_embedding(timesteps, width):

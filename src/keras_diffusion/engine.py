@@ -83,7 +83,7 @@ class Conditions(NamedTuple):
     controls: Any = ()
 
 
-def denoise(network, latents, history, count, rows, conditions):
+def denoise(network, latents, history, count, rows, conditions, kept=()):
     """Runs the first `count` rows of a sampler's table.
 
     Args:
@@ -93,9 +93,10 @@ def denoise(network, latents, history, count, rows, conditions):
         count: How many of the rows to run.
         rows: `Rows`.
         conditions: `Conditions`.
+        kept: What the network takes besides, and another one returned (see `deep_cache`).
 
     Returns:
-        The new `latents` and `history`.
+        The new `latents` and `history`; then what a network returns beside its prediction, of the only row.
     """
     context, guidance, rescale, extra, drawn, known, known_noise, controls = conditions
     copies = context.shape[0] // latents.shape[0]
@@ -106,7 +107,8 @@ def denoise(network, latents, history, count, rows, conditions):
         inputs = [seen, rows.embeddings[i][None], context]
         if controls:
             inputs += [rows.scales[i][None], *controls]
-        prediction = ops.cast(network(inputs), "float32")
+        prediction, *keep = keras.tree.flatten(network([*inputs, *kept]))
+        prediction = ops.cast(prediction, "float32")
         if copies == 2:
             negative, positive = ops.split(prediction, 2)
             prediction = negative + _column(guidance) * (positive - negative)
@@ -118,7 +120,7 @@ def denoise(network, latents, history, count, rows, conditions):
         if drawn is not None:
             alpha, sigma = ops.unstack(rows.levels[i])
             latents = ops.where(drawn, latents, alpha * known + sigma * known_noise)
-        return latents, history
+        return latents, history, *keep
 
     if rows.columns.shape[0] == 1:
         return row_of(0, latents, history)
@@ -196,7 +198,7 @@ def _openvino(function, network, jit_compile, traced):
         if compiled_for != shapes:
             traced()
             compiled_for, compiled = shapes, compile_network(network, shapes)
-        return ops.convert_to_tensor(compiled(*arrays))
+        return keras.tree.map_structure(ops.convert_to_tensor, compiled(*arrays))
 
     return lambda *inputs: function(predict, *inputs)
 
@@ -289,8 +291,9 @@ class Engine:
         return finite("decoding", self.run(decode, decoder, latents)).round().astype("uint8")
 
     def denoise(
-        self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1, scales=None, guided=None
-    ):
+        self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1, scales=None, guided=None,
+        shallow=None, deep=None,
+    ):  # fmt: skip
         """Runs a sampler's table, yielding after every step.
 
         Args:
@@ -304,6 +307,9 @@ class Engine:
             scales: (rows, n), how much each ControlNet has a say in every row, for a steered network.
             guided: bool (rows,), which rows follow the guidance; the others take the prompt alone, in half the time.
                 None guides all.
+            shallow: The network for rows that are not deep, where `diffusion_model` is whole, see `deep_cache.split`.
+            deep: bool (rows,), which rows run the whole network; the first one, and each that is guided otherwise than
+                the row before it. None: all.
 
         Yields:
             (step, timestep, latents): the number of the step just run, from 0, its timestep, and the latents after it,
@@ -312,10 +318,11 @@ class Engine:
         Raises:
             NumericalError: If the latents are not finite.
         """
-        self._forget_stale(diffusion_model)
         count = len(table.rows)
-        guided = np.ones(count, bool) if guided is None else guided
-        if self._compiler in FROZEN or not guided.all():  # it runs the network alone, or not all rows are alike
+        guided, deep = (np.ones(count, bool) if which is None else which for which in (guided, deep))
+        for network in (diffusion_model, shallow)[: 2 - deep.all()]:
+            self._forget_stale(network)
+        if self._compiler in FROZEN or shallow or not guided.all():  # it runs the network alone, or rows are unlike
             rows_per_call = 1
         frequencies = diffusion_model.architecture.diffusion_model.frequencies
         columns = table.rows.astype("float32")
@@ -334,7 +341,11 @@ class Engine:
                 rows = rows._replace(scales=scales[index])
             here = np.int32(min(rows_per_call, count - first))
             given = conditions if guided[first] else unguided
-            latents, history = self.run(denoise, diffusion_model, latents, history, here, rows, given)
+            if deep[first]:
+                latents, history, *kept = self.run(denoise, diffusion_model, latents, history, here, rows, given)
+            else:
+                given = given._replace(controls=())
+                latents, history = self.run(denoise, shallow, latents, history, here, rows, given, tuple(kept))
             step, timestep = table.steps[index[-1]], table.rows[index[-1], 0]
             current = finite(f"denoising step {step + 1}", latents)
             if step not in table.steps[index[-1] + 1 :]:  # some solvers take two rows for a step

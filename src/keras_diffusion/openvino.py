@@ -29,7 +29,7 @@ def compile_network(network, shapes):
         shapes: The shape of each of its inputs.
 
     Returns:
-        A function of NumPy arrays, one for each input, that returns the output as a NumPy array.
+        A function of NumPy arrays, one for each input, that returns the output as a NumPy array, or a list of outputs.
 
     Raises:
         TypeError: If the network has a layer without a row in `LOWERINGS`.
@@ -39,11 +39,12 @@ def compile_network(network, shapes):
         for x, shape in zip(network.inputs, shapes, strict=True)
     ]
     inputs = [transpose(x, TO_INSIDE) if is_map(x) else x.output(0) for x in parameters]
-    output = network._run_through_graph(inputs, operation_fn=lambda layer: partial(lower, layer))
-    model = openvino.Model([transpose(output, TO_OUTSIDE) if is_map(output) else output], parameters, network.name)
+    outputs = network._run_through_graph(inputs, operation_fn=lambda layer: partial(lower, layer))
+    results = [transpose(x, TO_OUTSIDE) if is_map(x) else x for x in keras.tree.flatten(outputs)]
+    model = openvino.Model(results, parameters, network.name)
     hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[network.layers[-1].compute_dtype], "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(model, "CPU", hints)
-    return lambda *arrays: compiled(arrays)[0]
+    return lambda *arrays: keras.tree.pack_sequence_as(outputs, list(compiled(arrays).values()))
 
 
 def lower(layer, *inputs):

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_diffusion import arguments, images, noise, prompts
 from keras_diffusion.control import controls
+from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.samplers import Table, build
 
 OUTPUTS = ("array", "pil", "latents")
@@ -24,6 +25,7 @@ class Plan(NamedTuple):
         guidance: float32 (b,).
         rescale: float32 (b,).
         interval: The fractions of the steps between which there is guidance.
+        deep_cache: For how many steps deep features serve.
         image: Pixels to start from, float32 (b, h, w, 3) in [0, 255], or latents, float32 (b, h/f, w/f, c), or None.
         mask: Which of them are repainted, bool (b, h, w), or None.
         controls: A list of `control.Control`.
@@ -41,6 +43,7 @@ class Plan(NamedTuple):
     guidance: np.ndarray
     rescale: np.ndarray
     interval: tuple
+    deep_cache: int
     image: np.ndarray | None
     mask: np.ndarray | None
     controls: list
@@ -74,6 +77,7 @@ def plan(
     timesteps=None,
     guidance_rescale=0.0,
     guidance_interval=(0, 1),
+    deep_cache=1,
     control=None,
     callback=None,
     verbose=1,
@@ -131,6 +135,7 @@ def plan(
         guidance=arguments.numbers("unconditional_guidance_scale", unconditional_guidance_scale, count),
         rescale=arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1),
         interval=arguments.interval("guidance_interval", guidance_interval),
+        deep_cache=_deep_cache(model, deep_cache),
         image=image,
         mask=mask,
         controls=controls("control", control, count, size, model.diffusion_model),
@@ -160,6 +165,17 @@ def _table(model, sampler, num_steps, strength, spread):
     if strength is None:
         return table
     return build(sampler, num_steps, start=arguments.left_out("strength", strength, table.steps[-1] + 1), **schedule)
+
+
+def _deep_cache(model, value):
+    """For how many steps deep features serve, which only our own network can give."""
+    value = arguments.whole_number("deep_cache", value, 1, 1000)
+    if value > 1 and not isinstance(model.diffusion_model, DiffusionModel):
+        raise ValueError(
+            f"`deep_cache` needs a DiffusionModel; it must be 1 for another network. "
+            f"Received: deep_cache={value} and a {type(model.diffusion_model).__name__}"
+        )
+    return value
 
 
 def _start(model, image, height, width):

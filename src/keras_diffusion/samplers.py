@@ -187,6 +187,23 @@ def between(steps, start, end):
     return (steps / (steps[-1] + 1) >= start) & ((steps + 1) / (steps[-1] + 1) <= end)
 
 
+def every(steps, n, *columns):
+    """Which rows belong to every n-th step, counted anew wherever any of the columns changes.
+
+    Args:
+        steps: (rows,), as in a `Table`.
+        n: An int of at least 1.
+        *columns: (rows,) or (rows, k), numbers that are the same in all rows of a step.
+
+    Returns:
+        A bool array (rows,).
+    """
+    steps, changed = np.asarray(steps), np.zeros(len(steps), bool)
+    for column in columns:
+        changed[1:] |= (np.diff(np.float64(column).reshape(len(steps), -1), axis=0) != 0).any(axis=1)
+    return (steps - np.maximum.accumulate(np.where(changed, steps, steps[0]))) % n == 0
+
+
 def build(
     name,
     num_steps=None,
