@@ -18,6 +18,7 @@ from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.engine import Engine, checksum
 from keras_diffusion.errors import GenerationCancelled
+from keras_diffusion.garbage import lasting
 from keras_diffusion.image_encoder import ImageEncoder
 from keras_diffusion.plan import plan, read
 from keras_diffusion.safety import refuse_flagged
@@ -67,6 +68,7 @@ class StableDiffusion:
         images = model.text_to_image("a slice of pizza", batch_size=3, seed=42)  # uint8 (3, 64, 64, 3)
     """
 
+    @lasting()
     def __init__(
         self, img_height=None, img_width=None, jit_compile="auto", dtype=None, preset="sd14", prediction_type=None
     ):
