@@ -56,8 +56,10 @@ def test_garbage_is_collected_afterwards():
 def test_the_collector_is_left_as_it_was(enabled):
     try:
         (gc.enable if enabled else gc.disable)()
-        with pytest.raises(KeyError), lasting():
+        with lasting():
             assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+        with pytest.raises(KeyError), lasting():
             raise KeyError
         assert gc.isenabled() == enabled
     finally:
