@@ -17,6 +17,7 @@ LEVELS = {
     "arguments": -1,  # checks that every module may use
     "errors": 0,
     "tokenizer": 0,
+    "garbage": -1,  # the collector of it
     "memory": 0,
     "operations": 0.5,
     "noise": 0,

@@ -196,6 +196,15 @@ def test_any_size_with_the_same_weights(model, height, width):
     assert images.shape == (1, height, width, 3)
 
 
+def test_variables_are_made_with_the_values_of_the_checkpoint(monkeypatch):
+    """And not before, with others."""
+    assigned = []
+    monkeypatch.setattr(keras.Variable, "assign", lambda variable, _: assigned.append(variable.path))
+    model = StableDiffusion.from_preset("emoji")
+    assert not assigned
+    assert np.any(keras.ops.convert_to_numpy(model.decoder.layers[-1].kernel))
+
+
 def test_assigned_networks_take_effect(model):
     before = model.text_to_image("a cat", seed=0, **QUICK)
     text_encoder = model.text_encoder

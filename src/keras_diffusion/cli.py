@@ -100,7 +100,7 @@ def generate(options):
         print(f"seed {seed} (--seed {seed} makes the same again)", file=sys.stderr)
     show(f"loading {options.preset}")
     with quiet():
-        from keras_diffusion.stable_diffusion import StableDiffusion
+        from keras_diffusion import StableDiffusion
     model = StableDiffusion(options.height, options.width, options.jit_compile, options.dtype, options.preset)
     steps, guidance = RECOMMENDED.get(model.architecture.name, USUAL)
     steps = steps if options.steps is None else options.steps
@@ -205,7 +205,7 @@ def convert(options):
     files.vacant(options.output, folder=not single)
     show(f"loading {options.preset}")
     with quiet():
-        from keras_diffusion.stable_diffusion import StableDiffusion
+        from keras_diffusion import StableDiffusion
     model = StableDiffusion(preset=options.preset, prediction_type=options.prediction_type)
     show(f"writing {options.output}")
     (model.export_checkpoint if single else model.save_to_preset)(options.output, options.dtype)

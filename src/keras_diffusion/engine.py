@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_diffusion.diffusion_model import timestep_embedding
 from keras_diffusion.errors import NumericalError
+from keras_diffusion.garbage import lasting
 from keras_diffusion.operations import attend, attend_at_once, attention, convolution, convolve
 from keras_diffusion.solvers import HISTORY
 from keras_diffusion.winograd import winograd
@@ -157,7 +158,8 @@ def _tensorflow(function, network, jit_compile, traced):
     def call(*inputs):
         shapes = tuple(x if x is None else x.shape for x in keras.tree.flatten(inputs))
         if shapes not in concrete:
-            concrete[shapes] = run.get_concrete_function(*inputs)
+            with lasting():
+                concrete[shapes] = run.get_concrete_function(*inputs)
         return concrete[shapes](*inputs)
 
     return call

@@ -19,6 +19,7 @@ from keras_diffusion.deep_cache import split
 from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.engine import Engine, checksum
 from keras_diffusion.errors import GenerationCancelled
+from keras_diffusion.garbage import lasting
 from keras_diffusion.image_encoder import ImageEncoder
 from keras_diffusion.plan import plan, read
 from keras_diffusion.safety import refuse_flagged
@@ -68,6 +69,7 @@ class StableDiffusion:
         images = model.text_to_image("a slice of pizza", batch_size=3, seed=42)  # uint8 (3, 64, 64, 3)
     """
 
+    @lasting()
     def __init__(
         self, img_height=None, img_width=None, jit_compile="auto", dtype=None, preset="sd14", prediction_type=None
     ):
@@ -591,5 +593,6 @@ class StableDiffusion:
         )
 
     def _build(self, network, dtype):
-        """An empty network for a loader to fill, or a random one if there is nothing to load."""
-        return network(architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
+        """A network that waits for its first values, or a random one if there is nothing to load."""
+        with keras.StatelessScope(initialize_variables=self._checkpoint is None):
+            return network(architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
