@@ -581,5 +581,6 @@ class StableDiffusion:
         )
 
     def _build(self, network, dtype):
-        """An empty network for a loader to fill, or a random one if there is nothing to load."""
-        return network(architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
+        """A network that waits for its first values, or a random one if there is nothing to load."""
+        with keras.StatelessScope(initialize_variables=self._checkpoint is None):
+            return network(architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
