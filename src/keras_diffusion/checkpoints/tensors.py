@@ -63,6 +63,24 @@ def mistaken_for(start):
     return next((kind for begin, kind in MISTAKEN_FOR.items() if start.lower().startswith(begin)), None)
 
 
+def rounded(array, dtype):
+    """Rounds finite values to the nearest that a dtype has, of two to the even one.
+
+    Args:
+        array: Numbers.
+        dtype: "float32", "float16" or "bfloat16".
+
+    Returns:
+        An array of what is stored: little-endian floats, or for bfloat16 its bits. What is too large becomes infinite.
+    """
+    if dtype != "bfloat16":
+        with np.errstate(over="ignore"):
+            return np.asarray(array, np.dtype(dtype).newbyteorder("<"))
+    bits = np.array(array, "<f4", order="C").view("<u4")
+    bits += 0x7FFF + (bits >> 16 & 1)
+    return (bits >> 16).astype("<u2")
+
+
 def thirds(tensor):
     """Splits a tensor along its first axis, the length of which three divides."""
     third = tensor._replace(shape=(tensor.shape[0] // 3, *tensor.shape[1:]))
