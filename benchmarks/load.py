@@ -5,8 +5,8 @@
     python benchmarks/load.py --rounds 5
 
 From files in the page cache to all networks in float32, imports not included. diffusers maps files stored in the dtype
-that it wants: it returns before anything has been read. `returned` is when the call did, `ready` when the weights are
-in memory, of which one value in each page is then used. `memory_mb` is the peak above what the imports took.
+that it wants: it returns before anything has been read. `returned` is when the call did, `ready` when every weight has
+also been used once: both sum each of them. `memory_mb` is the peak above what the imports took.
 """
 
 import argparse
