@@ -453,7 +453,9 @@ def rows(text):
     return dict(re.split("  +| (?=/)", line, maxsplit=1) for line in text.splitlines())
 
 
-@pytest.mark.parametrize(("dtype", "half"), [([], False), (["--dtype", "float16"], True)])
+@pytest.mark.parametrize(
+    ("dtype", "half"), [([], False), (["--dtype", "float16"], True), (["--dtype", "bfloat16"], True)]
+)
 def test_a_model_is_converted_there_and_back(tiny, tmp_path, capsys, dtype, half):
     single, again = tmp_path / "tiny.safetensors", tmp_path / "again"
     assert cli.main(["convert", str(tiny), str(single), *dtype]) == 0
@@ -475,6 +477,11 @@ def test_a_model_is_converted_there_and_back(tiny, tmp_path, capsys, dtype, half
 def test_conversion_may_say_what_the_model_predicts(tiny, tmp_path):
     assert cli.main(["convert", str(tiny), str(tmp_path / "v"), "--prediction-type", "v_prediction"]) == 0
     assert '"v_prediction"' in (tmp_path / "v/scheduler/scheduler_config.json").read_text()
+
+
+def test_conversion_may_ask_for_moving_averages(tiny, tmp_path, capsys):
+    assert cli.main(["convert", str(tiny), str(tmp_path / "averages"), "--ema"]) == 1
+    assert "Only single files hold moving averages" in capsys.readouterr().err
 
 
 def test_conversion_never_replaces_anything(tiny, tmp_path, capsys, monkeypatch):

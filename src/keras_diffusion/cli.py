@@ -18,7 +18,7 @@ from keras_diffusion.metadata import FORMATS
 
 RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
 USUAL = (50, 7.5)
-STORED = ("float32", "float16")  # how weights can be written
+STORED = ("float32", "float16", "bfloat16")  # how weights can be written
 OTHER_FILES = (".bin", ".ckpt", ".h5", ".keras", ".pt", ".pth")  # which cannot be
 FAILURES = (ValueError, OSError, ImportError, MemoryError, NumericalError)  # any other exception is a defect
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -87,6 +87,7 @@ def parser():
     add("output", type=Path, metavar="OUT", help="a new folder, or a new .safetensors file in the original layout")
     add("--dtype", choices=STORED, default=STORED[0], help=f"how weights are stored (default: {STORED[0]})")
     add("--prediction-type", choices=PREDICTION_TYPES, help="what the model predicts (default: what IN says)")
+    add("--ema", action="store_true", help="take the moving averages that a single file may hold beside its weights")
     return root
 
 
@@ -206,7 +207,7 @@ def convert(options):
     show(f"loading {options.preset}")
     with quiet():
         from keras_diffusion import StableDiffusion
-    model = StableDiffusion(preset=options.preset, prediction_type=options.prediction_type)
+    model = StableDiffusion(preset=options.preset, prediction_type=options.prediction_type, ema=options.ema)
     show(f"writing {options.output}")
     (model.export_checkpoint if single else model.save_to_preset)(options.output, options.dtype)
     show("")

@@ -51,6 +51,7 @@ class StableDiffusion:
             `Architecture` builds untrained networks with random weights.
         prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
             checkpoint's word. Only single files of Stable Diffusion 2 leave it open, and then say so.
+        ema: Whether to take the moving averages (EMA) that a single file may hold beside its weights.
 
     Attributes:
         architecture: The `Architecture` of the networks.
@@ -71,14 +72,21 @@ class StableDiffusion:
 
     @lasting()
     def __init__(
-        self, img_height=None, img_width=None, jit_compile="auto", dtype=None, preset="sd14", prediction_type=None
+        self,
+        img_height=None,
+        img_width=None,
+        jit_compile="auto",
+        dtype=None,
+        preset="sd14",
+        prediction_type=None,
+        ema=False,
     ):
         self._engine = Engine(jit_compile)
         self._steered, self._split, self._fitted = (lru_cache(maxsize=1)(make) for make in (steered, split, self._fit))
         self.safety = None
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
-        self._checkpoint = None if isinstance(preset, Architecture) else presets.read(preset, prediction_type)
+        self._checkpoint = None if isinstance(preset, Architecture) else presets.read(preset, prediction_type, ema)
         self.architecture = self._checkpoint.architecture if self._checkpoint else preset
         self.img_height = self.img_width = self.architecture.image_size
         self.img_height, self.img_width = self.side("img_height", img_height), self.side("img_width", img_width)
@@ -96,7 +104,16 @@ class StableDiffusion:
         vars(self).update(networks)
 
     @classmethod
-    def from_preset(cls, preset, dtype=None, img_height=None, img_width=None, jit_compile="auto", prediction_type=None):
+    def from_preset(
+        cls,
+        preset,
+        dtype=None,
+        img_height=None,
+        img_width=None,
+        jit_compile="auto",
+        prediction_type=None,
+        ema=False,
+    ):
         """Loads a model, and downloads it first where `preset` names one that is not at hand.
 
         The arguments are the constructor's, which itself never downloads. `preset` may also be
@@ -105,7 +122,7 @@ class StableDiffusion:
         """
         if not isinstance(preset, Architecture):
             preset = presets.find(preset, may_download=True)
-        return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type)
+        return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema)
 
     @cached_property
     def image_encoder(self):
@@ -142,7 +159,7 @@ class StableDiffusion:
 
         Args:
             path: The folder; it must not exist yet.
-            dtype: What the weights are stored in, "float32" or "float16".
+            dtype: What the weights are stored in, "float32", "float16" or "bfloat16".
 
         Raises:
             FileExistsError: If there is something at `path`.
@@ -156,7 +173,7 @@ class StableDiffusion:
 
         Args:
             path: The file; it must not exist yet.
-            dtype: What the weights are stored in, "float32" or "float16".
+            dtype: What the weights are stored in, "float32", "float16" or "bfloat16".
 
         Raises:
             FileExistsError, ValueError: As `save_to_preset`.

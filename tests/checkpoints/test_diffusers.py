@@ -172,6 +172,17 @@ def test_diffusers_computes_what_the_writer_here_computes(pipeline, networks, ar
     assert read.unet.config.sample_size * read.vae_scale_factor == architecture.image_size
 
 
+def test_diffusers_reads_bfloat16(pipeline, networks, architecture, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    folder.save(tmp_path / "model", architecture, dtype="bfloat16", **networks)
+    read = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None, torch_dtype=torch.bfloat16)
+    for part in ("unet", "vae", "text_encoder"):
+        after = getattr(read, part).state_dict()
+        for name, tensor in getattr(pipeline, part).state_dict().items():
+            assert torch.equal(after[name], tensor.bfloat16())
+
+
 def test_diffusers_tokenizes_alike(networks, architecture, tmp_path):
     from transformers import CLIPTokenizer
 

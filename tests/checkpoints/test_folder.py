@@ -379,7 +379,10 @@ def test_writes_all_or_nothing(networks, small, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "dtype"), [(np.nan, "float32"), (70000.0, "float16"), (-np.inf, "float16")])
+@pytest.mark.parametrize(
+    ("number", "dtype"),
+    [(np.nan, "float32"), (70000.0, "float16"), (-np.inf, "float16"), (np.nan, "bfloat16"), (-3.3999e38, "bfloat16")],
+)
 def test_writes_only_numbers_that_fit(others, small, tmp_path, number, dtype):
     others["decoder"].get_layer("conv_out").bias.assign([0.0, number, 0.0])
     with pytest.raises(ValueError, match=rf"finite in {dtype}\. Received: decoder\.conv_out\.bias"):

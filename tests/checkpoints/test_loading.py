@@ -91,6 +91,14 @@ def test_names_everything_that_does_not_fit(tmp_path):
     assert all((value(one) == 7).all() for one in [*wanted, *other.targets])
 
 
+def test_reads_every_float16(tmp_path):
+    every = np.arange(2**16, dtype="uint16").view("float16")
+    every = np.stack([every[np.isfinite(every)]] * 3)
+    wanted = target("a", every.T.shape, "matrix")
+    loading.load([part(tmp_path, {"a": every}, [wanted])])
+    np.testing.assert_array_equal(value(wanted).T.view("uint32"), every.astype("float32").view("uint32"))
+
+
 @pytest.mark.parametrize(
     ("number", "dtype", "reason"),
     [
@@ -198,6 +206,20 @@ def test_fills_variables_that_have_no_values_yet(tmp_path):
         np.testing.assert_array_equal(value(one), arrays[one.name] + 1)
 
 
+def test_reads_what_is_for_variables_without_values_only_once(tmp_path, monkeypatch):
+    reads, blocks = [], loading.blocks
+    monkeypatch.setattr(loading, "blocks", lambda tensor: reads.append(tensor.name) or blocks(tensor))
+    loading.load([part(tmp_path, {"a": floats(2), "b": floats(2)}, [without_values("a"), without_values("b")])])
+    assert sorted(reads) == ["a", "b"]
+
+
+def test_values_that_do_not_fit_leave_variables_without_values_so(tmp_path):
+    wanted = [without_values("a", "ones"), without_values("b", "ones")]
+    with pytest.raises(CheckpointMismatchError):
+        loading.load([part(tmp_path, {"a": floats(2), "b": np.float32([1, np.nan])}, wanted)])
+    assert all(one.variable._value is None and (value(one) == 1).all() for one in wanted)
+
+
 @pytest.mark.parametrize("error", [CorruptCheckpointError, KeyboardInterrupt])
 def test_an_interruption_leaves_them_without_values(tmp_path, monkeypatch, error):
     arrays, wanted = {"a": floats(2), "b": floats(2)}, [without_values("a", "ones"), without_values("b", "ones")]
@@ -206,11 +228,11 @@ def test_an_interruption_leaves_them_without_values(tmp_path, monkeypatch, error
     def fail(tensor):
         if tensor.name == "b":
             raise error
-        return slices(tensor)
+        return blocks(tensor)
 
     with monkeypatch.context() as patch:
-        slices = loading.slices
-        patch.setattr(loading, "slices", fail)
+        blocks = loading.blocks
+        patch.setattr(loading, "blocks", fail)
         with pytest.raises(error):
             loading.load(both)
     with keras.StatelessScope():

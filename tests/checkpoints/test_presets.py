@@ -6,7 +6,7 @@ import pytest
 
 from keras_diffusion.architectures import ARCHITECTURES
 from keras_diffusion.checkpoints import presets, single_file, sources
-from keras_diffusion.errors import CorruptCheckpointError, OfflineError
+from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError, OfflineError
 
 
 @pytest.fixture
@@ -23,6 +23,11 @@ def bundled(tmp_path, monkeypatch):
 
 def test_finds_a_bundled_model(bundled):
     assert presets.find("emoji") == bundled
+
+
+def test_a_folder_has_no_moving_averages():
+    with pytest.raises(CheckpointMismatchError, match="Only single files hold moving averages"):
+        presets.read("emoji", ema=True)
 
 
 @pytest.mark.parametrize("kind", [str, Path])

@@ -74,6 +74,23 @@ def test_the_official_reader_reads_what_is_written(path, dtype):
         np.testing.assert_array_equal(values, arrays[name].astype(dtype))
 
 
+def test_writes_the_bfloat16_that_torch_rounds_to(path):
+    import torch
+    from safetensors.torch import load_file
+
+    random = np.random.default_rng(0).integers(0, 2**32, 2**20, "uint32")
+    upper = np.arange(2**16, dtype="uint32") << 16  # and what lies halfway, and just beside it
+    bits = np.concatenate([random, *(upper + lower for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF))])
+    array = bits.view("float32")
+    array = array[np.abs(array) < 2.0**128 - 2.0**119].reshape(-1, 2)
+    safetensors.write(path, "bfloat16", {"a": array.shape, "b": ()}, [array.T.copy().T, np.float32(0.1)])
+
+    written, expected = load_file(path), {"a": torch.tensor(array).bfloat16(), "b": torch.tensor(0.1).bfloat16()}
+    for name, tensor in expected.items():
+        assert written[name].dtype == torch.bfloat16
+        assert torch.equal(written[name].view(torch.int16), tensor.view(torch.int16))
+
+
 @pytest.mark.parametrize("name", ["a", "ab", "abc", "abcd", "abcde"])
 def test_tensors_begin_at_multiples_of_8(path, name):
     safetensors.write(path, "float32", {name: (1,)}, [np.ones(1)])

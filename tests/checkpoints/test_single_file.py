@@ -206,6 +206,24 @@ def test_reads_other_forms(model, foreign, others, values, change):
     assert_equal(values(networks), values(others(path, architecture)))
 
 
+def test_takes_moving_averages_where_they_are_asked_for(model, foreign, others, values):
+    architecture, networks = model["sd1"]
+    expected = values(networks)
+    expected["diffusion_model"] = {path: 2 * array for path, array in expected["diffusion_model"].items()}
+    assert_equal(expected, values(others(foreign("sd1", with_averages), architecture, ema=True)))
+
+
+@pytest.mark.parametrize("averages", [0, -1])
+def test_refuses_to_take_moving_averages_that_are_not_there(foreign, averages):
+    def some(tensors):
+        kept = [key for key in with_averages(tensors) if key.startswith("model_ema.diffusion")][:averages]
+        return tensors | {key: with_averages(tensors)[key] for key in kept}
+
+    with pytest.raises(CheckpointMismatchError, match="does not hold moving averages") as caught:
+        SingleFile(foreign("sd1", some), ema=True)
+    assert (len(caught.value.missing) == 1) == (averages == -1)
+
+
 def test_the_rest_of_openclip_is_known(model, foreign, others, values):
     def complete(tensors):
         clip = "cond_stage_model.model."

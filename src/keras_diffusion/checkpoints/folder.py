@@ -110,7 +110,7 @@ def save(
     Args:
         path: The folder. There may be an empty one at most.
         architecture: The `Architecture` of the networks.
-        dtype: How tensors are stored, "float32" or "float16".
+        dtype: How tensors are stored, "float32", "float16" or "bfloat16".
         scheduler_config: A dict for scheduler_config.json; None takes DDIM on Stable Diffusion's schedule.
         text_encoder: The `TextEncoder`.
         diffusion_model: The `DiffusionModel`.

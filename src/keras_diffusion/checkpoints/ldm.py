@@ -52,6 +52,22 @@ def averaged(name):
     return "model_ema." + name.removeprefix("model.").replace(".", "")
 
 
+def averages(tensors):
+    """The tensors with the moving averages (EMA) of the UNet in place of its weights.
+
+    Raises:
+        CheckpointMismatchError: If one is missing.
+    """
+    names = {name: averaged(name) for name in tensors if name.startswith(UNET)}
+    if missing := [average for average in names.values() if average not in tensors]:
+        raise CheckpointMismatchError(
+            f"The file does not hold moving averages (EMA) beside its weights: {len(missing)} of {len(names)} are "
+            f"missing. Load it with ema=False. Received: ema=True",
+            missing=missing,
+        )
+    return tensors | {name: tensors[average] for name, average in names.items()}
+
+
 def architecture(tensors):
     """Infers an architecture from names and shapes.
 

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion.checkpoints.names import LAYOUTS, NETWORKS, rows
-from keras_diffusion.checkpoints.tensors import DTYPES, Tensor, largest, read, slices
+from keras_diffusion.checkpoints.tensors import DTYPES, Tensor, blocks, largest, magnitude, number, single
 from keras_diffusion.errors import CheckpointMismatchError
 from keras_diffusion.memory import Gift, aligned
 
@@ -111,7 +111,8 @@ def load(parts, mismatched=()):
     """Assigns every variable its tensor, or none.
 
     Names, shapes and dtypes are compared first; where they all fit, every value is checked. Only then is anything
-    assigned, one tensor in memory at a time.
+    assigned. What is for variables without values is read once and kept meanwhile; variables that have values keep
+    them until then, and theirs is read again, a few tensors at a time.
 
     Args:
         parts: A list of `Part`.
@@ -132,51 +133,68 @@ def load(parts, mismatched=()):
         names = known.union(target.name for target in wanted)
         unexpected += [f"{label}/{name}" for name in tensors if name not in names]
     mismatched += [f"{name}: {reason}" for name, *pair in pairs for reason in unlike(*pair)]
+    if missing or unexpected or mismatched:
+        raise mismatch(parts, missing, unexpected, mismatched)
     with ThreadPoolExecutor(THREADS) as pool:
-        if not (missing or unexpected or mismatched):
-            mismatched += [reason for reasons in pool.map(_unfit, pairs) for reason in reasons]
-        if missing or unexpected or mismatched:
+        examined = pool.map(_examined, pairs)
+        kept, again = [], []
+        for (_, tensor, target), (reasons, values) in zip(pairs, examined, strict=True):
+            mismatched += reasons
+            if values is None:
+                again.append((tensor, target))
+            else:
+                kept.append((target.variable, [values]))
+        if mismatched:
             raise mismatch(parts, missing, unexpected, mismatched)
-        _assign([pair for _, *pair in pairs], pool)
+        _fill(kept)
+        list(pool.map(_replace, again))
 
 
-def _unfit(pair):
-    name, *pair = pair
-    return [f"{name}: {reason}" for reason in unfit(*pair)]
+def _examined(pair):
+    """Says why values do not fit, and where their variable has none yet, keeps them: they need not be read again."""
+    name, tensor, target = pair
+    values, top = (None, largest(tensor)) if target.variable._value is not None else _converted(tensor, target)
+    return [f"{name}: {reason}" for reason in unfit(top, target.variable.dtype)], values
 
 
-def _assign(pairs, pool):
-    """Gives variables their values, one at a time.
+def _fill(pairs):
+    """Gives variables without values their first, each from a list of one, which does not keep it.
 
-    A network built without values has variables that are still to be initialized: Keras does so at the end of a scope,
-    here with values from the file instead of zeros.
+    Keras initializes them at the end of a scope, here with values from the file instead of zeros.
     """
-    blank = [(target.variable, target.variable._initializer) for _, target in pairs if target.variable._value is None]
-    for tensor, target in pairs:
-        if target.variable._value is None:
-            target.variable._initializer = partial(_values, tensor, target, pool)
-        else:
-            target.variable.assign(_values(tensor, target, pool))
+    before = [(variable, variable._initializer) for variable, _ in pairs]
+    for variable, values in pairs:
+        variable._initializer = partial(_taken, values)
     try:
         with keras.StatelessScope():
             pass
     except BaseException:
-        for variable, initializer in blank:
+        for variable, initializer in before:
             variable._value, variable._initializer = None, initializer
         raise
 
 
-def _values(tensor, target, pool, shape=None, dtype=None):
+def _taken(values, shape, dtype):
+    return ops.convert_to_tensor(Gift(values.pop()), dtype)
+
+
+def _replace(pair):
+    tensor, target = pair
+    values, _ = _converted(tensor, target)
+    target.variable.assign(ops.convert_to_tensor(Gift(values), target.variable.dtype))
+
+
+def _converted(tensor, target):
+    """The values of a tensor as its variable has them, and their largest magnitude."""
+    values, top = aligned(np.empty, target.variable.shape, target.variable.dtype), 0
+    floats = single if (tensor.dtype, values.dtype) == ("F16", np.float32) else DTYPES[tensor.dtype][1]
     ours, axis = LAYOUTS[target.layout][0], 0 if target.layout == "same" else -1  # the axis of what is stored first
-    values = aligned(np.empty, target.variable.shape, target.variable.dtype)
-
-    def fill(part):
-        start, rows = part
-        rows = np.moveaxis(ours(read(rows).reshape(-1, *target.shape[1:])), axis, 0)
-        np.moveaxis(values, axis, 0)[start : start + len(rows)] = rows
-
-    list(pool.map(fill, slices(tensor)))
-    return ops.convert_to_tensor(Gift(values), target.variable.dtype)
+    for start, bits in blocks(tensor):
+        top = max(top, magnitude(bits))
+        rows = np.moveaxis(ours(floats(bits).reshape(-1, *target.shape[1:])), axis, 0)
+        with np.errstate(over="ignore"):
+            np.moveaxis(values, axis, 0)[start : start + len(rows)] = rows
+    return values, number(top, tensor.dtype)
 
 
 def unlike(tensor, target):
@@ -192,9 +210,8 @@ def squeezed(shape):
     return shape[:2] if shape[2:] in ((1,), (1, 1)) else shape
 
 
-def unfit(tensor, target):
-    """Yields why the values of a tensor cannot be those of a variable."""
-    top, dtype = largest(tensor), target.variable.dtype
+def unfit(top, dtype):
+    """Yields why values cannot be those of a variable, given their largest magnitude and its dtype."""
     if not math.isfinite(top):
         yield f"holds {top}"
     elif top >= LIMITS.get(dtype, math.inf):

@@ -6,13 +6,13 @@ from pathlib import Path
 from keras_diffusion.checkpoints import download
 from keras_diffusion.checkpoints.files import CONFIGS, WEIGHTS, is_keras_cv
 from keras_diffusion.checkpoints.sources import BUNDLED, FOLDER, source
-from keras_diffusion.errors import OfflineError
+from keras_diffusion.errors import CheckpointMismatchError, OfflineError
 
 INDEX = CONFIGS["model_index"][0]
 EXPECTED = [names[0] for names in CONFIGS.values()] + [f"{part}/{stem}.safetensors" for part, stem in WEIGHTS.items()]
 
 
-def read(name_or_path, prediction_type=None):
+def read(name_or_path, prediction_type=None, ema=False):
     """Reads all of a model but its weights. What it is, its content decides, and not how it is called.
 
     Args:
@@ -20,13 +20,14 @@ def read(name_or_path, prediction_type=None):
             in diffusers layout or of KerasCV's .h5 files, or a single file in the original (LDM) layout.
         prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
             checkpoint's word.
+        ema: Whether to take moving averages in place of weights; only single files hold them, see `SingleFile`.
 
     Returns:
         A `DiffusersFolder`, a `KerasCVFolder` or a `SingleFile`: all have `path`, `architecture`, `scheduler_config`,
         `tensors(part)` and `load(**networks)`.
 
     Raises:
-        CheckpointError: If it is damaged, hostile or of another family.
+        CheckpointError: If it is damaged, hostile or of another family, or has no moving averages and `ema` is set.
         TypeError, ValueError, DownloadError: If there is no such model, see `find`.
     """
     from keras_diffusion.checkpoints.folder import DiffusersFolder  # these three import Keras
@@ -34,8 +35,14 @@ def read(name_or_path, prediction_type=None):
     from keras_diffusion.checkpoints.single_file import SingleFile
 
     path = find(name_or_path)
-    reader = SingleFile if path.is_file() else DiffusersFolder if (path / INDEX).is_file() else KerasCVFolder
-    return reader(path, prediction_type)
+    if path.is_file():
+        return SingleFile(path, prediction_type, ema)
+    if ema:
+        raise CheckpointMismatchError(
+            f"Only single files hold moving averages (EMA) beside their weights. Load the folder with ema=False. "
+            f"Received: ema={ema!r:.200}, preset={str(name_or_path)!r:.200}"
+        )
+    return (DiffusersFolder if (path / INDEX).is_file() else KerasCVFolder)(path, prediction_type)
 
 
 def find(name_or_path, may_download=False):

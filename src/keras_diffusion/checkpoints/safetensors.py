@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from keras_diffusion.checkpoints.tensors import MAX_TENSORS, Tensor, mistaken_for
+from keras_diffusion.checkpoints.tensors import DTYPES, MAX_TENSORS, Tensor, mistaken_for, rounded
 from keras_diffusion.errors import CorruptCheckpointError
 
 MAX_HEADER = 25_000_000  # bytes
-NAMES = {"float32": "F32", "float16": "F16"}  # what `write` can write
+NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what `write` can write
 
 
 def index(path):
@@ -69,18 +69,18 @@ def write(path, dtype, shapes, arrays, metadata=None):
 
     Args:
         path: The file to write.
-        dtype: "float32" or "float16".
+        dtype: "float32", "float16" or "bfloat16".
         shapes: A dict from names to shapes.
-        arrays: The values in the same order, taken one at a time; several may make up one tensor.
+        arrays: The values in the same order, finite in `dtype`, taken one at a time; several may make up one tensor.
         metadata: A dict of str that says more about the file.
     """
     header, end = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0  # without this, transformers refuses it
     for name, shape in shapes.items():
-        start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        start, end = end, end + math.prod(shape) * np.dtype(DTYPES[NAMES[dtype]][0]).itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     header = json.dumps(header, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for array in arrays:
-            np.asarray(array, np.dtype(dtype).newbyteorder("<")).tofile(file)
+            rounded(array, dtype).tofile(file)

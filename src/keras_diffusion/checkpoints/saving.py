@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_diffusion.checkpoints import safetensors
 from keras_diffusion.checkpoints.configs import from_diffusers, to_diffusers
-from keras_diffusion.checkpoints.loading import SHAPES, stored
+from keras_diffusion.checkpoints.loading import SHAPES, stored, unfit
 
 
 def described(architecture, dtype, scheduler_config, networks):
@@ -51,10 +51,8 @@ def write_weights(path, wanted, dtype, prefix="", metadata=None):
     """
     def values():
         for target in wanted:
-            array = np.asarray(ops.convert_to_numpy(target.variable), "float32")
-            with np.errstate(over="ignore"):
-                array = stored(array, target.layout).astype(dtype)
-            if not np.isfinite(array).all():
+            array = stored(np.asarray(ops.convert_to_numpy(target.variable), "float32"), target.layout)
+            if any(unfit(float(np.abs(array).max(initial=0)), dtype)):
                 raise ValueError(f"Weights must be finite in {dtype}. Received: {prefix}{target.name} with inf or NaN")
             yield array
 

@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 class SingleFile:
     """A whole Stable Diffusion 1 or 2 model in a file: safetensors or a pickle (.ckpt), told by its content.
 
-    Where a file holds moving averages (EMA) beside the weights, the weights are taken, as diffusers does.
-
     Args:
         path: The file.
         prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample". None takes the
             file's word; where it has none, Stable Diffusion 1 predicts "epsilon", and Stable Diffusion 2 what its
             weights look like, which is logged as a warning.
+        ema: Whether to take the moving averages (EMA) of the diffusion model's weights, which some files hold beside
+            the weights. False takes the weights, as diffusers does.
 
     Attributes:
         path: The file, a `Path`.
@@ -44,12 +44,14 @@ class SingleFile:
         FileNotFoundError: If there is no file.
         CorruptCheckpointError: If the file is damaged.
         UnsafeCheckpointError: If a pickle asks for something that only hostile ones ask for.
-        CheckpointMismatchError: If the file is of another family, or no whole model.
+        CheckpointMismatchError: If the file is of another family, no whole model, or lacks the averages asked for.
     """
 
-    def __init__(self, path, prediction_type=None):
+    def __init__(self, path, prediction_type=None, ema=False):
         self.path = Path(path)
         self._tensors = ldm.canonical(readers.index(self.path))
+        if ema:
+            self._tensors = ldm.averages(self._tensors)
         metadata = readers.metadata(self.path)
         if OURS in metadata:
             configs = parse(self.path, metadata[OURS])
@@ -130,7 +132,7 @@ def save(path, architecture, dtype="float32", scheduler_config=None, **networks)
     Args:
         path: The file. There may be nothing yet.
         architecture: The `Architecture` of the networks, which the file's metadata records.
-        dtype: How tensors are stored, "float32" or "float16".
+        dtype: How tensors are stored, "float32", "float16" or "bfloat16".
         scheduler_config: A dict, the contents of a scheduler_config.json; None takes DDIM on Stable Diffusion's
             schedule. The metadata records it.
         **networks: text_encoder, diffusion_model, image_encoder and decoder.

@@ -11,7 +11,7 @@ from pathlib import Path
 from keras import ops
 
 from keras_diffusion.checkpoints import loading, readers
-from keras_diffusion.checkpoints.tensors import DTYPES, read
+from keras_diffusion.checkpoints.tensors import DTYPES, largest, read
 from keras_diffusion.errors import CheckpointMismatchError
 
 EMBEDDING = "embeddings_token_embedding/embeddings"  # path of the text encoder's table
@@ -93,7 +93,7 @@ def unlike(tensor, text_encoder):
         yield f"has shape {tensor.shape}, of {theirs}; this text encoder's vectors have width {width}, of {ours}"
     if not 1 <= tensor.size // width <= room:
         yield f"has {tensor.size // width} vectors; a prompt has room for 1 to {room}"
-    yield from loading.unfit(tensor, loading.Target(table, tensor.name, "same"))
+    yield from loading.unfit(largest(tensor), table.dtype)
 
 
 def extended(text_encoder, vectors):
