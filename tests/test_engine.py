@@ -1,22 +1,24 @@
 """The engine: what is compiled, that loops agree, and what happens to values that are not finite."""
 
 import re
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import noise, operations
-from keras_diffusion.architectures import TINY
+from keras_diffusion import StableDiffusion, noise, operations
+from keras_diffusion.architectures import TINY, Level
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.engine import FUSED_ATTENTION, Conditions, Engine, Rows
+from keras_diffusion.engine import FUSED_ATTENTION, Conditions, Engine, Rows, decode, widest_flash_head
 from keras_diffusion.engine import denoise as stage
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.layers import Attention
+from keras_diffusion.layers import Attention, GroupNorm
 from keras_diffusion.samplers import COLUMNS, HISTORY, SAMPLERS, build
+from keras_diffusion.stable_diffusion import VAE_DTYPE
 from keras_diffusion.text_encoder import TextEncoder
 
 # Importing openvino forks, which JAX warns about once it runs.
@@ -201,41 +203,125 @@ def test_attention_scores_stay_small(network, engine, monkeypatch):
     context = np.zeros((2, 77, TINY.text_encoder.width), "float32")
     next(engine.denoise(network, latents, Conditions(context, np.float32([3.0])), build("ddim", 1), None))
     assert all(size < 2 * operations.SCORES for size in sizes)
-    assert sizes or keras.backend.backend() in FUSED_ATTENTION
+    assert sizes or keras.backend.backend() == "torch"
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="lowers a JAX program")
-def test_the_program_for_cuda(network):
-    """Each convolution once, channels last as it comes and in float16; softmax in float32."""
+only_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="lowers a JAX program")
+# Heads of Stable Diffusion 1's widths, 40 and 160.
+WIDE_HEADS = replace(
+    TINY, diffusion_model=replace(TINY.diffusion_model, levels=(Level(80, 2, 1), Level(320, 2, 1)), groups=8)
+)
+CARDS = {  # compute capability, and the widths of heads that cuDNN attends over
+    "T4": ((7, 5), ()),
+    "A100": ((8, 0), (40,)),
+    "H100": ((9, 0), (40, 160)),
+}
+
+
+@pytest.mark.parametrize(
+    ("capability", "width"),
+    [((0, 0), 0), ((7, 0), 0), ((7, 5), 0), ((8, 0), 128), ((8, 9), 128), ((9, 0), 256), ((10, 0), 256)],
+)
+def test_which_cards_have_flash_attention(capability, width):
+    assert widest_flash_head(capability) == width
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """A function that lowers a stage for a card that is not there, to the lines of its program."""
     import jax
     from jax import export
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-    half = DiffusionModel(architecture=TINY, dtype="mixed_float16")
+    def lower(capability, stage, network, *inputs):
+        monkeypatch.setattr("keras_diffusion.engine.compute_capability", lambda: capability)
+        monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+        monkeypatch.setattr(
+            cudnn, "check_compute_capability", lambda least: capability >= tuple(map(int, least.split(".")))
+        )
 
-    def step(variables, *inputs):
-        with keras.StatelessScope(zip(half.variables, variables, strict=True)):
-            return stage(half, *inputs)
+        def run(variables, *inputs):
+            with keras.StatelessScope(zip(network.variables, variables, strict=True)):
+                return stage(network, *inputs)
 
-    def array(*shape):
-        return jax.ShapeDtypeStruct(shape, "float32")
+        variables = [jax.ShapeDtypeStruct(variable.shape, variable.dtype) for variable in network.variables]
+        checks = [export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")]
+        with operations.attention(FUSED_ATTENTION["jax"]):
+            exported = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=checks)(variables, *inputs)
+        return exported.mlir_module().splitlines()
 
-    rows = Rows(array(1, len(COLUMNS)), array(1, 2), array(1, TINY.diffusion_model.frequencies), array(1, 2, *SHAPE))
-    conditions = Conditions(array(4, 77, TINY.text_encoder.width), array(2))
-    inputs = array(2, *SHAPE), array(HISTORY, 2, *SHAPE), array(), rows, conditions
-    variables = [jax.ShapeDtypeStruct(variable.shape, variable.dtype) for variable in half.variables]
-    program = export.export(jax.jit(step), platforms=["cuda"])(variables, *inputs).mlir_module().splitlines()
+    return lower
 
-    def lines(operation):
-        return [line for line in program if f"stablehlo.{operation}" in line]
+
+def array(*shape):
+    import jax
+
+    return jax.ShapeDtypeStruct(shape, "float32")
+
+
+def step_inputs(architecture):
+    shape = architecture.diffusion_model
+    rows = Rows(array(1, len(COLUMNS)), array(1, 2), array(1, shape.frequencies), array(1, 2, *SHAPE))
+    conditions = Conditions(array(4, 77, shape.context), array(2))
+    return array(2, *SHAPE), array(HISTORY, 2, *SHAPE), array(), rows, conditions
+
+
+def lines(program, operation):
+    return [line for line in program if re.search(rf"\b{operation}\b", line)]
+
+
+@only_jax
+@pytest.mark.parametrize("card", CARDS)
+def test_the_program_for_cuda(program, card):
+    """Each convolution once and channels last as it comes; half precision and float32 where each belongs."""
+    capability, widths = CARDS[card]
+    half = DiffusionModel(architecture=WIDE_HEADS, dtype="mixed_float16")
+    code = program(capability, stage, half, *step_inputs(WIDE_HEADS))
 
     def number(kind):
         return sum(isinstance(layer, kind) for layer in half._flatten_layers())
 
-    assert len(lines("convolution")) == number(keras.layers.Conv2D)
-    assert all(re.search(r"\(tensor<\S+xf16>, tensor<\S+xf16>\)", line) for line in lines("convolution"))
-    assert len(lines("transpose")) == 5 * number(Attention)  # query, key twice, value, result; none of features
-    assert len(lines("exponential")) > number(Attention)
-    assert not [line for line in lines("exponential") if re.search(r"<(\d+x){3,4}f16>", line)]
+    heads = [layer.to_q.units // layer.heads for layer in half._flatten_layers() if isinstance(layer, Attention)]
+    fused = sum(width in widths for width in heads)
+    halves, flash = r"\(tensor<\S+xf16>, tensor<\S+xf16>", r"custom_call @__cudnn\$fmhaSoftmax"
+    assert len(lines(code, "stablehlo.convolution")) == number(keras.layers.Conv2D)
+    assert len(lines(code, f"stablehlo.{flash}")) == fused
+    for operation in ("convolution", "dot_general", flash):
+        assert all(re.search(halves, line) for line in lines(code, f"stablehlo.{operation}"))
+    # Query, key twice, value and result where we attend, the result where cuDNN does; none of feature maps.
+    assert len(lines(code, "stablehlo.transpose")) == 5 * (len(heads) - fused) + fused
+    assert len(lines(code, "stablehlo.exponential")) >= len(heads) - fused
+    # Softmax, norms and what is summed for them: float32. Only the timestep's embedding, (b, c), is not.
+    for operation in ("exponential", "rsqrt", "reduce", "logistic"):
+        assert not [line for line in lines(code, f"stablehlo.{operation}") if re.search(r"<(\d+x){3,}f16>", line)]
+    assert len(lines(code, "stablehlo.rsqrt")) == number(GroupNorm) + number(keras.layers.LayerNormalization)
+
+
+@only_jax
+def test_the_autoencoder_for_cuda_has_no_half_precision(program):
+    code = program((9, 0), decode, Decoder(architecture=TINY, dtype=VAE_DTYPE), array(1, *SHAPE))
+    assert lines(code, "stablehlo.convolution")
+    assert not [line for line in code if "f16" in line]
+
+
+@only_jax
+def test_programs_of_an_image():
+    """One for each stage, whatever the number of steps; and another image compiles nothing."""
+    import jax
+
+    compiled, ran = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **about: "backend_compile" in event and compiled.append(about)
+    )
+    model = StableDiffusion(preset=TINY)
+    run = model._engine.run
+    model._engine.run = lambda stage, *given: ran.append(stage.__name__) or run(stage, *given)
+    model.text_to_image("a cat", num_steps=3, seed=0, verbose=0)
+    assert ran == ["encode", "encode", "denoise", "denoise", "denoise", "decode"]
+    assert model._engine.compilations == 3
+    compiled.clear()
+    model.text_to_image("a dog", num_steps=7, sampler="heun", seed=1, verbose=0)
+    assert not compiled
 
 
 # ---- OpenVINO

@@ -214,10 +214,34 @@ def _convolution(compiler, jit_compile):
     return convolve
 
 
+def _attend_by_cudnn(layer, query, key, value):
+    """cuDNN's flash attention where the GPU has it, for half precision and heads that are not too wide."""
+    import jax
+
+    width, dtype = query.shape[-1], keras.backend.standardize_dtype(query.dtype)
+    if dtype in ("float16", "bfloat16") and width <= widest_flash_head(compute_capability()) and width % 8 == 0:
+        return jax.nn.dot_product_attention(query, key, value, is_causal=layer.causal, implementation="cudnn")
+    return attend(layer, query, key, value)
+
+
+def compute_capability():
+    """That of the first NVIDIA GPU that JAX computes on, such as (8, 0) for an A100; (0, 0) without one."""
+    import jax
+
+    numbers = getattr(jax.devices()[0], "compute_capability", "").split(".")
+    return tuple(map(int, numbers)) if all(map(str.isdigit, numbers)) else (0, 0)
+
+
+def widest_flash_head(capability):
+    """The widest head that cuDNN's flash attention takes on a GPU of this compute capability; 0 if it has none."""
+    return next((width for least, width in FLASH_HEADS if capability >= least), 0)
+
+
+FLASH_HEADS = (((9, 0), 256), ((8, 0), 128))  # Hopper and newer; Ampere and Ada. Volta and Turing have none.
 COMPILERS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch, "openvino": _openvino}
 ONLY_ON_BACKENDS = (encode_skipping,)  # they ask more of a network than its output
 FROZEN = ("openvino",)  # compiled graphs that hold the weights they were compiled with
-FUSED_ATTENTION = {"torch": attend_at_once}  # one operation, which is faster than `attend`
+FUSED_ATTENTION = {"torch": attend_at_once, "jax": _attend_by_cudnn}  # one operation, which is faster than `attend`
 
 
 class Engine:
@@ -322,7 +346,7 @@ class Engine:
         """
         count = len(table.rows)
         guided, deep = (np.ones(count, bool) if which is None else which for which in (guided, deep))
-        for network in (diffusion_model, shallow)[: 2 - deep.all()]:
+        for network in filter(None, (diffusion_model, shallow)):
             self._forget_stale(network)
         if self._compiler in FROZEN or shallow or not guided.all():  # it runs the network alone, or rows are unlike
             rows_per_call = 1
