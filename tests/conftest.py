@@ -10,9 +10,12 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["KERAS_DIFFUSION_COMPILE_CACHE"] = "0"
 
 # Modules that compute with Keras: every test of theirs carries the marker `backend`.
 COMPUTING = {
+    "caches",
+    "compilers",
     "control",
     "controlnet",
     "decoder",

@@ -9,9 +9,10 @@ from keras import ops
 
 from keras_diffusion import noise, operations
 from keras_diffusion.architectures import TINY
+from keras_diffusion.compilers import FUSED_ATTENTION
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.engine import FUSED_ATTENTION, Conditions, Engine, Rows
+from keras_diffusion.engine import Conditions, Engine, Rows
 from keras_diffusion.engine import denoise as stage
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.image_encoder import ImageEncoder
