@@ -24,5 +24,6 @@ CONTENDERS = {  # name → module in peers/, options of its functions, environme
     "jax": keras("jax"),
     "openvino": keras("tensorflow", "openvino"),
     "torch": keras("torch", False),
+    "torch-stored": ("ours", {"jit_compile": False, "dtype": "stored"}, {"KERAS_BACKEND": "torch"}),
     "torch-compiled": keras("torch", True),
 }

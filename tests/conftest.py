@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["KERAS_DIFFUSION_COMPILE_CACHE"] = "0"
 # Processes side by side share the cores: the names under which TensorFlow, JAX, and OpenMP take the number of threads.
 if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     threads = max(1, (os.cpu_count() or 1) // int(processes))
@@ -25,6 +26,8 @@ if os.environ["KERAS_BACKEND"] == "jax" and "JAX_COMPILATION_CACHE_DIR" not in o
 
 # Modules that compute with Keras: every test of theirs carries the marker `backend`.
 COMPUTING = {
+    "caches",
+    "compilers",
     "control",
     "controlnet",
     "decoder",

@@ -10,9 +10,10 @@ from keras import ops
 
 from keras_diffusion import StableDiffusion, noise, operations
 from keras_diffusion.architectures import TINY, Level
+from keras_diffusion.compilers import FUSED_ATTENTION, widest_flash_head
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.engine import FUSED_ATTENTION, Conditions, Engine, Rows, decode, widest_flash_head
+from keras_diffusion.engine import Conditions, Engine, Rows, decode
 from keras_diffusion.engine import denoise as stage
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.image_encoder import ImageEncoder
@@ -234,7 +235,7 @@ def program(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     def lower(capability, stage, network, *inputs):
-        monkeypatch.setattr("keras_diffusion.engine.compute_capability", lambda: capability)
+        monkeypatch.setattr("keras_diffusion.compilers.compute_capability", lambda: capability)
         monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
         monkeypatch.setattr(
             cudnn, "check_compute_capability", lambda least: capability >= tuple(map(int, least.split(".")))

@@ -4,7 +4,7 @@ import numpy as np
 
 from peers import GUIDANCE, LENGTH, PROMPT, arrays
 
-DTYPES = {"float32": "float32", "float16": "mixed_float16"}
+DTYPES = {"float32": "float32", "float16": "mixed_float16", "stored": "float32_from_float16"}
 
 
 def step(size, batch, dtype, jit_compile, **_):

@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-DTYPES = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16")  # Keras policies to compute in
+STORED = {  # policies beside those of Keras → (what is computed in, what weights are stored in)
+    "float32_from_float16": ("float32", "float16"),
+    "float32_from_bfloat16": ("float32", "bfloat16"),
+}
+DTYPES = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16", *STORED)  # policies to compute in
 
 
 class Level(NamedTuple):

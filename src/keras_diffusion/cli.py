@@ -19,6 +19,7 @@ from keras_diffusion.metadata import FORMATS
 RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
 USUAL = (50, 7.5)
 STORED = ("float32", "float16", "bfloat16")  # how weights can be written
+LARGE = 860e6 * 64 * 64  # parameters × positions of Stable Diffusion
 OTHER_FILES = (".bin", ".ckpt", ".h5", ".keras", ".pt", ".pth")  # which cannot be
 FAILURES = (ValueError, OSError, ImportError, MemoryError, NumericalError)  # any other exception is a defect
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -230,6 +231,7 @@ def info(options):
 def of_installation():
     with quiet():
         import keras
+    from keras_diffusion import compilers
     from keras_diffusion.checkpoints.presets import BUNDLED
     from keras_diffusion.samplers import SAMPLERS
 
@@ -240,6 +242,7 @@ def of_installation():
         "Keras": keras.__version__,
         "backend": f"{backend} {sys.modules[backend].__version__}",
         "device": str(keras.ops.zeros(()).device).rpartition("device:")[2].lower(),
+        "runs by": f"{compilers.best(LARGE)} at 512×512, {compilers.best(0)} for small models",
         "presets": ", ".join(BUNDLED),
         "samplers": ", ".join(SAMPLERS),
     }

@@ -4,8 +4,10 @@ A stage is a function of a network and of arrays. Whatever may differ between tw
 seed, sampler, number of steps, guidance) is an array, so that nothing is compiled twice.
 """
 
+import gc
 import threading
 import zlib
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -14,12 +16,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_diffusion import strips
+from keras_diffusion.compilers import FROZEN, USUAL, WAYS, attention_of, convolution_of, keep, pick
 from keras_diffusion.diffusion_model import timestep_embedding
 from keras_diffusion.errors import NumericalError
-from keras_diffusion.garbage import lasting
-from keras_diffusion.operations import attend, attend_at_once, attention, convolution, convolve
+from keras_diffusion.memory import trim
+from keras_diffusion.operations import attention, convolution
 from keras_diffusion.solvers import HISTORY
-from keras_diffusion.winograd import winograd
 
 
 def encode(network, tokens):
@@ -145,116 +148,30 @@ def decode(network, latents):
     return (ops.clip(ops.cast(network(latents), "float32"), -1.0, 1.0) + 1.0) * 127.5
 
 
-def _tensorflow(function, network, jit_compile, traced):
-    import tensorflow as tf
-
-    @tf.function(jit_compile=jit_compile is True, autograph=False)
-    def run(*inputs):
-        traced()
-        return function(network, *inputs)
-
-    concrete = {}  # TensorFlow warns of a function that is traced for many shapes, unless it is called by them
-
-    def call(*inputs):
-        shapes = tuple(x if x is None else x.shape for x in keras.tree.flatten(inputs))
-        if shapes not in concrete:
-            with lasting():
-                concrete[shapes] = run.get_concrete_function(*inputs)
-        return concrete[shapes](*inputs)
-
-    return call
+def decode_in_strips(network, latents):
+    """The same with less memory, see `strips`."""
+    return decode(partial(strips.decode, network), latents)
 
 
-def _jax(function, network, jit_compile, traced):
-    import jax
-
-    @jax.jit
-    def run(variables, *inputs):
-        traced()
-        with keras.StatelessScope(zip(network.variables, variables, strict=True)):
-            return function(network, *inputs)
-
-    return lambda *inputs: run([variable.value for variable in network.variables], *inputs)
-
-
-def _torch(function, network, jit_compile, traced):
-    import torch
-
-    @torch.no_grad()
-    def run(*inputs):
-        return function(network, *inputs)
-
-    return torch.compile(run, dynamic=False) if jit_compile is True else run
-
-
-def _openvino(function, network, jit_compile, traced):
-    """Has OpenVINO run the network, and the backend the little arithmetic around it."""
-    from keras_diffusion.openvino import compile_network
-
-    compiled_for = compiled = None
-
-    def predict(inputs):
-        nonlocal compiled_for, compiled
-        arrays = [np.ascontiguousarray(ops.convert_to_numpy(x)) for x in keras.tree.flatten(inputs)]
-        shapes = [array.shape for array in arrays]
-        if compiled_for != shapes:
-            traced()
-            compiled_for, compiled = shapes, compile_network(network, shapes)
-        return keras.tree.map_structure(ops.convert_to_tensor, compiled(*arrays))
-
-    return lambda *inputs: function(predict, *inputs)
-
-
-def _convolution(compiler, jit_compile):
-    """Winograd's where it was measured to be faster: TensorFlow's XLA on processors. JAX loses a tenth by it."""
-    if compiler == "tensorflow" and jit_compile is True:
-        import tensorflow as tf
-
-        return convolve if tf.config.list_physical_devices("GPU") else winograd
-    return convolve
-
-
-def _attend_by_cudnn(layer, query, key, value):
-    """cuDNN's flash attention where the GPU has it, for half precision and heads that are not too wide."""
-    import jax
-
-    width, dtype = query.shape[-1], keras.backend.standardize_dtype(query.dtype)
-    if dtype in ("float16", "bfloat16") and width <= widest_flash_head(compute_capability()) and width % 8 == 0:
-        return jax.nn.dot_product_attention(query, key, value, is_causal=layer.causal, implementation="cudnn")
-    return attend(layer, query, key, value)
-
-
-def compute_capability():
-    """That of the first NVIDIA GPU that JAX computes on, such as (8, 0) for an A100; (0, 0) without one."""
-    import jax
-
-    numbers = getattr(jax.devices()[0], "compute_capability", "").split(".")
-    return tuple(map(int, numbers)) if all(map(str.isdigit, numbers)) else (0, 0)
-
-
-def widest_flash_head(capability):
-    """The widest head that cuDNN's flash attention takes on a GPU of this compute capability; 0 if it has none."""
-    return next((width for least, width in FLASH_HEADS if capability >= least), 0)
-
-
-FLASH_HEADS = (((9, 0), 256), ((8, 0), 128))  # Hopper and newer; Ampere and Ada. Volta and Turing have none.
-COMPILERS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch, "openvino": _openvino}
-ONLY_ON_BACKENDS = (encode_skipping,)  # they ask more of a network than its output
-FROZEN = ("openvino",)  # compiled graphs that hold the weights they were compiled with
-FUSED_ATTENTION = {"torch": attend_at_once, "jax": _attend_by_cudnn}  # one operation, which is faster than `attend`
+ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output
+IN_STRIPS = ("eager",)  # ways where strips cost nothing: elsewhere each is more to compile
 
 
 class Engine:
     """Runs the stages for one object, compiling each for the network it is given.
 
     Args:
-        jit_compile: True for XLA on TensorFlow and `torch.compile` on torch; "auto" or False for TensorFlow's plain
-            graph and eager torch. JAX compiles in any case. "openvino" has OpenVINO run the networks on the processor,
+        jit_compile: True for XLA on TensorFlow and `torch.compile` on torch; False for TensorFlow's plain graph and
+            eager torch. JAX compiles in any case. "openvino" has OpenVINO run the networks on the processor,
             whatever the backend; each is compiled for one shape at a time, and again when its weights have changed.
+            "auto" takes what was measured to be fastest where there is much to compute, see `compilers.AUTO`, and is
+            False elsewhere.
 
     Attributes:
         compilations: How many times a stage was compiled, once for each network, image size and batch size; eager torch
             compiles nothing.
+        strips: Whether images are decoded in strips of rows, the same image in less memory: True, False, or "auto", for
+            eager torch alone.
     """
 
     def __init__(self, jit_compile="auto"):
@@ -268,32 +185,51 @@ class Engine:
                 "`jit_compile='openvino'` needs the package openvino; install it with: pip install openvino. "
                 "Received: jit_compile='openvino'"
             )
+        keep()
         self.jit_compile = jit_compile
-        self._compiler = "openvino" if jit_compile == "openvino" else keras.backend.backend()
         self.compilations = 0
+        self.strips = "auto"
+        self._ways = WeakKeyDictionary()
         self._compiled = {}
         self._weights = WeakKeyDictionary()
         self._lock = threading.Lock()
 
+    def unload(self):
+        """Lets go of everything compiled, and of the networks."""
+        with self._lock:
+            self._compiled.clear()
+            self._weights.clear()
+            self._ways.clear()
+        gc.collect()
+        trim()
+
+    def way(self, network, shape):
+        """How a network is run on an input of a shape (b, …): a name in `compilers.WAYS`."""
+        ways = self._ways.setdefault(network, {})
+        if shape not in ways:
+            ways[shape] = pick(self.jit_compile, network, shape)
+        return ways[shape]
+
     def run(self, stage, network, *inputs):
         """Runs `stage(network, *inputs)`, compiled; (tuples of) NumPy arrays and backend tensors in, tensors out."""
+        way = self.way(network, tuple(inputs[0].shape))
+        if stage in ONLY_ON_BACKENDS and way == "openvino":
+            way = USUAL[keras.backend.backend()]
         with self._lock:
-            place = stage, network.name  # a steered diffusion model leaves the plain one what was compiled for it
+            place = stage, network.name, way  # a steered diffusion model leaves the plain one what was compiled for it
             compiled_for, compiled = self._compiled.get(place, (None, None))
             if compiled_for is not network:
-                compiler = keras.backend.backend() if stage in ONLY_ON_BACKENDS else self._compiler
-                compiled = COMPILERS[compiler](stage, network, self.jit_compile, self._traced)
+                compiled = WAYS[way](stage, network, self._traced)
                 self._compiled[place] = network, compiled
-        attending = FUSED_ATTENTION.get(keras.backend.backend(), attend)
-        with attention(attending), convolution(_convolution(self._compiler, self.jit_compile)):
+        with attention(attention_of(way)), convolution(convolution_of(way)):
             return compiled(*_tensors(inputs))
 
     def _traced(self):
         self.compilations += 1
 
-    def _forget_stale(self, network):
+    def _forget_stale(self, network, shape):
         """Has a network compiled again that had other weights, where a compiled graph does not look them up."""
-        if self._compiler in FROZEN:
+        if self.way(network, shape) in FROZEN:
             weights = checksum(network)
             with self._lock:
                 if self._weights.get(network) != weights:
@@ -302,19 +238,22 @@ class Engine:
 
     def encode(self, text_encoder, tokens, clip_skip=0):
         """Tokens (b, n) → context, a float32 array (b, n, d), without the last `clip_skip` blocks."""
-        self._forget_stale(text_encoder)
+        self._forget_stale(text_encoder, tokens.shape)
         stage, *inputs = (encode_skipping, tokens, np.int32(clip_skip)) if clip_skip else (encode, tokens)
         return finite("text encoding", self.run(stage, text_encoder, *inputs))
 
     def encode_image(self, image_encoder, image):
         """Images (b, h, w, 3) in [-1, 1] → latents, a float32 array (b, h/f, w/f, c)."""
-        self._forget_stale(image_encoder)
+        self._forget_stale(image_encoder, image.shape)
         return finite("image encoding", self.run(encode_image, image_encoder, image.astype("float32")))
 
     def decode(self, decoder, latents):
         """Latents → images, a uint8 array (b, h, w, 3)."""
-        self._forget_stale(decoder)
-        return finite("decoding", self.run(decode, decoder, latents)).round().astype("uint8")
+        self._forget_stale(decoder, latents.shape)
+        in_strips = self.way(decoder, latents.shape) in IN_STRIPS if self.strips == "auto" else self.strips
+        stage = decode_in_strips if in_strips else decode
+        trim()
+        return finite("decoding", self.run(stage, decoder, latents)).round().astype("uint8")
 
     def denoise(
         self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1, scales=None, guided=None,
@@ -347,8 +286,9 @@ class Engine:
         count = len(table.rows)
         guided, deep = (np.ones(count, bool) if which is None else which for which in (guided, deep))
         for network in filter(None, (diffusion_model, shallow)):
-            self._forget_stale(network)
-        if self._compiler in FROZEN or shallow or not guided.all():  # it runs the network alone, or rows are unlike
+            self._forget_stale(network, latents.shape)
+        network_alone = self.way(diffusion_model, latents.shape) in FROZEN
+        if network_alone or shallow or not guided.all():  # the rest is outside, or not all rows are alike
             rows_per_call = 1
         frequencies = diffusion_model.architecture.diffusion_model.frequencies
         columns = table.rows.astype("float32")

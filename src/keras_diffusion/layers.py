@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion.architectures import Architecture
+from keras_diffusion.architectures import STORED, Architecture
 from keras_diffusion.memory import Gift, aligned
 from keras_diffusion.operations import attending, convolving
 
@@ -25,18 +25,26 @@ class Blank(keras.initializers.Zeros):
         return ops.convert_to_tensor(Gift(aligned(np.zeros, shape, dtype)), dtype)
 
 
+@keras.saving.register_keras_serializable("keras_diffusion")
+class StoredPolicy(keras.DTypePolicy):
+    """Weights that are stored in half precision, and computed with in float32: a layer's when its turn comes."""
+
+    def _parse_name(self, name):
+        return STORED[name]
+
+
 @contextmanager
 def construction(dtype=None, initialize=True):
     """Gives the layers built inside it their dtype policy and, on request, random values.
 
     Args:
-        dtype: A Keras dtype policy or its name; None keeps the global policy.
+        dtype: A Keras dtype policy or its name, or a name in `STORED`; None keeps the global policy.
         initialize: Whether kernels start at random. False leaves them zero, for a loader that fills every one.
     """
     policy = keras.config.dtype_policy()
     token = _initializer.set("glorot_uniform" if initialize else Blank())
     try:
-        keras.config.set_dtype_policy(dtype or policy)
+        keras.config.set_dtype_policy(StoredPolicy(dtype) if str(dtype) in STORED else dtype or policy)
         yield
     finally:
         keras.config.set_dtype_policy(policy)
@@ -125,11 +133,15 @@ class GroupNorm(keras.layers.Layer):
         self.beta = self.add_weight(shape=x_shape[-1:], initializer="zeros", name="beta")
 
     def call(self, x):
+        x = ops.cast(x, "float32")
+        mean = ops.mean(x, axis=(1, 2), keepdims=True)
+        variance = ops.mean(ops.square(x - mean), axis=(1, 2), keepdims=True)  # ops.moments cancels on some backends
+        return self.normalise(x, mean, variance)
+
+    def normalise(self, x, mean, variance):
+        """Normalises a part of a float32 feature map by the mean and variance (b, 1, 1, c) of the whole."""
         channels = x.shape[-1]
         grouped = (-1, 1, 1, self.groups, channels // self.groups)
-        x = ops.cast(x, "float32")
-        mean = ops.mean(x, axis=(1, 2), keepdims=True)  # (b, 1, 1, c)
-        variance = ops.mean(ops.square(x - mean), axis=(1, 2), keepdims=True)  # ops.moments cancels on some backends
         mean, variance = ops.reshape(mean, grouped), ops.reshape(variance, grouped)
         group_mean = ops.mean(mean, -1, keepdims=True)  # (b, 1, 1, g, 1)
         group_variance = ops.mean(variance + ops.square(mean - group_mean), -1, keepdims=True)

@@ -1,6 +1,8 @@
 """Arrays whose memory becomes a tensor's: what is as large as a model is not copied for being handed over."""
 
+import ctypes
 import math
+import sys
 
 import numpy as np
 
@@ -38,3 +40,11 @@ def aligned(allocate, shape, dtype):
     memory = allocate(size + ALIGNMENT, "u1")
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def trim():
+    """Gives the system what the C library keeps of memory that was freed, which is much after many large arrays."""
+    if sys.platform == "linux":
+        function = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if function:
+            function(0)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from keras_diffusion import arguments, noise, previews, prompts
-from keras_diffusion.architectures import DTYPES, Architecture
+from keras_diffusion.architectures import DTYPES, STORED, Architecture
 from keras_diffusion.checkpoints import folder, presets, single_file, textual_inversion
 from keras_diffusion.checkpoints.controlnet import ControlNetFolder
 from keras_diffusion.checkpoints.fusion import Loras
@@ -28,6 +28,7 @@ from keras_diffusion.scheduler_config import from_scheduler_config
 from keras_diffusion.text_encoder import TextEncoder
 from keras_diffusion.tokenizer import SimpleTokenizer
 
+NETWORKS = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
 
 
@@ -41,11 +42,14 @@ class StableDiffusion:
         img_height: Height of the images in pixels, a multiple of the latent factor (8; 4 for "emoji"). None takes the
             size the model was trained at.
         img_width: Likewise, the width.
-        jit_compile: True compiles with XLA on TensorFlow, the fastest at large sizes, and `torch.compile` on torch;
-            "auto" and False run TensorFlow's plain graph and eager torch. JAX compiles in any case. "openvino" runs the
-            networks with OpenVINO on the processor, whatever the backend.
+        jit_compile: "auto" takes what was measured to be fastest for the backend, the device and the size of the
+            images, see the property `way`. True compiles with XLA on TensorFlow and `torch.compile` on torch; False
+            runs TensorFlow's plain graph and eager torch. JAX compiles in any case. "openvino" runs the networks with
+            OpenVINO on the processor, whatever the backend.
         dtype: "float32", "mixed_float16", "mixed_bfloat16", "float16" or "bfloat16", for the text encoder and the
-            diffusion model; the autoencoder always computes in float32. None takes Keras' global policy.
+            diffusion model; the autoencoder always computes in float32. "float32_from_float16" and
+            "float32_from_bfloat16" compute in float32 with weights stored in half precision, in half the memory, those
+            of the autoencoder too. None takes Keras' global policy.
         preset: The weights: a bundled name ("emoji"), a folder in diffusers layout, a single .safetensors or .ckpt file
             in the original (LDM) layout, or a built-in name such as "sd14" that says how to get them. An
             `Architecture` builds untrained networks with random weights.
@@ -86,6 +90,7 @@ class StableDiffusion:
         self.safety = None
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
+        self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
         self._checkpoint = None if isinstance(preset, Architecture) else presets.read(preset, prediction_type, ema)
         self.architecture = self._checkpoint.architecture if self._checkpoint else preset
         self.img_height = self.img_width = self.architecture.image_size
@@ -93,15 +98,9 @@ class StableDiffusion:
         self.sampler, self.schedule = "ddim", {"prediction_type": self.architecture.prediction_type}
         if self._checkpoint:
             self.sampler, self.schedule = from_scheduler_config(self._checkpoint.scheduler_config)
+        self._dtype = dtype or keras.config.dtype_policy()
         self.tokenizer, self._loras = SimpleTokenizer(), Loras()
-        networks = {
-            "text_encoder": self._build(TextEncoder, dtype),
-            "diffusion_model": self._build(DiffusionModel, dtype),
-            "decoder": self._build(Decoder, VAE_DTYPE),
-        }
-        if self._checkpoint:
-            self._checkpoint.load(**networks)
-        vars(self).update(networks)
+        self._load()
 
     @classmethod
     def from_preset(
@@ -124,9 +123,57 @@ class StableDiffusion:
             preset = presets.find(preset, may_download=True)
         return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema)
 
+    def _load(self):
+        """Makes the networks; one that was assigned meanwhile stays."""
+        networks = {
+            "text_encoder": self._build(TextEncoder, self._dtype),
+            "diffusion_model": self._build(DiffusionModel, self._dtype),
+            "decoder": self._build(Decoder, self._vae_dtype),
+        }
+        if self._checkpoint:
+            self._checkpoint.load(**networks)
+        vars(self).update(networks | {name: vars(self)[name] for name in NETWORKS if name in vars(self)})
+        self._loaded = networks
+
+    def __getattr__(self, name):
+        if name not in NETWORKS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._load()
+        return vars(self)[name]
+
+    def unload(self, discard=False):
+        """Frees the memory of the networks and of what was compiled; the next call that needs them loads them again.
+
+        Args:
+            discard: Whether to give up what loading does not bring back. Weights that were changed in place, by
+                `load_weights` or by training, are lost in any case.
+
+        Raises:
+            ValueError: If anything else would be lost, unless `discard`. Nothing has been done.
+        """
+        lost = [] if self._checkpoint else ["random weights, which have no preset to be loaded from"]
+        lost += [f"the LoRAs {[*self.loras]}"] if self.loras else []
+        lost += [f"the words {list(self.tokenizer.added_tokens)}"] if self.tokenizer.added_tokens else []
+        replaced = [name for name, network in self._loaded.items() if getattr(self, name) is not network]
+        lost += [f"the networks assigned to {', '.join(replaced)}"] if replaced else []
+        if lost and not discard:
+            raise ValueError(f"`unload` would lose {'; '.join(lost)}. Save the model, or call unload(discard=True).")
+        for name in (*NETWORKS, "image_encoder"):
+            vars(self).pop(name, None)
+        self._loaded, self.tokenizer, self._loras = {}, SimpleTokenizer(), Loras()
+        self._steered.cache_clear()
+        self._fitted.cache_clear()
+        self._engine.unload()
+
+    @property
+    def way(self):
+        """How the diffusion model is run for one image: "graph", "xla", "jit", "eager", "inductor" or "openvino"."""
+        size = self.architecture.autoencoder.latent_size(self.img_height, self.img_width)
+        return self._engine.way(self.diffusion_model, (1, *size, self.diffusion_model.inputs[0].shape[-1]))
+
     @cached_property
     def image_encoder(self):
-        network = self._build(ImageEncoder, VAE_DTYPE)
+        network = self._build(ImageEncoder, self._vae_dtype)
         if self._checkpoint:
             self._checkpoint.load(image_encoder=network)
         return network

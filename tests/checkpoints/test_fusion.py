@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from keras_diffusion import CheckpointMismatchError, StableDiffusion, TextEncoder
+from keras_diffusion.architectures import DTYPES
 from keras_diffusion.checkpoints import lora as reader
 from keras_diffusion.checkpoints.names import LAYOUTS
 from keras_diffusion.diffusion_model import timestep_embedding
@@ -78,7 +79,7 @@ def test_the_fixture_shows_a_change(model, monkeypatch, change, case):
     assert deviation(model, case) > 1e-2
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "float16", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_unloading_leaves_no_trace(dtype):
     model = build(dtype)
     before = bits(model)

@@ -1,0 +1,54 @@
+"""Runs the graph of a network, and lets go of what its layers have computed once nobody takes it any more."""
+
+from collections import Counter
+
+import keras
+
+_x = keras.Input((1,))
+CALL = type(keras.Model(_x, _x)).call  # of all models that are graphs and nothing else
+
+
+def nodes(network):
+    """The nodes of a network's graph in the order in which they are computed; none if it is more than a graph."""
+    if getattr(type(network), "call", None) is not CALL:
+        return []
+    by_depth = sorted(network._nodes_by_depth.items(), reverse=True)
+    return [node for _, nodes in by_depth for node in nodes if not node.is_input]
+
+
+class Walk:
+    """A network that is computed layer by layer; Keras itself keeps the outputs of all of them to the end.
+
+    Args:
+        network: A model. One that is not only a graph of layers is called as a whole.
+        how: Function of a layer that returns what to call in its place.
+    """
+
+    def __init__(self, network, how=lambda layer: layer):
+        self._network = network._network if isinstance(network, Walk) else network
+        self._how, self._nodes = how, nodes(self._network)
+
+    def __getattr__(self, name):
+        return getattr(self._network, name)
+
+    def __call__(self, inputs):
+        network = self._network
+        if not self._nodes:
+            return self._how(network)(inputs)
+        uses = Counter(id(x) for node in self._nodes for x in node.input_tensors) + Counter(map(id, network.outputs))
+        values = dict(zip(map(id, network.inputs), keras.tree.flatten(inputs), strict=True))
+        for node in self._nodes:
+            arguments, options = node.arguments.fill_in(values)
+            uses.subtract(map(id, node.input_tensors))
+            for x in node.input_tensors:
+                if not uses[id(x)]:
+                    values.pop(id(x), None)
+            if nodes(node.operation):
+                outputs = Walk(node.operation, self._how)(arguments)
+            else:
+                outputs = self._how(node.operation)(*arguments, **options)
+            del arguments, options
+            values.update(zip(map(id, node.outputs), keras.tree.flatten(outputs), strict=True))
+            del outputs
+        outputs = [values[id(x)] for x in network.outputs]
+        return outputs if len(outputs) > 1 else outputs[0]

@@ -1,0 +1,75 @@
+"""The folder for what is compiled: one for each version and processor, and never a reason to fail."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_diffusion import caches
+from keras_diffusion.architectures import TINY
+from keras_diffusion.decoder import Decoder
+from keras_diffusion.engine import Engine
+
+
+@pytest.fixture
+def chosen(monkeypatch, tmp_path):
+    monkeypatch.setenv(caches.SETTING, str(tmp_path / "compiled"))
+    return tmp_path / "compiled"
+
+
+def test_a_folder_for_each_version_and_processor(chosen, monkeypatch):
+    folders = [caches.folder("keras")]
+    monkeypatch.setattr(caches, "_version", lambda package: "0")
+    folders.append(caches.folder("keras"))
+    monkeypatch.setattr(caches, "_processor", lambda: "another")
+    folders += [caches.folder("keras"), caches.folder("numpy")]
+    assert len(set(folders)) == 4
+    assert all(folder.is_dir() and folder.parent == chosen for folder in folders)
+    assert folders[0].stat().st_mode & 0o077 == 0  # what lies there is run
+
+
+def test_it_is_in_the_users_cache_unless_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(caches.SETTING)
+    assert caches.folder("keras").parent == tmp_path / "keras-diffusion" / "compiled"
+    monkeypatch.setenv(caches.SETTING, "0")
+    assert caches.folder("keras") is None
+
+
+def test_no_folder_where_none_can_be_made_or_there_is_no_room(chosen, monkeypatch):
+    chosen.write_text("a file")
+    assert caches.folder("keras") is None
+    chosen.unlink()
+    monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: caches.shutil._ntuple_diskusage(1, 1, 0))
+    assert caches.folder("keras") is None
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="about JAX")
+@pytest.mark.parametrize("usable", [True, False])
+def test_jax_keeps_what_it_compiles(chosen, monkeypatch, usable):
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if not usable:
+        chosen.write_text("a file")
+    try:
+        images = Engine().decode(Decoder(architecture=TINY), np.zeros((1, 2, 2, 4), "float32"))
+        assert images.shape == (1, 16, 16, 3)
+        assert any(chosen.glob("jax-*/*")) == usable
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+        jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX is configured otherwise")
+def test_other_backends_are_told_where(chosen, monkeypatch):
+    name = {"tensorflow": "TF_XLA_FLAGS", "torch": "TORCHINDUCTOR_CACHE_DIR"}[keras.backend.backend()]
+    monkeypatch.delenv(name, raising=False)
+    Engine()
+    import os
+
+    assert str(chosen) in os.environ.pop(name)
+    monkeypatch.setenv(caches.SETTING, "")
+    Engine()
+    assert name not in os.environ

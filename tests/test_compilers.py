@@ -1,0 +1,59 @@
+"""Which way a network is run."""
+
+import keras
+import pytest
+
+from keras_diffusion import compilers, operations
+from keras_diffusion.architectures import TINY
+from keras_diffusion.controlnet import ControlNet, steered
+from keras_diffusion.diffusion_model import DiffusionModel
+
+SHAPE = (1, 64, 64, 4)
+BACKEND = keras.backend.backend()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return DiffusionModel(architecture=TINY, initialize=False)
+
+
+def pick(monkeypatch, network, jit_compile="auto", installed=(), enough=0.0):
+    monkeypatch.setattr(compilers, "find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr(compilers, "device", lambda: "cpu")
+    monkeypatch.setattr(compilers, "AUTO", {(BACKEND, "cpu"): {"openvino": enough, "inductor": 10 * enough}})
+    return compilers.pick(jit_compile, network, SHAPE)
+
+
+def test_small_work_is_not_compiled(monkeypatch, network):
+    enough = 2 * compilers.work(network, SHAPE)
+    assert pick(monkeypatch, network, installed=["openvino"], enough=enough) == compilers.USUAL[BACKEND]
+
+
+def test_the_first_that_is_installed_is_taken(monkeypatch, network):
+    pytest.importorskip("openvino")
+    assert pick(monkeypatch, network, installed=["openvino"]) == "openvino"
+    assert pick(monkeypatch, network) == "inductor"
+    assert pick(monkeypatch, network, enough=compilers.work(network, SHAPE) / 2) == compilers.USUAL[BACKEND]
+
+
+def test_what_openvino_does_not_know_it_does_not_get(monkeypatch, network):
+    pytest.importorskip("openvino")
+
+    class Own(DiffusionModel):
+        def call(self, inputs):
+            return -super().call(inputs)
+
+    for other in Own(architecture=TINY, initialize=False), steered(network, (ControlNet(architecture=TINY),)):
+        assert pick(monkeypatch, other, installed=["openvino"]) == "inductor"
+
+
+def test_what_is_asked_for_is_taken(monkeypatch, network):
+    assert pick(monkeypatch, network, jit_compile=False) == compilers.USUAL[BACKEND]
+    assert pick(monkeypatch, network, jit_compile=True) == compilers.COMPILED[BACKEND]
+    assert pick(monkeypatch, network, jit_compile="openvino") == "openvino"
+
+
+def test_every_way_has_a_function():
+    ways = {way for row in compilers.AUTO.values() for way in row}
+    assert ways | {*compilers.USUAL.values(), *compilers.COMPILED.values()} <= set(compilers.WAYS)
+    assert compilers.convolution_of("graph") is operations.convolve

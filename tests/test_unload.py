@@ -1,0 +1,81 @@
+"""Unloading: the memory is given back, and the next picture is the same."""
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+
+from keras_diffusion import StableDiffusion
+from keras_diffusion.architectures import TINY
+from keras_diffusion.diffusion_model import DiffusionModel
+
+pytestmark = pytest.mark.backend
+QUICK = {"num_steps": 2, "verbose": 0, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("preset") / "model"
+    StableDiffusion(preset=TINY).save_to_preset(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "float32_from_float16"])
+def test_the_next_picture_is_the_same_and_the_memory_is_free(preset, dtype):
+    model = StableDiffusion.from_preset(preset, dtype=dtype)
+    options = {"image": np.full((64, 64, 3), 0.3), "strength": 0.5, **QUICK}
+    before = model.text_to_image("a cat", **options)
+    model.preview(np.zeros((1, 8, 8, 4), "float32"))
+    networks = model.text_encoder, model.diffusion_model, model.decoder, model.image_encoder
+    variables = [weakref.ref(variable) for network in networks for variable in network.variables]
+    del networks
+    model.unload()
+    gc.collect()
+    assert not [variable for variable in variables if variable() is not None]
+    np.testing.assert_array_equal(model.text_to_image("a cat", **options), before)
+    assert model.diffusion_model.get_config()["dtype"] == dtype
+
+
+def test_it_may_be_done_again(preset):
+    model = StableDiffusion.from_preset(preset)
+    model.unload()
+    model.unload()
+    model.diffusion_model = own = DiffusionModel(architecture=TINY)
+    assert model.decoder.name == "decoder"
+    assert model.diffusion_model is own
+    with pytest.raises(AttributeError, match="decoders"):
+        _ = model.decoders
+
+
+def test_random_weights_are_not_lost_unasked():
+    model = StableDiffusion(preset=TINY)
+    network = model.diffusion_model
+    with pytest.raises(ValueError, match="random weights"):
+        model.unload()
+    assert model.diffusion_model is network
+    model.unload(discard=True)
+    assert model.diffusion_model is not network
+
+
+def test_a_network_of_ones_own_is_not_lost_unasked(preset):
+    model = StableDiffusion.from_preset(preset)
+    model.diffusion_model = own = DiffusionModel(architecture=TINY)
+    with pytest.raises(ValueError, match="assigned to diffusion_model"):
+        model.unload()
+    assert model.diffusion_model is own
+    model.unload(discard=True)
+    assert model.diffusion_model is not own
+
+
+def test_loras_and_words_are_not_lost_unasked(preset, monkeypatch):
+    model = StableDiffusion.from_preset(preset)
+    monkeypatch.setattr(model._loras, "_loaded", {"style": (1.0, {})})
+    model.tokenizer.add_tokens("<cat-toy>", 1)
+    with pytest.raises(ValueError, match=r"the LoRAs \['style'\]; the words \['<cat-toy>'\]"):
+        model.unload()
+    model.unload(discard=True)
+    assert not model.loras
+    assert not model.tokenizer.added_tokens
