@@ -8,6 +8,8 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.controlnet import ControlNet, steered
 from keras_diffusion.diffusion_model import DiffusionModel
 
+# Importing openvino forks, which JAX warns about once it runs.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 SHAPE = (1, 64, 64, 4)
 BACKEND = keras.backend.backend()
 
