@@ -169,11 +169,17 @@ def pick(jit_compile, network, shape):
     if jit_compile == "openvino":
         return jit_compile
     if jit_compile == "auto":
-        load = work(network, shape)
-        for way, enough in AUTO.get((backend, device()), {}).items():
-            if load >= enough and (way != "openvino" or (find_spec(way) and _known_to_openvino(network))):
-                return way
+        return best(work(network, shape), network)
     return (COMPILED if jit_compile is True else USUAL)[backend]
+
+
+def best(load, network=None):
+    """The way for so much work, with a network of this package or with another one."""
+    backend = keras.backend.backend()
+    for way, enough in AUTO.get((backend, device()), {}).items():
+        if load >= enough and (way != "openvino" or (find_spec(way) and _known_to_openvino(network))):
+            return way
+    return USUAL[backend]
 
 
 def _known_to_openvino(network):
