@@ -3,6 +3,9 @@
 That the names and their order are KerasCV's is shown by golden/keras_cv.npz, in test_keras_names.py.
 """
 
+import subprocess
+import sys
+
 import h5py
 import keras
 import numpy as np
@@ -274,6 +277,28 @@ def test_refuses_every_shorter_file(plain):
         plain.write_bytes(whole[:length])
         with pytest.raises(CheckpointError):
             hdf5.index(plain)
+
+
+LIST = "from keras_diffusion.checkpoints import datasets; datasets.index('{}')"
+
+
+def test_strings_without_an_end_are_refused(tmp_path):
+    path = tmp_path / "strings.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = ["a layer", "another"]
+        for name in file.attrs["layer_names"]:
+            file.create_group(name).attrs["weight_names"] = np.zeros(0, "S1")
+    assert datasets.index(path) == {}
+    content = bytearray(path.read_bytes())
+    heap = content.index(datasets.HEAP)
+    free = heap + 16
+    while number := content[free]:  # the objects are numbered from 1; 0 is what is left
+        assert number < 9
+        free += 16 + -(-int.from_bytes(content[free + 8 : free + 16], "little") // 8) * 8
+    content[free + 8 : free + 16] = bytes(8)
+    path.write_bytes(content)
+    done = subprocess.run([sys.executable, "-c", LIST.format(path)], capture_output=True, text=True, timeout=120)
+    assert "strings without an end" in done.stderr
 
 
 def test_survives_changed_bytes(plain):

@@ -10,6 +10,10 @@ from keras_diffusion.checkpoints.tensors import Tensor, mistaken_for
 from keras_diffusion.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
+WIDTHS = {0: 13, 1: 13, 2: 9, 3: 9}  # version of the superblock → where it says how wide addresses and lengths are
+HEAP = b"GCOL\x01"  # how a collection of strings begins
+HEADER = 16  # bytes, of a collection and of each of its objects
+BLOCK = 2**24  # bytes that are searched at a time
 MAX_OBJECTS = 20_000  # groups and datasets; a trained UNet of KerasCV has 4,500
 MAX_DEPTH = 20
 DTYPES = {"<f4": "F32", "<f2": "F16"}
@@ -36,6 +40,7 @@ def index(path):
         start = file.read(32)
     if not start.startswith(MAGIC):
         raise CorruptCheckpointError(f"{path} is not an HDF5 file but {mistaken_for(start) or 'something else'}.")
+    _check_heaps(path)
     try:
         with h5py.File(path, "r", locking=False) as file:
             tensors = dict(_walk(file, path, "", set()))
@@ -46,6 +51,44 @@ def index(path):
         raise
     except Exception as error:  # of many kinds, as the C library stumbles
         raise CorruptCheckpointError(f"{path} is damaged: {error!s:.200}. Fetch it again.") from error
+
+
+def _check_heaps(path):
+    """Refuses a file whose strings the C library would read forever: free space of no length in a collection.
+
+    Source: "Disk Format: Level 1E - Global Heap" of the HDF5 file format specification.
+    """
+    with path.open("rb") as file:
+        start = file.read(32)
+        place = WIDTHS.get(start[len(MAGIC)])
+        if place is None or start[place : place + 2] != b"\x08\x08":
+            raise CorruptCheckpointError(f"{path} is damaged, or of a version of HDF5 that Keras does not write.")
+        for position in _occurrences(file, HEAP):
+            end = position + int.from_bytes(_at(file, position, HEADER)[8:], "little")
+            position += HEADER
+            while position + HEADER <= end and len(header := _at(file, position, HEADER)) == HEADER:
+                number, length = int.from_bytes(header[:2], "little"), int.from_bytes(header[8:], "little")
+                step = HEADER + length + -length % 8 if number else length
+                if step < HEADER:
+                    raise CorruptCheckpointError(f"{path} is damaged: strings without an end. Fetch it again.")
+                position += step
+
+
+def _occurrences(file, pattern):
+    """Yields where a file holds a pattern."""
+    start, tail = 0, b""
+    while block := _at(file, start, BLOCK):
+        block, first = tail + block, start - len(tail)
+        place = block.find(pattern)
+        while place >= 0:
+            yield first + place
+            place = block.find(pattern, place + 1)
+        start, tail = first + len(block), block[1 - len(pattern) :]
+
+
+def _at(file, position, size):
+    file.seek(position)
+    return file.read(size)
 
 
 def _walk(group, path, prefix, seen):
