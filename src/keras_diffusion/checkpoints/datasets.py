@@ -58,20 +58,23 @@ def _check_heaps(path):
 
     Source: "Disk Format: Level 1E - Global Heap" of the HDF5 file format specification.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(32)
         place = WIDTHS.get(start[len(MAGIC)])
         if place is None or start[place : place + 2] != b"\x08\x08":
             raise CorruptCheckpointError(f"{path} is damaged, or of a version of HDF5 that Keras does not write.")
         for position in _occurrences(file, HEAP):
+            step = HEADER
             end = position + int.from_bytes(_at(file, position, HEADER)[8:], "little")
-            position += HEADER
-            while position + HEADER <= end and len(header := _at(file, position, HEADER)) == HEADER:
+            while (position := position + step) + HEADER <= end <= size:
+                header = _at(file, position, HEADER)
                 number, length = int.from_bytes(header[:2], "little"), int.from_bytes(header[8:], "little")
                 step = HEADER + length + -length % 8 if number else length
                 if step < HEADER:
                     raise CorruptCheckpointError(f"{path} is damaged: strings without an end. Fetch it again.")
-                position += step
+            if end > size:
+                raise CorruptCheckpointError(f"{path} was cut short: it lacks strings. Fetch it again.")
 
 
 def _occurrences(file, pattern):
