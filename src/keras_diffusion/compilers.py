@@ -21,7 +21,7 @@ from keras_diffusion.winograd import winograd
 def graph(stage, network, traced, jit_compile=False):
     import tensorflow as tf
 
-    if not jit_compile and _converts(network):
+    if not jit_compile and _converts(network) and not graphs.nested(network):
         network = _in_turn(network)
 
     @tf.function(jit_compile=jit_compile, autograph=False)

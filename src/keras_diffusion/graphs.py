@@ -16,6 +16,11 @@ def nodes(network):
     return [node for _, nodes in by_depth for node in nodes if not node.is_input]
 
 
+def nested(network):
+    """Whether layers of a network's graph are graphs themselves, as in a steered one."""
+    return any(nodes(node.operation) for node in nodes(network))
+
+
 class Walk:
     """A network that is computed layer by layer; Keras itself keeps the outputs of all of them to the end.
 
