@@ -1,16 +1,21 @@
 """Runs the graph of a network, and lets go of what its layers have computed once nobody takes it any more."""
 
 from collections import Counter
+from functools import cache
 
 import keras
 
-_x = keras.Input((1,))
-CALL = type(keras.Model(_x, _x)).call  # of all models that are graphs and nothing else
+
+@cache
+def _call():
+    """The method `call` of all models that are graphs and nothing else."""
+    x = keras.Input((1,))
+    return type(keras.Model(x, x)).call
 
 
 def nodes(network):
     """The nodes of a network's graph in the order in which they are computed; none if it is more than a graph."""
-    if getattr(type(network), "call", None) is not CALL:
+    if getattr(type(network), "call", None) is not _call():
         return []
     by_depth = sorted(network._nodes_by_depth.items(), reverse=True)
     return [node for _, nodes in by_depth for node in nodes if not node.is_input]
