@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -28,6 +29,7 @@ def test_the_next_picture_is_the_same_and_the_memory_is_free(preset, dtype):
     model = StableDiffusion.from_preset(preset, dtype=dtype)
     options = {"image": np.full((64, 64, 3), 0.3), "strength": 0.5, **QUICK}
     before = model.text_to_image("a cat", **options)
+    model.text_to_image("a cat", deep_cache=2, **QUICK)
     model.preview(np.zeros((1, 8, 8, 4), "float32"))
     networks = model.text_encoder, model.diffusion_model, model.decoder, model.image_encoder
     variables = [weakref.ref(variable) for network in networks for variable in network.variables]
@@ -48,6 +50,14 @@ def test_it_may_be_done_again(preset):
     assert model.diffusion_model is own
     with pytest.raises(AttributeError, match="decoders"):
         _ = model.decoders
+
+
+def test_it_is_loaded_once_for_many_threads(preset):
+    model = StableDiffusion.from_preset(preset)
+    model.unload()
+    with ThreadPoolExecutor(8) as pool:
+        networks = set(pool.map(lambda _: model.diffusion_model, range(8)))
+    assert networks == {model._loaded["diffusion_model"]}
 
 
 def test_random_weights_are_not_lost_unasked():

@@ -1,6 +1,7 @@
 """The facade: prompts to images."""
 
 from functools import cached_property, lru_cache, partial
+from threading import Lock
 
 import keras
 import numpy as np
@@ -85,7 +86,7 @@ class StableDiffusion:
         prediction_type=None,
         ema=False,
     ):
-        self._engine = Engine(jit_compile)
+        self._engine, self._loading = Engine(jit_compile), Lock()
         self._steered, self._split, self._fitted = (lru_cache(maxsize=1)(make) for make in (steered, split, self._fit))
         self.safety = None
         if dtype is not None:
@@ -138,7 +139,9 @@ class StableDiffusion:
     def __getattr__(self, name):
         if name not in NETWORKS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        self._load()
+        with self._loading:
+            if name not in vars(self):
+                self._load()
         return vars(self)[name]
 
     def unload(self, discard=False):
@@ -161,8 +164,8 @@ class StableDiffusion:
         for name in (*NETWORKS, "image_encoder"):
             vars(self).pop(name, None)
         self._loaded, self.tokenizer, self._loras = {}, SimpleTokenizer(), Loras()
-        self._steered.cache_clear()
-        self._fitted.cache_clear()
+        for made in (self._steered, self._split, self._fitted):
+            made.cache_clear()
         self._engine.unload()
 
     @property
