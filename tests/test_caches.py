@@ -49,6 +49,7 @@ def test_jax_keeps_what_it_compiles(chosen, monkeypatch, usable):
     import jax
 
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", None)  # that of all tests
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if not usable:
         chosen.write_text("a file")

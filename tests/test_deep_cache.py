@@ -14,7 +14,7 @@ from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
 from keras_diffusion.layers import Join
 from keras_diffusion.samplers import build, every
 
-from .golden import networks
+from .golden import comparison, networks
 
 # Importing openvino forks, which JAX warns about once it runs.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
@@ -193,7 +193,9 @@ def test_openvino_gives_the_same(draw):
     model = StableDiffusion(preset=TINY, jit_compile="openvino")
     share_weights(draw.func.__self__, model)
     for options in ({"deep_cache": 2}, {"deep_cache": 3, "guidance_interval": (0.2, 1)}):
-        np.testing.assert_allclose(model.text_to_image(**QUICK, **options), draw(**options), rtol=0, atol=1e-4)
+        expected = draw(**options)
+        tolerance = comparison.TOLERANCE * np.abs(expected).max()  # random weights make latents of order 10
+        np.testing.assert_allclose(model.text_to_image(**QUICK, **options), expected, rtol=0, atol=tolerance)
 
 
 # ---- With ControlNets
