@@ -147,12 +147,14 @@ USUAL = {"tensorflow": "graph", "jax": "jit", "torch": "eager"}
 COMPILED = {"tensorflow": "xla", "jax": "jit", "torch": "inductor"}
 FROZEN = ("openvino",)  # they hold the weights they were compiled with
 # (backend, kind of device) → way: the work from which it is worth its compiling; the first one that is installed.
-# OpenVINO is faster than XLA too, but takes twice its memory.
+# OpenVINO is faster than XLA too, but takes twice its memory. The amounts of work are estimates, not measurements.
 AUTO = {
     ("tensorflow", "cpu"): {"xla": 2e12},
     ("jax", "cpu"): {"openvino": 2e12},
     ("torch", "cpu"): {"openvino": 2e12},
 }
+
+
 def work(network, shape):
     """About how much a network computes: its parameters by the positions of an input of this shape."""
     return sum(prod(variable.shape) for variable in network.variables) * prod(shape[:3])

@@ -164,7 +164,7 @@ class Engine:
         jit_compile: True for XLA on TensorFlow and `torch.compile` on torch; False for TensorFlow's plain graph and
             eager torch. JAX compiles in any case. "openvino" has OpenVINO run the networks on the processor,
             whatever the backend; each is compiled for one shape at a time, and again when its weights have changed.
-            "auto" takes what was measured to be fastest where there is much to compute, see `compilers.AUTO`, and is
+            "auto" compiles where there is much to compute, as the table `compilers.AUTO` says, and is
             False elsewhere.
 
     Attributes:

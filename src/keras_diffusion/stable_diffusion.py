@@ -43,7 +43,7 @@ class StableDiffusion:
         img_height: Height of the images in pixels, a multiple of the latent factor (8; 4 for "emoji"). None takes the
             size the model was trained at.
         img_width: Likewise, the width.
-        jit_compile: "auto" takes what was measured to be fastest for the backend, the device and the size of the
+        jit_compile: "auto" compiles where that pays for the backend, the device and the size of the
             images, see the property `way`. True compiles with XLA on TensorFlow and `torch.compile` on torch; False
             runs TensorFlow's plain graph and eager torch. JAX compiles in any case. "openvino" runs the networks with
             OpenVINO on the processor, whatever the backend.
