@@ -4,9 +4,10 @@
     python benchmarks/load.py --dtype float16        # stored in half the space, loaded in float32
     python benchmarks/load.py --rounds 5
 
-From files in the page cache to all networks in float32, imports not included. diffusers maps files stored in the dtype
-that it wants: it returns before anything has been read. `returned` is when the call did, `ready` when every weight has
-also been used once: both sum each of them. `memory_mb` is the peak above what the imports took.
+From files in the page cache and memory that the host has given, to all networks in float32; imports not included.
+diffusers maps files stored in the dtype that it wants: it returns before anything has been read. `returned` is when the
+call did, `ready` when every weight has also been used once: both sum each of them. `memory_mb` is the peak above what
+the imports took.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from prepare import checkpoint
+from prepare import checkpoint, wake_memory
 from run import machine
 
 CONTENDERS = ("ours", "diffusers")
@@ -64,6 +65,7 @@ def diffusers(folder):
 def measure(contender, folder):
     """Loads once and returns the figures."""
     load, read = {"ours": ours, "diffusers": diffusers}[contender](folder)
+    wake_memory()
     memory, processor, start = peak(), time.process_time(), time.perf_counter()
     networks = load()
     returned = time.perf_counter() - start

@@ -23,7 +23,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from contenders import CONTENDERS
-from prepare import checkpoint, environment
+from prepare import checkpoint, environment, wake_memory
 
 HERE = Path(__file__).parent
 FIGURES = ("seconds", "cpu", "peak_mb")
@@ -54,6 +54,7 @@ class Process:
     def __init__(self, name, question, options):
         peer, own_options, variables = CONTENDERS[name]
         python = environment(peer)
+        wake_memory()
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [python, HERE / "contender.py", peer, question, json.dumps({**options, **own_options})],

@@ -15,7 +15,7 @@ from keras import ops
 from keras_diffusion.checkpoints.names import LAYOUTS, NETWORKS, rows
 from keras_diffusion.checkpoints.tensors import DTYPES, Tensor, blocks, largest, magnitude, number, single
 from keras_diffusion.errors import CheckpointMismatchError
-from keras_diffusion.memory import Gift, aligned
+from keras_diffusion.memory import Gift, aligned, keeps_strides
 
 LIMITS = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # the least that rounds to infinity
 THREADS = min(8, os.cpu_count() or 1)  # that read and convert at a time: NumPy lets others run meanwhile
@@ -186,14 +186,19 @@ def _replace(pair):
 
 def _converted(tensor, target):
     """The values of a tensor as its variable has them, and their largest magnitude."""
-    values, top = aligned(np.empty, target.variable.shape, target.variable.dtype), 0
-    floats = single if (tensor.dtype, values.dtype) == ("F16", np.float32) else DTYPES[tensor.dtype][1]
-    ours, axis = LAYOUTS[target.layout][0], 0 if target.layout == "same" else -1  # the axis of what is stored first
+    dtype, top = target.variable.dtype, 0
+    if keeps_strides():
+        as_stored = aligned(np.empty, target.shape, dtype)
+        values = LAYOUTS[target.layout][0](as_stored)
+    else:
+        values = aligned(np.empty, target.variable.shape, dtype)
+        as_stored = stored(values, target.layout)
+    floats = single if (tensor.dtype, dtype) == ("F16", "float32") else DTYPES[tensor.dtype][1]
     for start, bits in blocks(tensor):
         top = max(top, magnitude(bits))
-        rows = np.moveaxis(ours(floats(bits).reshape(-1, *target.shape[1:])), axis, 0)
+        rows = floats(bits).reshape(-1, *target.shape[1:])
         with np.errstate(over="ignore"):
-            np.moveaxis(values, axis, 0)[start : start + len(rows)] = rows
+            as_stored[start : start + len(rows)] = rows
     return values, number(top, tensor.dtype)
 
 

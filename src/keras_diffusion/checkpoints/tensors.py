@@ -22,7 +22,8 @@ DTYPES = {  # stored dtype of weights → (its bits, as NumPy's floats)
     "F16": ("<u2", lambda bits: bits.view("<f2")),
     "BF16": ("<u2", lambda bits: np.left_shift(bits, 16, dtype="<u4").view("<f4")),  # NumPy has no bfloat16
 }
-SINGLES = np.arange(2**16, dtype="<u2").view("<f2").astype("<f4")  # the bits of a float16 → the same number
+SIGN_EXPONENT_MANTISSA = np.int32(-0x70002000)  # of a float16, 13 bits further up: 0x8FFFE000
+RESCALE = np.float32(2.0**112)
 READABLE = DTYPES | {  # and of what else may lie beside weights → (how it is stored, as NumPy's numbers)
     "F64": ("<f8", np.asarray),
     "I64": ("<i8", np.asarray),
@@ -142,8 +143,17 @@ def scratch(size, dtype):
 
 
 def single(bits):
-    """Float16 as float32 by a table, in half the time that NumPy's conversion takes; the next call overwrites it."""
-    return np.take(SINGLES, bits, out=scratch(bits.size, "<f4"), mode="clip")
+    """Finite float16 as float32, in a sixth of the time that NumPy's conversion takes; the next call overwrites it.
+
+    A float16's exponent and mantissa in the place of a float32's mean a number that is 2 ** -112 times as large.
+    """
+    floats = scratch(bits.size, "<f4")
+    words = floats.view("<i4")
+    words[:] = bits.view("<i2")
+    words <<= 13
+    words &= SIGN_EXPONENT_MANTISSA
+    floats *= RESCALE
+    return floats
 
 
 def magnitude(bits):
