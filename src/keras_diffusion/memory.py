@@ -4,7 +4,6 @@ import ctypes
 import math
 import sys
 
-import keras
 import numpy as np
 
 ALIGNMENT = 64  # bytes; a backend takes no array that begins elsewhere than at a multiple
@@ -41,11 +40,6 @@ def aligned(allocate, shape, dtype):
     memory = allocate(size + ALIGNMENT, "u1")
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
-
-
-def keeps_strides():
-    """Whether the backend takes an array as it is whose axes lie in memory in another order than their own."""
-    return keras.backend.backend() == "torch"
 
 
 def trim():

@@ -5,7 +5,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import keras
@@ -15,7 +15,7 @@ from keras import ops
 from keras_diffusion.checkpoints.names import LAYOUTS, NETWORKS, rows
 from keras_diffusion.checkpoints.tensors import DTYPES, Tensor, blocks, largest, magnitude, number, single
 from keras_diffusion.errors import CheckpointMismatchError
-from keras_diffusion.memory import Gift, aligned, keeps_strides
+from keras_diffusion.memory import Gift, aligned
 
 LIMITS = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # the least that rounds to infinity
 THREADS = min(8, os.cpu_count() or 1)  # that read and convert at a time: NumPy lets others run meanwhile
@@ -200,6 +200,15 @@ def _converted(tensor, target):
         with np.errstate(over="ignore"):
             as_stored[start : start + len(rows)] = rows
     return values, number(top, tensor.dtype)
+
+
+@cache
+def keeps_strides():
+    """Whether the backend takes an array as it is whose axes lie in memory in another order than their own."""
+    turned = aligned(np.zeros, (2, 3), "float32").T
+    tensor = ops.convert_to_tensor(Gift(turned))
+    turned[2, 1] = 1
+    return float(tensor[2, 1]) == 1
 
 
 def unlike(tensor, target):
