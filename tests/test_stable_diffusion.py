@@ -281,10 +281,14 @@ def test_what_is_saved_draws_the_same(model, tmp_path, form):
     getattr(model, form)(tmp_path / "model")
     again = StableDiffusion.from_preset(tmp_path / "model")
     assert again.architecture == model.architecture
-    expected, found = (m.text_to_image("a cat", seed=0, sampler="ddim", **QUICK) for m in (model, again))
-    np.testing.assert_array_equal(found, expected)
+    for network in ("text_encoder", "diffusion_model", "image_encoder", "decoder"):
+        for one, other in zip(getattr(model, network).variables, getattr(again, network).variables, strict=True):
+            np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (one, other)))
+    expected, found = (m.text_to_image("a cat", seed=0, sampler="ddim", **QUICK).astype(int) for m in (model, again))
+    rounding = 1 if keras.backend.backend() == "torch" else 0  # loaded kernels lie otherwise in memory than random ones
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding)
     other = StableDiffusion.from_preset(tmp_path / "model", prediction_type="v_prediction")
-    assert not np.array_equal(other.text_to_image("a cat", seed=0, **QUICK), expected)
+    assert np.abs(other.text_to_image("a cat", seed=0, **QUICK) - expected).max() > 1
 
 
 NOISE = np.zeros((8, 8, 4), "float32")
