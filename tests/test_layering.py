@@ -50,6 +50,7 @@ LEVELS = {
     "plan": 3.5,
     "engine": 3,
     "scheduler_config": 3,
+    "components": 3.5,
     "stable_diffusion": 4,
     "training": 5,
     PACKAGE: 6,  # the public names, __init__.py

@@ -1,39 +1,29 @@
 """The facade: prompts to images."""
 
-from functools import cached_property, lru_cache, partial
-from threading import Lock
+from functools import lru_cache, partial
 
 import keras
 import numpy as np
 from PIL import Image
 
 from keras_diffusion import arguments, noise, previews, prompts
-from keras_diffusion.architectures import DTYPES, STORED, Architecture
-from keras_diffusion.checkpoints import folder, presets, single_file, textual_inversion
-from keras_diffusion.checkpoints.controlnet import ControlNetFolder
-from keras_diffusion.checkpoints.fusion import Loras
+from keras_diffusion.architectures import Architecture
+from keras_diffusion.checkpoints import presets
+from keras_diffusion.components import Components
 from keras_diffusion.conditions import conditions
 from keras_diffusion.control import scales
-from keras_diffusion.controlnet import ControlNet, steered
-from keras_diffusion.decoder import Decoder
+from keras_diffusion.controlnet import steered
 from keras_diffusion.deep_cache import split
-from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.engine import Engine, checksum
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.garbage import lasting
-from keras_diffusion.image_encoder import ImageEncoder
 from keras_diffusion.plan import plan, read
 from keras_diffusion.safety import refuse_flagged
 from keras_diffusion.samplers import between, every
 from keras_diffusion.scheduler_config import from_scheduler_config
-from keras_diffusion.text_encoder import TextEncoder
-from keras_diffusion.tokenizer import SimpleTokenizer
-
-NETWORKS = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
-VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
 
 
-class StableDiffusion:
+class StableDiffusion(Components):
     """Stable Diffusion: text to image by latent diffusion (Rombach et al. 2022, arXiv:2112.10752).
 
     The constructor, methods and defaults are those of `keras_cv.models.StableDiffusion`. The networks are plain
@@ -86,21 +76,15 @@ class StableDiffusion:
         prediction_type=None,
         ema=False,
     ):
-        self._engine, self._loading = Engine(jit_compile), Lock()
+        super().__init__(preset, dtype, prediction_type, ema)
+        self._engine = Engine(jit_compile)
         self._steered, self._split, self._fitted = (lru_cache(maxsize=1)(make) for make in (steered, split, self._fit))
         self.safety = None
-        if dtype is not None:
-            arguments.choice("dtype", dtype, DTYPES)
-        self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
-        self._checkpoint = None if isinstance(preset, Architecture) else presets.read(preset, prediction_type, ema)
-        self.architecture = self._checkpoint.architecture if self._checkpoint else preset
         self.img_height = self.img_width = self.architecture.image_size
         self.img_height, self.img_width = self.side("img_height", img_height), self.side("img_width", img_width)
         self.sampler, self.schedule = "ddim", {"prediction_type": self.architecture.prediction_type}
         if self._checkpoint:
             self.sampler, self.schedule = from_scheduler_config(self._checkpoint.scheduler_config)
-        self._dtype = dtype or keras.config.dtype_policy()
-        self.tokenizer, self._loras = SimpleTokenizer(), Loras()
         self._load()
 
     @classmethod
@@ -124,46 +108,8 @@ class StableDiffusion:
             preset = presets.find(preset, may_download=True)
         return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema)
 
-    def _load(self):
-        """Makes the networks; one that was assigned meanwhile stays."""
-        networks = {
-            "text_encoder": self._build(TextEncoder, self._dtype),
-            "diffusion_model": self._build(DiffusionModel, self._dtype),
-            "decoder": self._build(Decoder, self._vae_dtype),
-        }
-        if self._checkpoint:
-            self._checkpoint.load(**networks)
-        vars(self).update(networks | {name: vars(self)[name] for name in NETWORKS if name in vars(self)})
-        self._loaded = networks
-
-    def __getattr__(self, name):
-        if name not in NETWORKS:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        with self._loading:
-            if name not in vars(self):
-                self._load()
-        return vars(self)[name]
-
     def unload(self, discard=False):
-        """Frees the memory of the networks and of what was compiled; the next call that needs them loads them again.
-
-        Args:
-            discard: Whether to give up what loading does not bring back. Weights that were changed in place, by
-                `load_weights` or by training, are lost in any case.
-
-        Raises:
-            ValueError: If anything else would be lost, unless `discard`. Nothing has been done.
-        """
-        lost = [] if self._checkpoint else ["random weights, which have no preset to be loaded from"]
-        lost += [f"the LoRAs {[*self.loras]}"] if self.loras else []
-        lost += [f"the words {list(self.tokenizer.added_tokens)}"] if self.tokenizer.added_tokens else []
-        replaced = [name for name, network in self._loaded.items() if getattr(self, name) is not network]
-        lost += [f"the networks assigned to {', '.join(replaced)}"] if replaced else []
-        if lost and not discard:
-            raise ValueError(f"`unload` would lose {'; '.join(lost)}. Save the model, or call unload(discard=True).")
-        for name in (*NETWORKS, "image_encoder"):
-            vars(self).pop(name, None)
-        self._loaded, self.tokenizer, self._loras = {}, SimpleTokenizer(), Loras()
+        super().unload(discard)
         for made in (self._steered, self._split, self._fitted):
             made.cache_clear()
         self._engine.unload()
@@ -173,141 +119,6 @@ class StableDiffusion:
         """How the diffusion model is run for one image: "graph", "xla", "jit", "eager", "inductor" or "openvino"."""
         size = self.architecture.autoencoder.latent_size(self.img_height, self.img_width)
         return self._engine.way(self.diffusion_model, (1, *size, self.diffusion_model.inputs[0].shape[-1]))
-
-    @cached_property
-    def image_encoder(self):
-        network = self._build(ImageEncoder, self._vae_dtype)
-        if self._checkpoint:
-            self._checkpoint.load(image_encoder=network)
-        return network
-
-    def load_controlnet(self, path):
-        """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.
-
-        Args:
-            path: A folder in diffusers layout: config.json and diffusion_pytorch_model.safetensors.
-
-        Returns:
-            A `ControlNet`.
-
-        Raises:
-            CheckpointError: If there is none in the folder, or it is damaged or made for another model.
-
-        Example:
-            canny = model.load_controlnet("sd-controlnet-canny")
-            model.text_to_image("a bird", control=(canny, "edges.png", 0.8))
-        """
-        source = ControlNetFolder(path, self.architecture)
-        network = ControlNet(**source.options, initialize=False, dtype=self.diffusion_model.get_config()["dtype"])
-        source.load(network)
-        return network
-
-    def save_to_preset(self, path, dtype="float32"):
-        """Writes the model as a folder in diffusers layout, which `from_preset` and diffusers load.
-
-        LoRAs that are loaded become part of the weights.
-
-        Args:
-            path: The folder; it must not exist yet.
-            dtype: What the weights are stored in, "float32", "float16" or "bfloat16".
-
-        Raises:
-            FileExistsError: If there is something at `path`.
-            ValueError: If `dtype` is another one, a weight is not finite in it, or the model has learned words, for
-                which the folder has no place: save it before `load_textual_inversion`.
-        """
-        self._save(folder.save, path, dtype)
-
-    def export_checkpoint(self, path, dtype="float32"):
-        """Writes the model as one safetensors file in the original (LDM) layout, which most other tools load.
-
-        Args:
-            path: The file; it must not exist yet.
-            dtype: What the weights are stored in, "float32", "float16" or "bfloat16".
-
-        Raises:
-            FileExistsError, ValueError: As `save_to_preset`.
-        """
-        self._save(single_file.save, path, dtype)
-
-    def _save(self, save, path, dtype):
-        textual_inversion.refuse_words(self.tokenizer)
-        save(
-            path,
-            self.architecture,
-            dtype=dtype,
-            scheduler_config=self._checkpoint and self._checkpoint.scheduler_config,
-            text_encoder=self.text_encoder,
-            diffusion_model=self.diffusion_model,
-            image_encoder=self.image_encoder,
-            decoder=self.decoder,
-        )
-
-    @property
-    def loras(self):
-        """The LoRAs that are fused into the weights: a dict from names to scales."""
-        return self._loras.scales
-
-    def load_lora(self, path, scale=1.0, name=None):
-        """Fuses a LoRA into the weights of the text encoder and the diffusion model; nothing is compiled again.
-
-        Several LoRAs add up, in whichever order they are loaded. Other changes to these weights in between are lost.
-
-        Args:
-            path: A safetensors file or a pickle of diffusers, peft or kohya's sd-scripts, for linear layers and for
-                convolutions (LoCon).
-            scale: How strong it is, any finite number; 1 as it was trained.
-            name: What to call it; None takes the file's name without its suffix.
-
-        Returns:
-            The name.
-
-        Raises:
-            CheckpointMismatchError: If anything in the file does not fit the networks; every tensor is named. The
-                weights are then as they were, as on every other error.
-            CorruptCheckpointError: If the file is damaged or of another kind.
-            FileNotFoundError: If there is no file.
-            TypeError: If an argument is of the wrong type.
-            ValueError: If a LoRA of this name is loaded, `scale` is not finite, or a network has been replaced.
-        """
-        return self._loras.load(
-            path, scale, name, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model
-        )
-
-    def unload_lora(self, name=None):
-        """Takes a LoRA out of the weights again: they are, bit for bit, as if it had not been loaded.
-
-        Args:
-            name: Its name, see `loras`; None takes out all of them.
-
-        Raises:
-            ValueError: If no LoRA of this name is loaded.
-        """
-        self._loras.unload(name)
-
-    def load_textual_inversion(self, path, token=None):
-        """Teaches the model a word; the text encoder becomes a larger one, which is compiled again.
-
-        Args:
-            path: A safetensors file or a pickle of diffusers or of stable-diffusion-webui.
-            token: The word, such as "<cat-toy>"; its case does not matter. None takes the one in the file, or what
-                the file is called where it holds none.
-
-        Returns:
-            The word. Prompts that contain it use all its vectors, each of which takes the place of one token.
-
-        Raises:
-            CheckpointMismatchError: If the file is for another model. The model is then as it was, as on every other
-                error.
-            CorruptCheckpointError: If the file is damaged or of another kind.
-            FileNotFoundError: If there is no file.
-            TypeError: If `token` is not a str.
-            ValueError: If the word is one token already.
-        """
-        text_encoder, token = textual_inversion.load(path, token, self.text_encoder, self.tokenizer)
-        self._loras.replace("text_encoder", self.text_encoder, text_encoder)
-        self.text_encoder = text_encoder
-        return token
 
     def text_to_image(
         self,
@@ -658,8 +469,3 @@ class StableDiffusion:
         return arguments.image_side(
             name, getattr(self, name) if value is None else value, self.architecture.autoencoder.factor
         )
-
-    def _build(self, network, dtype):
-        """A network that waits for its first values, or a random one if there is nothing to load."""
-        with keras.StatelessScope(initialize_variables=self._checkpoint is None):
-            return network(architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
