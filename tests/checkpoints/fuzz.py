@@ -5,8 +5,7 @@
 
 Files are small sound ones with a few changes, drawn from the seed. Each format is read in a process of its own, with
 2 GiB of memory to address, where opening a socket, starting a process or writing a file is noticed. A line of JSON says
-how it went; if anything was not as it should be, the exit code is not 0 and the file that did it is kept. At present
-HDF5's own library takes the memory that a damaged string claims to need: `--format hdf5` shows it.
+how it went; if anything was not as it should be, the exit code is not 0 and the file that did it is kept.
 """
 
 import argparse
