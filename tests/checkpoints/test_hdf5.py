@@ -373,6 +373,23 @@ LIES = {  # what was changed → how
 }
 
 
+def endless(message, count):
+    """Has the header of the outermost group go on at the end of the file, with many messages."""
+    def change(content):
+        end, more = len(content), b"".join(message(i) for i in range(count))
+        root(16, struct.pack("<HHI", 16, 16, 0) + pack(end, len(more)))(content)
+        content += more
+
+    return change
+
+
+LIES |= {
+    "endless attributes": endless(lambda i: pack(16 << 16 | 12, 7 << 16 | 3) + b"\0%07d" % i, 200_000),
+    "endless empty attributes": endless(lambda i: struct.pack("<HHI2B3H", 12, 8, 0, 1, 0, 0, 0, 0), 209_000),
+    "endless messages": endless(lambda i: bytes(8), 2_000_000),
+}
+
+
 @pytest.fixture
 def described(tmp_path):
     """A file of one tensor with all that makes up one."""
