@@ -42,8 +42,8 @@ def hdf5_seed():
         for name in ("layers/a/vars/0", "layers/a/vars/1", "layers/b/vars/0"):
             file[name] = np.arange(4.0, dtype="float32")
         file["dense/dense/kernel:0"] = np.ones((2, 3), "float16")
-        file.attrs["layer_names"] = [b"dense"]
-        file["dense"].attrs["weight_names"] = [b"dense/kernel:0"]
+        file.attrs["layer_names"] = [b"dense"]  # a string of any length, in a collection
+        file["dense"].attrs["weight_names"] = np.array([b"dense/kernel:0"])  # of this length, in place
     return content.getvalue()
 
 
