@@ -93,6 +93,18 @@ def bomb(path):
     path.write_bytes(data)
 
 
+def hidden_bomb(kind, start):
+    """A picture with 64 MiB of zeros in a chunk that is no pixels."""
+    def write(path):
+        chunk = kind + start + zlib.compress(bytes(2**26))
+        Image.fromarray(PIXELS).save(path)
+        data = path.read_bytes()
+        size, check = len(chunk) - 4, zlib.crc32(chunk)
+        path.write_bytes(data[:33] + size.to_bytes(4, "big") + chunk + check.to_bytes(4, "big") + data[33:])
+
+    return write
+
+
 def cut(path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), "uint8")).save(path)
     path.write_bytes(path.read_bytes()[:900])
@@ -107,6 +119,9 @@ FILES = {
     "a TIFF": (lambda path: Image.fromarray(PIXELS).save(path, "TIFF"), "must be a PNG"),
     "cut short": (cut, "must be a PNG"),
     "a bomb": (bomb, "must be a"),
+    "a bomb of text": (hidden_bomb(b"zTXt", b"parameters\0\0"), "must be a"),
+    "a bomb of Unicode": (hidden_bomb(b"iTXt", b"parameters\0\1\0\0\0"), "must be a"),
+    "a bomb of a profile": (hidden_bomb(b"iCCP", b"colours\0\0"), "must be a"),
     "huge": (lambda path: Image.new("1", (5000, 2)).save(path, "PNG"), "at most 4096 pixels"),
 }
 

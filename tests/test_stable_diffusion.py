@@ -243,6 +243,47 @@ def test_an_interrupt_leaves_the_model_usable(model):
     np.testing.assert_array_equal(model.text_to_image("a cat", seed=0, **QUICK), before)
 
 
+def test_a_callback_may_fail_or_draw_itself(model):
+    def fail(step, timestep, latents):
+        raise RuntimeError("of one's own")
+
+    inner = []
+    before, other = (model.text_to_image(prompt, seed=0, **QUICK) for prompt in ("a cat", "a dog"))
+    with pytest.raises(RuntimeError, match="of one's own"):
+        model.text_to_image("a dog", seed=1, callback=fail, **QUICK)
+    again = model.text_to_image(
+        "a cat", seed=0, callback=lambda *_: inner.append(model.text_to_image("a dog", seed=0, **QUICK)), **QUICK
+    )
+    np.testing.assert_array_equal(again, before)
+    np.testing.assert_array_equal(inner[0], other)
+
+
+ODD_PROMPTS = {
+    "nothing": "",
+    "a million spaces": " " * 10**6,
+    "a zero": "a\0cat",
+    "control characters": "".join(map(chr, range(32))) + "\x7f\x9b31m",
+    "from right to left": "\u202ea cat\u202c \u2066dog\u2069",
+    "half a character": "a \ud83d cat",
+    "a family": "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466",
+    "another encoding's": "un Ã©tÃ©",
+    "HTML": "<b>a cat</b> &amp; <script>",
+    "the end": "a <|endoftext|> cat <|startoftext|>",
+}
+
+
+@pytest.mark.parametrize("kind", ODD_PROMPTS)
+def test_odd_prompts_are_drawn(model, kind):
+    assert model.text_to_image(ODD_PROMPTS[kind], seed=0, **QUICK).shape == (1, 64, 64, 3)
+
+
+@pytest.mark.parametrize("word", ["a", "cat ", "\U0001f468\u200d", "\u0301"])
+def test_a_million_characters_are_counted(model, word):
+    with pytest.raises(ValueError, match=r"this one has \d+") as caught:
+        model.text_to_image(word * (10**6 // len(word)), **QUICK)
+    assert len(str(caught.value)) < 1000
+
+
 def test_progress_is_silent_on_request(model, capsys):
     model.text_to_image("a cat", seed=0, num_steps=2, verbose=0)
     assert capsys.readouterr() == ("", "")

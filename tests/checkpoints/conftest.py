@@ -1,6 +1,10 @@
-"""Small models and their folders."""
+"""Small models and their folders, and a process to read hostile files in."""
 
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -77,3 +81,40 @@ def saved(networks, small, tmp_path_factory):
 def copy(saved, tmp_path):
     """A copy of the folder."""
     return shutil.copytree(saved, tmp_path / "small")
+
+
+@pytest.fixture(scope="session")
+def sandbox():
+    """Reads a file in a process of its own, with 64 MiB and 10 s: `sandbox(reader, path)` gives what it sends."""
+    command, processes = [sys.executable, Path(__file__).with_name("sandbox.py")], []
+
+    def run(reader, path):
+        if not processes:
+            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        process = processes[0]
+        process.stdin.write(json.dumps([reader, str(path)]).encode() + b"\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            processes.remove(process)
+        assert line, f"The process that read {path} ended with {process.wait()}."
+        return json.loads(line)
+
+    yield run
+    for process in processes:
+        process.communicate()
+
+
+@pytest.fixture
+def refused(sandbox):
+    """Gives the message about a file that is not to be read: it costs little, and nothing but the file is touched."""
+    def run(reader, path, error="CorruptCheckpointError"):
+        outcome = sandbox(reader, path)
+        assert outcome["error"] == error, outcome
+        assert {tuple(event) for event in outcome["events"]} == {("open", str(path))}
+        assert outcome["cause"] not in ("RecursionError", "MemoryError")
+        assert str(path) in outcome["message"]
+        assert len(outcome["message"]) < 1000
+        return outcome["message"]
+
+    return run

@@ -5,8 +5,7 @@
 
 Files are small sound ones with a few changes, drawn from the seed. Each format is read in a process of its own, with
 2 GiB of memory to address, where opening a socket, starting a process or writing a file is noticed. A line of JSON says
-how it went; if anything was not as it should be, the exit code is not 0 and the file that did it is kept. At present
-HDF5's own library takes the memory that a damaged string claims to need: `--format hdf5` shows it.
+how it went; if anything was not as it should be, the exit code is not 0 and the file that did it is kept.
 """
 
 import argparse
@@ -43,8 +42,8 @@ def hdf5_seed():
         for name in ("layers/a/vars/0", "layers/a/vars/1", "layers/b/vars/0"):
             file[name] = np.arange(4.0, dtype="float32")
         file["dense/dense/kernel:0"] = np.ones((2, 3), "float16")
-        file.attrs["layer_names"] = [b"dense"]
-        file["dense"].attrs["weight_names"] = [b"dense/kernel:0"]
+        file.attrs["layer_names"] = [b"dense"]  # a string of any length, in a collection
+        file["dense"].attrs["weight_names"] = np.array([b"dense/kernel:0"])  # of this length, in place
     return content.getvalue()
 
 

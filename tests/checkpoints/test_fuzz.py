@@ -1,4 +1,4 @@
-"""A sample of what `fuzz.py` reads; that of HDF5 is in test_hdf5.py."""
+"""A sample of what `fuzz.py` reads."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("fuzz.py")
 
 
-@pytest.mark.parametrize("format", ["zip", "pickle", "legacy", "safetensors"])
+@pytest.mark.parametrize("format", ["zip", "pickle", "legacy", "safetensors", "hdf5"])
 def test_survives_damaged_files(format):
     command = [sys.executable, SCRIPT, "--format", format, "--count", "300", "--seed", "1"]
     outcomes = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)

@@ -148,6 +148,7 @@ def test_accepts_the_largest_values_that_fit(tmp_path, number, dtype, expected):
         ("a LoRA", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_k_lora.down.weight", (4, 320)),
         ("a textual inversion", "emb_params", (4, 768)),
         ("a textual inversion", "<cat-toy>", (768,)),
+        ("a textual inversion", "string_to_param.*", (2, 768)),
         ("a ControlNet", "controlnet_cond_embedding.conv_in.weight", (16, 3, 3, 3)),
         ("AnimateDiff", "down_blocks.0.motion_modules.0.norm.weight", (320,)),
         ("SDXL", "add_embedding.linear_1.weight", (1280, 2816)),

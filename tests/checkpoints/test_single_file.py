@@ -317,6 +317,7 @@ def test_the_argument_has_the_last_word(written, saved):
         (["conv_in.weight", "time_embedding.linear_1.weight"], "a unet"),
         (["model.diffusion_model.input_blocks.0.0.weight"], "a single file in the original (LDM) layout"),
         (["x"], "nothing known"),
+        ([], "nothing known"),
     ],
 )
 def test_names_what_is_no_whole_model(tmp_path, names, family):
@@ -324,6 +325,7 @@ def test_names_what_is_no_whole_model(tmp_path, names, family):
     with pytest.raises(CheckpointMismatchError, match="no whole model") as caught:
         SingleFile(tmp_path / "file.safetensors")
     assert f"looks like {family}" in str(caught.value)
+    assert not names or str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [

@@ -16,6 +16,7 @@ from keras_diffusion.checkpoints.datasets import index
 from keras_diffusion.checkpoints.files import KERAS_CV, keras_cv_file, new_file
 from keras_diffusion.checkpoints.loading import Part, Target, load, stored
 from keras_diffusion.checkpoints.names import NETWORKS
+from keras_diffusion.checkpoints.tensors import READABLE, read
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
@@ -23,6 +24,7 @@ from keras_diffusion.image_encoder import ImageEncoder
 from keras_diffusion.layers import Network
 from keras_diffusion.text_encoder import TextEncoder
 
+STATE = "optimizer/vars/"
 OPTIMIZER = ("optimizer/", "optimizer_weights/")  # what a trained network leaves in its file
 CLASSES = {
     "text_encoder": TextEncoder,
@@ -50,9 +52,15 @@ def load_weights(network, filepath):
         UnsafeCheckpointError: If the file refers to something elsewhere.
     """
     part, mismatched = _part(_name(network), network, filepath)
+    optimizer = getattr(network, "optimizer", None)
+    state = {name.removeprefix(STATE): tensor for name, tensor in part.tensors.items() if name.startswith(STATE)}
+    for place, variable in enumerate(optimizer.variables if optimizer and state else ()):
+        tensor = state.get(str(place))
+        if tensor and (tensor.shape != tuple(variable.shape) or tensor.dtype not in READABLE):
+            mismatched.append(f"{STATE}{place}: {tensor.dtype} {tensor.shape}, not {variable.dtype} {variable.shape}")
     load([part], mismatched)
-    if getattr(network, "optimizer", None) and "optimizer/vars/0" in part.known:
-        keras.Model.load_weights(network, filepath)
+    if optimizer and state:
+        optimizer.load_own_variables({place: read(tensor) for place, tensor in state.items()})
 
 
 def _part(name, network, path):

@@ -92,7 +92,7 @@ def snapshot(model, offline):
                 f"{model.page}. A single file can be fetched from there and given by its path. "
                 f"Received: preset={model.name!r}"
             )
-        folder = bring(wanted, info.sha)
+        folder = bring(wanted, model.revision)  # by this name it is found again without a network
         shards = {f"{name.partition('/')[0]}/{shard}" for name in wanted for shard in listed_shards(folder, name)}
         return bring(wanted | shards, info.sha) if shards else folder
 
@@ -125,8 +125,10 @@ def listed_shards(folder, name):
 
 
 def status(error):
-    """The status that a server answered with, None where no server answered."""
-    return getattr(getattr(error, "response", None), "status_code", None)
+    """The status that a server answered with, which may be the cause of the cause; None where no server answered."""
+    while error and getattr(error, "response", None) is None:
+        error = error.__cause__
+    return error and getattr(error.response, "status_code", None)
 
 
 @contextmanager
@@ -138,11 +140,11 @@ def explained(model):
         yield
     except (DownloadError, ValueError, TypeError):
         raise
-    except LocalEntryNotFoundError as error:
-        raise OfflineError(
-            f"{model.name!r} is not at hand, and huggingface.co is not or cannot be reached. It is at {model.page}"
-        ) from error
     except Exception as error:
+        if isinstance(error, LocalEntryNotFoundError) and not status(error):
+            raise OfflineError(
+                f"{model.name!r} is not at hand, and huggingface.co is not or cannot be reached. It is at {model.page}"
+            ) from error
         if getattr(error, "errno", None) in FULL:
             raise NoSpaceError("There is no room for the files; make some, or set HF_HOME to another disk.") from error
         problem = f"the connection failed ({type(error).__name__}); try again"

@@ -83,13 +83,15 @@ def architecture(tensors):
     Raises:
         CheckpointMismatchError: If a tensor is missing, without which there is no telling.
     """
+    path = str(next(iter(tensors.values())).path) if tensors else ""
+
     def side(name, axis=0):
         shape = tensors[name].shape if name in tensors else ()
         if len(shape) <= axis:
             raise CheckpointMismatchError(
                 f"This is no whole model of Stable Diffusion 1 or 2: it looks like "
                 f"{', '.join(families(tensors)) or 'nothing known'} and lacks {name}. Give a whole model. "
-                f"Received: {len(tensors)} tensors",
+                f"Received: {len(tensors)} tensors, path={path!r:.200}",
                 missing=[name],
             )
         return shape[axis]

@@ -22,7 +22,7 @@ THREADS = min(8, os.cpu_count() or 1)  # that read and convert at a time: NumPy 
 
 FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
     "a LoRA": r"lora[_.]",
-    "a textual inversion": r"^(emb_params|string_to_param|<.*>) ",
+    "a textual inversion": r"^(emb_params|string_to_param\S*|<.*>) ",
     "a ControlNet": r"^controlnet_|^control_model\.",
     "AnimateDiff": r"motion_modules\.",
     "SDXL": r"add_embedding\.|^conditioner\.|attn2\.to_k\.weight \(\d+, 2048\)",

@@ -38,7 +38,7 @@ MISTAKEN_FOR = {  # how other files begin
     b"<!doctype": "an HTML page; the download went wrong",
     b"<html": "an HTML page; the download went wrong",
     b"pk\x03\x04": "a zip archive, perhaps a pickle checkpoint",
-    b"\x89hdf": "an HDF5 file",
+    b"\x89hdf": "an HDF5 file; one network's weights are for its load_weights, a whole model is a folder of them",
 }
 
 _scratch = threading.local()
