@@ -91,13 +91,13 @@ def test_names_everything_that_does_not_fit(tmp_path):
     assert all((value(one) == 7).all() for one in [*wanted, *other.targets])
 
 
-def test_torch_takes_kernels_as_they_are_stored(tmp_path):
+def test_torch_gets_kernels_in_the_order_in_which_it_convolves(tmp_path):
     with keras.StatelessScope(initialize_variables=False):
         variable = keras.Variable("zeros", shape=(2, 2, 3, 5), name="v")
     wanted = loading.Target(variable, "a", "conv")
     loading.load([part(tmp_path, {"a": np.ones((5, 3, 2, 2), "float32")}, [wanted])])
-    as_stored = loading.stored(keras.ops.convert_to_numpy(variable), "conv")
-    assert as_stored.flags.c_contiguous == (keras.backend.backend() == "torch") == loading.keeps_strides()
+    channels_last = np.moveaxis(loading.stored(keras.ops.convert_to_numpy(variable), "conv"), 1, -1)
+    assert channels_last.flags.c_contiguous == (keras.backend.backend() == "torch") == loading.keeps_strides()
 
 
 def test_reads_every_float16(tmp_path):

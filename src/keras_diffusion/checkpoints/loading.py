@@ -188,7 +188,7 @@ def _converted(tensor, target):
     """The values of a tensor as its variable has them, and their largest magnitude."""
     dtype, top = target.variable.dtype, 0
     if keeps_strides():
-        as_stored = aligned(np.empty, target.shape, dtype)
+        as_stored = _channels_last(target.shape, dtype)
         values = LAYOUTS[target.layout][0](as_stored)
     else:
         values = aligned(np.empty, target.variable.shape, dtype)
@@ -200,6 +200,12 @@ def _converted(tensor, target):
         with np.errstate(over="ignore"):
             as_stored[start : start + len(rows)] = rows
     return values, number(top, tensor.dtype)
+
+
+def _channels_last(shape, dtype):
+    """An array for a tensor (out, in, …) with its values in the order (out, …, in), which torch need not change."""
+    ends, window = shape[:2], shape[2:]
+    return np.moveaxis(aligned(np.empty, (*ends[:1], *window, *ends[1:]), dtype), -1, len(ends) - 1)
 
 
 @cache
