@@ -14,13 +14,8 @@ from keras import ops
 
 from keras_diffusion import caches, graphs
 from keras_diffusion.garbage import lasting
-from keras_diffusion.layers import SpatialTransformer
-from keras_diffusion.memory import trim
 from keras_diffusion.operations import attend, attend_at_once, convolve
 from keras_diffusion.winograd import winograd
-
-LARGE = 2**18  # values of a feature map, beside whose layer it costs nothing to trim memory
-
 
 def graph(stage, network, traced, jit_compile=False):
     import tensorflow as tf
@@ -83,24 +78,13 @@ def jit(stage, network, traced):
 def eager(stage, network, traced):
     import torch
 
-    network = graphs.Walk(network, _trimming if device() == "cpu" else lambda layer: layer)
+    network = graphs.Walk(network)
 
     @torch.no_grad()
     def run(*inputs):
         return stage(network, *inputs)
 
     return run
-
-
-def _trimming(layer):
-    """A layer that needs much memory, with what the C library keeps of it given back before: up to 0.3 GB."""
-
-    def call(x, *others):
-        if prod(x.shape) >= LARGE:
-            trim()
-        return layer(x, *others)
-
-    return call if isinstance(layer, SpatialTransformer) else layer
 
 
 def inductor(stage, network, traced):
