@@ -17,6 +17,7 @@ from keras_diffusion.garbage import lasting
 from keras_diffusion.operations import attend, attend_at_once, convolve
 from keras_diffusion.winograd import winograd
 
+
 def graph(stage, network, traced, jit_compile=False):
     import tensorflow as tf
 
