@@ -11,6 +11,7 @@ from keras import ops
 from keras_diffusion import StableDiffusion, noise, operations
 from keras_diffusion.architectures import TINY, Level
 from keras_diffusion.compilers import FUSED_ATTENTION, widest_flash_head
+from keras_diffusion.components import VAE_DTYPE
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.engine import Conditions, Engine, Rows, decode
@@ -19,7 +20,6 @@ from keras_diffusion.errors import NumericalError
 from keras_diffusion.image_encoder import ImageEncoder
 from keras_diffusion.layers import Attention, GroupNorm
 from keras_diffusion.samplers import COLUMNS, HISTORY, SAMPLERS, build
-from keras_diffusion.stable_diffusion import VAE_DTYPE
 from keras_diffusion.text_encoder import TextEncoder
 
 # Importing openvino forks, which JAX warns about once it runs.
