@@ -1,7 +1,9 @@
 """The engine: what is compiled, that loops agree, and what happens to values that are not finite."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import keras
 import numpy as np
@@ -365,6 +367,16 @@ def test_openvino_encodes_and_decodes(engine, openvino):
         lambda engine: engine.decode(decoder, latents).astype(float) / 255,
     ):
         np.testing.assert_allclose(run(openvino), run(engine), rtol=0, atol=1 / 255)
+
+
+def test_openvino_serves_many_threads(openvino):
+    keras.utils.set_random_seed(0)
+    decode = partial(openvino.decode, Decoder(architecture=TINY))
+    latents = [noise.starting_noise((seed,), (8 + seed // 24, 8, 4)) for seed in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(decode, latents))
+    for alone, image in zip(map(decode, latents), together, strict=True):
+        np.testing.assert_array_equal(image, alone)
 
 
 def test_openvino_must_be_installed(monkeypatch):

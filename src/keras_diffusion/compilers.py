@@ -7,6 +7,7 @@ returns a function of the arrays.
 import os
 from importlib.util import find_spec
 from math import prod
+from threading import Lock
 
 import keras
 import numpy as np
@@ -99,15 +100,18 @@ def openvino(stage, network, traced):
     from keras_diffusion.openvino import compile_network
 
     compiled_for = compiled = None
+    turn = Lock()  # of the threads: what is compiled computes one thing at a time, on all cores
 
     def predict(inputs):
         nonlocal compiled_for, compiled
         arrays = [np.ascontiguousarray(ops.convert_to_numpy(x)) for x in keras.tree.flatten(inputs)]
         shapes = [array.shape for array in arrays]
-        if compiled_for != shapes:
-            traced()
-            compiled_for, compiled = shapes, compile_network(network, shapes)
-        return keras.tree.map_structure(ops.convert_to_tensor, compiled(*arrays))
+        with turn:
+            if compiled_for != shapes:
+                traced()
+                compiled_for, compiled = shapes, compile_network(network, shapes)
+            outputs = compiled(*arrays)
+        return keras.tree.map_structure(ops.convert_to_tensor, outputs)
 
     return lambda *inputs: stage(predict, *inputs)
 
