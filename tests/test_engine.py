@@ -1,9 +1,11 @@
 """The engine: what is compiled, that loops agree, and what happens to values that are not finite."""
 
 import re
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -16,7 +18,7 @@ from keras_diffusion.compilers import FUSED_ATTENTION, widest_flash_head
 from keras_diffusion.components import VAE_DTYPE
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.engine import Conditions, Engine, Rows, decode
+from keras_diffusion.engine import Conditions, Engine, Rows, checksum, decode
 from keras_diffusion.engine import denoise as stage
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.image_encoder import ImageEncoder
@@ -354,6 +356,19 @@ def test_openvino_compiles_once_for_a_shape(network, openvino):
 def test_openvino_sees_loaded_weights(network, openvino):
     test_loaded_weights_take_effect(network, openvino)
     assert openvino.compilations == 2
+
+
+def test_a_checksum_copies_no_weights():
+    values = np.zeros((64, 64, 3, 3), "float32").transpose(2, 3, 1, 0)  # as torch has those of a file
+    network = SimpleNamespace(variables=[values])
+    before = checksum(network)
+    tracemalloc.start()
+    assert checksum(network) == before
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < values.nbytes / 2
+    values[0, 0, 0, 1] = 1
+    assert checksum(network) != before
 
 
 def test_openvino_encodes_and_decodes(engine, openvino):

@@ -322,7 +322,8 @@ def checksum(network):
     """A number that changes with the weights of a network."""
     value = 0
     for variable in network.variables:
-        value = zlib.crc32(np.ascontiguousarray(ops.convert_to_numpy(variable)).view("uint8"), value)
+        array = ops.convert_to_numpy(variable)
+        value = zlib.crc32(array.ravel("K").view("uint8"), value)  # as it lies in memory: nothing is copied
     return value
 
 
