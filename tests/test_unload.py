@@ -10,7 +10,9 @@ import pytest
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
+from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
+from keras_diffusion.image_encoder import ImageEncoder
 
 pytestmark = pytest.mark.backend
 QUICK = {"num_steps": 2, "verbose": 0, "seed": 0}
@@ -78,6 +80,16 @@ def test_a_network_of_ones_own_is_not_lost_unasked(preset):
     assert model.diffusion_model is own
     model.unload(discard=True)
     assert model.diffusion_model is not own
+
+
+@pytest.mark.parametrize(("name", "network"), [("decoder", Decoder), ("image_encoder", ImageEncoder)])
+def test_nor_one_that_was_assigned_before_any_was_loaded(preset, name, network):
+    model = StableDiffusion.from_preset(preset)
+    model.unload()
+    setattr(model, name, own := network(architecture=TINY))
+    with pytest.raises(ValueError, match=f"assigned to {name}"):
+        model.unload()
+    assert getattr(model, name) is own
 
 
 def test_loras_and_words_are_not_lost_unasked(preset, monkeypatch):

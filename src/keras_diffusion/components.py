@@ -54,8 +54,9 @@ class Components:
         }
         if self._checkpoint:
             self._checkpoint.load(**networks)
-        vars(self).update(networks | {name: vars(self)[name] for name in NETWORKS if name in vars(self)})
-        self._loaded = networks
+        missing = {name: network for name, network in networks.items() if name not in vars(self)}
+        vars(self).update(missing)
+        self._loaded |= missing
 
     @cached_property
     def image_encoder(self):
@@ -67,6 +68,7 @@ class Components:
     def _build(self, network, dtype):
         """A network that waits for its first values, or a random one if there is nothing to load."""
         with keras.StatelessScope(initialize_variables=self._checkpoint is None):
+        self._loaded["image_encoder"] = network
             return network(architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
 
     def unload(self, discard=False):
@@ -82,12 +84,13 @@ class Components:
         lost = [] if self._checkpoint else ["random weights, which have no preset to be loaded from"]
         lost += [f"the LoRAs {[*self.loras]}"] if self.loras else []
         lost += [f"the words {list(self.tokenizer.added_tokens)}"] if self.tokenizer.added_tokens else []
-        replaced = [name for name, network in self._loaded.items() if getattr(self, name) is not network]
+        present = [name for name in (*NETWORKS, "image_encoder") if name in vars(self)]
+        replaced = [name for name in present if vars(self)[name] is not self._loaded.get(name)]
         lost += [f"the networks assigned to {', '.join(replaced)}"] if replaced else []
         if lost and not discard:
             raise ValueError(f"`unload` would lose {'; '.join(lost)}. Save the model, or call unload(discard=True).")
-        for name in (*NETWORKS, "image_encoder"):
-            vars(self).pop(name, None)
+        for name in present:
+            del vars(self)[name]
         self._loaded, self.tokenizer, self._loras = {}, SimpleTokenizer(), Loras()
 
     def load_controlnet(self, path):
