@@ -1,6 +1,7 @@
 """The facade: KerasCV's calls, reproducible images, and arguments that help when they are wrong."""
 
 import inspect
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -304,6 +305,14 @@ def test_dtype_belongs_to_the_object(model):
 
     a, b = (m.text_to_image("a cat", seed=0, **QUICK).astype(float) for m in (half, model))
     assert 0 < np.abs(a - b).mean() < 4
+
+
+def test_an_untrained_model_predicts_what_it_is_told():
+    model = StableDiffusion(preset=TINY, prediction_type="v_prediction")
+    assert model.architecture == replace(TINY, prediction_type="v_prediction")
+    assert model.schedule["prediction_type"] == "v_prediction"
+    with pytest.raises(ValueError, match="epsilon, v_prediction, sample"):
+        StableDiffusion(preset=TINY, prediction_type="v")
 
 
 def test_damaged_weights_are_an_error_not_a_black_image(model):

@@ -1,12 +1,13 @@
 """The parts of a model: where they come from, what is added to them, and how they are saved and let go."""
 
+from dataclasses import replace
 from functools import cached_property
 from threading import Lock
 
 import keras
 
 from keras_diffusion import arguments
-from keras_diffusion.architectures import DTYPES, STORED, Architecture
+from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES, STORED, Architecture
 from keras_diffusion.checkpoints import folder, presets, single_file, textual_inversion
 from keras_diffusion.checkpoints.controlnet import ControlNetFolder
 from keras_diffusion.checkpoints.fusion import Loras
@@ -30,10 +31,14 @@ class Components:
     def __init__(self, preset, dtype, prediction_type, ema):
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
+        if prediction_type is not None:
+            arguments.choice("prediction_type", prediction_type, PREDICTION_TYPES)
         self._dtype = dtype or keras.config.dtype_policy()
         self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
         self._checkpoint = None if isinstance(preset, Architecture) else presets.read(preset, prediction_type, ema)
         self.architecture = self._checkpoint.architecture if self._checkpoint else preset
+        if prediction_type is not None:
+            self.architecture = replace(self.architecture, prediction_type=prediction_type)
         self.tokenizer, self._loras = SimpleTokenizer(), Loras()
         self._loading, self._loaded = Lock(), {}
 
@@ -63,12 +68,12 @@ class Components:
         network = self._build(ImageEncoder, self._vae_dtype)
         if self._checkpoint:
             self._checkpoint.load(image_encoder=network)
+        self._loaded["image_encoder"] = network
         return network
 
     def _build(self, network, dtype):
         """A network that waits for its first values, or a random one if there is nothing to load."""
         with keras.StatelessScope(initialize_variables=self._checkpoint is None):
-        self._loaded["image_encoder"] = network
             return network(architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
 
     def unload(self, discard=False):
