@@ -414,6 +414,11 @@ def test_wrong_dtype(dtype):
         StableDiffusion(preset=TINY, dtype=dtype)
 
 
+def test_a_preset_in_the_place_of_a_height_is_not_taken_for_the_bare_line():
+    with pytest.raises(TypeError, match=r"`img_height` must be an int.* Received: img_height='emoji'"):
+        StableDiffusion("emoji")
+
+
 def test_the_bare_line_says_how_to_get_the_weights():
     with pytest.raises((ValueError, OSError), match="sd14"):
         StableDiffusion(img_height=512, img_width=512)

@@ -76,6 +76,9 @@ class StableDiffusion(Components):
         prediction_type=None,
         ema=False,
     ):
+        for name, side in (("img_height", img_height), ("img_width", img_width)):
+            if side is not None:
+                arguments.whole_number(name, side, 1, arguments.LARGEST_SIDE)
         super().__init__(preset, dtype, prediction_type, ema)
         self._engine = Engine(jit_compile)
         self._steered, self._split, self._fitted = (lru_cache(maxsize=1)(make) for make in (steered, split, self._fit))
