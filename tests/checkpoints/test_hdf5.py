@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import pytest
 
+from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints import datasets, files, hdf5
 from keras_diffusion.checkpoints.hdf5 import KerasCVFolder
 from keras_diffusion.checkpoints.tensors import read
+from keras_diffusion.controlnet import ControlNet
 from keras_diffusion.errors import (
     CheckpointError,
     CheckpointMismatchError,
@@ -71,6 +73,15 @@ def test_keras_itself_loads_what_it_saved(networks, blank, tmp_path):
     networks["decoder"].save_weights(tmp_path / "a.weights.h5")
     keras.Model.load_weights(blank["decoder"], tmp_path / "a.weights.h5")
     assert_equal(blank["decoder"], networks["decoder"])
+
+
+def test_networks_that_keras_cv_has_not_are_loaded_by_keras(tmp_path):
+    keras.utils.set_random_seed(0)
+    saved, loaded = ControlNet(architecture=TINY), ControlNet(architecture=TINY)
+    saved.save_weights(tmp_path / "own.weights.h5")
+    loaded.load_weights(tmp_path / "own.weights.h5")
+    for ours, theirs in zip(loaded.get_weights(), saved.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_an_optimizer_is_restored(small, build, tmp_path):

@@ -21,7 +21,6 @@ from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.layers import Network
 from keras_diffusion.text_encoder import TextEncoder
 
 STATE = "optimizer/vars/"
@@ -201,4 +200,5 @@ def _name(network):
     return next(name for name, cls in CLASSES.items() if isinstance(network, cls))
 
 
-Network.reader = staticmethod(load_weights)
+for cls in CLASSES.values():
+    cls.reader = staticmethod(load_weights)
