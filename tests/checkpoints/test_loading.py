@@ -57,6 +57,19 @@ def test_assigns_what_is_stored(tmp_path, layout, stored, shape):
     np.testing.assert_array_equal(value(wanted), expected)
 
 
+def test_the_smallest_numbers_stay(tmp_path):
+    """Also on a processor that takes them for zero: in the place of a float32's, a float16's bits mean such numbers."""
+    torch = pytest.importorskip("torch")
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        array, wanted = np.array([2.0**-24, -3e-5, 1], "float16"), target("a", (3,))
+        loading.load([part(tmp_path, {"a": array}, [wanted])])
+    finally:
+        torch.set_flush_denormal(False)
+    np.testing.assert_array_equal(value(wanted), array.astype("float32"))
+
+
 @pytest.mark.parametrize("stored", ["float32", "float16"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_converts_to_the_dtype_of_the_variable(tmp_path, stored, dtype):

@@ -23,7 +23,7 @@ DTYPES = {  # stored dtype of weights → (its bits, as NumPy's floats)
     "BF16": ("<u2", lambda bits: np.left_shift(bits, 16, dtype="<u4").view("<f4")),  # NumPy has no bfloat16
 }
 SIGN_EXPONENT_MANTISSA = np.int32(-0x70002000)  # of a float16, 13 bits further up: 0x8FFFE000
-RESCALE = np.float32(2.0**112)
+RESCALE, SMALLEST = np.float32(2.0**112), np.float32(2.0**-149)
 READABLE = DTYPES | {  # and of what else may lie beside weights → (how it is stored, as NumPy's numbers)
     "F64": ("<f8", np.asarray),
     "I64": ("<i8", np.asarray),
@@ -145,11 +145,14 @@ def scratch(size, dtype):
 def single(bits):
     """Finite float16 as float32, in a sixth of the time that NumPy's conversion takes; the next call overwrites it.
 
-    A float16's exponent and mantissa in the place of a float32's mean a number that is 2 ** -112 times as large.
+    A float16's exponent and mantissa in the place of a float32's mean a number that is 2 ** -112 times as large. Where
+    the processor was told to take such small ones for zero, as by `torch.set_flush_denormal`, NumPy converts.
     """
     floats = scratch(bits.size, "<f4")
     words = floats.view("<i4")
     words[:] = bits.view("<i2")
+    if not SMALLEST * RESCALE:
+        return bits.view("<f2").astype("<f4")
     words <<= 13
     words &= SIGN_EXPONENT_MANTISSA
     floats *= RESCALE
