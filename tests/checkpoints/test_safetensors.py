@@ -133,6 +133,8 @@ HOSTILE = {
     "HTML page": b"<!DOCTYPE html><html><title>404</title></html>",
     "zip archive": b"PK\x03\x04" + bytes(60),
     "HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(60),
+    "picture": b"\x89PNG\r\n\x1a\n" + bytes(60),
+    "GGUF file": b"GGUF\x03" + bytes(60),
 }
 HEADERS = {
     "trailing bytes": ({"a": entry()}, bytes(5)),
@@ -171,7 +173,7 @@ def test_refuses_a_damaged_file(path, refused, name):
     refused("safetensors", path)
 
 
-@pytest.mark.parametrize("name", ["Git LFS pointer", "HTML page", "zip archive", "HDF5 file"])
+@pytest.mark.parametrize("name", ["Git LFS pointer", "HTML page", "zip archive", "HDF5 file", "picture", "GGUF file"])
 def test_says_what_was_taken_for_a_checkpoint(path, name):
     path.write_bytes(HOSTILE[name])
     with pytest.raises(CorruptCheckpointError, match=name):

@@ -38,6 +38,9 @@ MISTAKEN_FOR = {  # how other files begin
     b"<!doctype": "an HTML page; the download went wrong",
     b"<html": "an HTML page; the download went wrong",
     b"pk\x03\x04": "a zip archive, perhaps a pickle checkpoint",
+    b"\x89png": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"gguf": "a GGUF file, whose weights are quantized; get the model as safetensors",
     b"\x89hdf": "an HDF5 file; one network's weights are for its load_weights, a whole model is a folder of them",
 }
 
@@ -148,11 +151,11 @@ def single(bits):
     A float16's exponent and mantissa in the place of a float32's mean a number that is 2 ** -112 times as large. Where
     the processor was told to take such small ones for zero, as by `torch.set_flush_denormal`, NumPy converts.
     """
+    if not SMALLEST * RESCALE:
+        return bits.view("<f2").astype("<f4")
     floats = scratch(bits.size, "<f4")
     words = floats.view("<i4")
     words[:] = bits.view("<i2")
-    if not SMALLEST * RESCALE:
-        return bits.view("<f2").astype("<f4")
     words <<= 13
     words &= SIGN_EXPONENT_MANTISSA
     floats *= RESCALE
