@@ -178,7 +178,8 @@ WRONG = [
     ({"spacing": "dense"}, ValueError, "`spacing` must be one of"),
     ({"eta": 2}, ValueError, "`eta` must be"),
     ({"num_steps": 0}, ValueError, "num_steps"),
-    ({"colour": "red"}, TypeError, "colour"),
+    ({"karras": "no"}, TypeError, "`karras` must be True or False"),
+    ({"colour": "red"}, TypeError, "The arguments are prompt, .*num_steps, .*control, .*Received: colour"),
 ]
 
 

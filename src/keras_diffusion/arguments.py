@@ -16,6 +16,13 @@ def choice(name, value, choices):
     return value
 
 
+def boolean(name, value):
+    """Returns `value` if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False. Received: {name}={shorten(value)}")
+    return value
+
+
 def whole_number(name, value, smallest, largest):
     """Returns `value` as an int if it is one, within the range."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

@@ -1,5 +1,6 @@
 """What a call asks for: all of its arguments, checked before anything is computed."""
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,6 +86,7 @@ def plan(
     prompt_weighting=False,
     long_prompts="error",
     clip_skip=0,
+    **unknown,
 ):
     """Checks a call; the arguments are those of `StableDiffusion.generate_image`.
 
@@ -99,6 +101,9 @@ def plan(
     Raises:
         TypeError, ValueError: As `StableDiffusion.generate_image`.
     """
+    if unknown:
+        known = [*inspect.signature(plan).parameters][3:-1]
+        raise TypeError(f"The arguments are {name}, {', '.join(known)}. Received: {', '.join(unknown)}")
     arguments.choice("output", output, OUTPUTS)
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
     prompt = read(model, name, prompt, **reading)
@@ -123,7 +128,8 @@ def plan(
     latent_shape = (*autoencoder.latent_size(*size), autoencoder.latent_channels)
     if diffusion_noise is None:
         diffusion_noise = noise.starting_noise(seeds, latent_shape)
-    spread = {"spacing": spacing, "karras": karras or None, "eta": eta, "timesteps": timesteps}
+    karras = arguments.boolean("karras", karras) or None
+    spread = {"spacing": spacing, "karras": karras, "eta": eta, "timesteps": timesteps}
     negative = read(model, "negative_prompt", "" if negative_prompt is None else negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
     return Plan(

@@ -72,9 +72,7 @@ def read(name, prompts, tokenizer, shape, prompt_weighting=False, long_prompts="
         TypeError: If an argument is of the wrong type.
         ValueError: If an option is out of its range, a weight is beyond -100 or 100, or a prompt is too long.
     """
-    if not isinstance(prompt_weighting, bool):
-        received = arguments.shorten(prompt_weighting)
-        raise TypeError(f"`prompt_weighting` must be True or False. Received: prompt_weighting={received}")
+    arguments.boolean("prompt_weighting", prompt_weighting)
     arguments.choice("long_prompts", long_prompts, LONG_PROMPTS)
     clip_skip = arguments.whole_number("clip_skip", clip_skip, 0, shape.layers - 1)
     texts = []
