@@ -18,6 +18,7 @@ from keras_diffusion.metadata import FORMATS
 
 RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
 USUAL = (50, 7.5)
+PRESETS = "emoji, a folder of diffusers or of KerasCV's .h5 files, a single file, or a model downloaded before"
 STORED = ("float32", "float16", "bfloat16")  # how weights can be written
 LARGE = 860e6 * 64 * 64  # parameters × positions of Stable Diffusion
 OTHER_FILES = (".bin", ".ckpt", ".h5", ".keras", ".pt", ".pth")  # which cannot be
@@ -61,7 +62,7 @@ def parser():
     add = command.add_argument
     add("prompt", help="what to draw")
     add("--output", type=Path, metavar="FILE", required=True, help=".png, .jpg or .webp; several are NAME-1, NAME-2")
-    add("--preset", default="emoji", help="a bundled model, a diffusers folder, or a single file (default: emoji)")
+    add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
     add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
     add("--steps", type=int, help="number of steps (default: 25 for emoji, else 50)")
     add("--guidance", type=float, help="how much to follow the prompt (default: 3 for emoji, else 7.5)")
@@ -79,12 +80,12 @@ def parser():
 
     command = commands.add_parser("info", help="describe installation, model or picture", description=info.__doc__)
     command.set_defaults(run=info)
-    command.add_argument("subject", nargs="?", help="a bundled model, a diffusers folder, a single file, or a picture")
+    command.add_argument("subject", nargs="?", help=f"{PRESETS}; or a picture")
 
     command = commands.add_parser("convert", help="write a model in another form", description=convert.__doc__)
     command.set_defaults(run=convert, refuse=command.error)
     add = command.add_argument
-    add("preset", metavar="IN", help="a bundled model, a folder in diffusers layout, or a single file")
+    add("preset", metavar="IN", help=PRESETS)
     add("output", type=Path, metavar="OUT", help="a new folder, or a new .safetensors file in the original layout")
     add("--dtype", choices=STORED, default=STORED[0], help=f"how weights are stored (default: {STORED[0]})")
     add("--prediction-type", choices=PREDICTION_TYPES, help="what the model predicts (default: what IN says)")

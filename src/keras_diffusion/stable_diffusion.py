@@ -41,9 +41,9 @@ class StableDiffusion(Components):
             diffusion model; the autoencoder always computes in float32. "float32_from_float16" and
             "float32_from_bfloat16" compute in float32 with weights stored in half precision, in half the memory, those
             of the autoencoder too. None takes Keras' global policy.
-        preset: The weights: a bundled name ("emoji"), a folder in diffusers layout, a single .safetensors or .ckpt file
-            in the original (LDM) layout, or a built-in name such as "sd14" that says how to get them. An
-            `Architecture` builds untrained networks with random weights.
+        preset: The weights: a bundled name ("emoji"), a folder in diffusers layout or of KerasCV's .h5 files, a single
+            .safetensors or .ckpt file in the original (LDM) layout, or a built-in name such as "sd14" that says how to
+            get them. An `Architecture` builds untrained networks with random weights.
         prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
             checkpoint's word. Only single files of Stable Diffusion 2 leave it open, and then say so.
         ema: Whether to take the moving averages (EMA) that a single file may hold beside its weights.
