@@ -151,9 +151,10 @@ USUAL = {"tensorflow": "graph", "jax": "jit", "torch": "eager"}
 COMPILED = {"tensorflow": "xla", "jax": "jit", "torch": "inductor"}
 FROZEN = ("openvino",)  # they hold the weights they were compiled with
 # (backend, kind of device) → way: the work from which it is worth its compiling; the first one that is installed.
-# OpenVINO is faster than XLA too, but takes twice its memory. The amounts of work are estimates, not measurements.
+# XLA's was measured: at 256 × 256 Stable Diffusion has won back its compiling after 13 steps. OpenVINO's are estimates;
+# it is faster than XLA too, but takes twice its memory.
 AUTO = {
-    ("tensorflow", "cpu"): {"xla": 2e12},
+    ("tensorflow", "cpu"): {"xla": 8e11},
     ("jax", "cpu"): {"openvino": 2e12},
     ("torch", "cpu"): {"openvino": 2e12},
 }
