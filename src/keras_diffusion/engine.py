@@ -323,7 +323,7 @@ def checksum(network):
     value = 0
     for variable in network.variables:
         array = ops.convert_to_numpy(variable)
-        value = zlib.crc32(array.ravel("K").view("uint8"), value)  # as it lies in memory: nothing is copied
+        value = zlib.crc32(array.ravel("K").view("uint8"), value)  # as it lies in memory: to turn it takes time
     return value
 
 
