@@ -353,6 +353,14 @@ def test_openvino_compiles_once_for_a_shape(network, openvino):
     assert openvino.compilations == 2
 
 
+def test_openvino_is_not_compiled_again_where_guidance_pauses(network, engine, openvino):
+    guided = np.array([False, True, True, False, False])
+    *_, (_, _, expected) = denoise(engine, network, guided=guided)
+    *_, (_, _, latents) = denoise(openvino, network, guided=guided)
+    np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-4)
+    assert openvino.compilations == 1
+
+
 def test_openvino_sees_loaded_weights(network, openvino):
     test_loaded_weights_take_effect(network, openvino)
     assert openvino.compilations == 2

@@ -270,8 +270,8 @@ class Engine:
             rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph. The
                 result is the same.
             scales: (rows, n), how much each ControlNet has a say in every row, for a steered network.
-            guided: bool (rows,), which rows follow the guidance; the others take the prompt alone, in half the time.
-                None guides all.
+            guided: bool (rows,), which rows follow the guidance; the others take the prompt alone, in half the time
+                but with OpenVINO, which would compile for it. None guides all.
             shallow: The network for rows that are not deep, where `diffusion_model` is whole, see `deep_cache.split`.
             deep: bool (rows,), which rows run the whole network; the first one, and each that is guided otherwise than
                 the row before it. None: all.
@@ -299,6 +299,8 @@ class Engine:
         history = ops.zeros((HISTORY, *latents.shape))
         conditions = _tensors(conditions)
         unguided = conditions._replace(context=conditions.context[-len(latents) :], rescale=None)
+        if network_alone:  # it is compiled for one shape: the negative prompts stay, and have no say
+            unguided = conditions._replace(guidance=ops.ones_like(conditions.guidance), rescale=None)
         for first in range(0, count, rows_per_call):
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
             noise = step_noise(table.steps[index]) if table.stochastic else quiet

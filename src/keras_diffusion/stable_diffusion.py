@@ -311,7 +311,8 @@ class StableDiffusion(Components):
                 `timesteps` replaces `num_steps`; `guidance_rescale`, from 0 to 1, which keeps high guidance from
                 washing out (Lin et al. 2023, arXiv:2305.08891; they take 0.7), or a list with one for each image;
                 `guidance_interval`, the fractions (start, end) of the steps between which there is guidance: the others
-                take half the time (Kynkäänniemi et al. 2024, arXiv:2404.07724), and the images differ;
+                take half the time (Kynkäänniemi et al. 2024, arXiv:2404.07724), though not with OpenVINO, and the
+                images differ;
                 `deep_cache`, for how many steps the deep features of the diffusion model serve, 1 to 1000: each step
                 but the first of so many takes about a tenth of the time (Ma et al. 2023, "DeepCache",
                 arXiv:2312.00858), and the images differ;
