@@ -74,3 +74,16 @@ def test_other_backends_are_told_where(chosen, monkeypatch):
     monkeypatch.setenv(caches.SETTING, "")
     Engine()
     assert name not in os.environ
+
+
+@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")  # by importing openvino
+def test_openvino_keeps_what_it_compiles_where_it_is_told(chosen, monkeypatch):
+    pytest.importorskip("openvino")
+    decoder, latents = Decoder(architecture=TINY), np.ones((1, 2, 2, 4), "float32")
+    first, again = (Engine("openvino").decode(decoder, latents) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    (kept,) = chosen.glob("openvino-*/*.blob")
+    kept.unlink()
+    monkeypatch.setenv(caches.SETTING, "")
+    Engine("openvino").decode(decoder, latents)
+    assert not any(chosen.glob("openvino-*/*.blob"))

@@ -243,3 +243,13 @@ def test_a_network_that_is_no_diffusion_model_is_refused(model, draw, monkeypatc
     monkeypatch.setattr(model, "diffusion_model", keras.Model(network.inputs, network.outputs))
     with pytest.raises(ValueError, match=r"needs a DiffusionModel.* Received: deep_cache=2 and a Functional"):
         draw(deep_cache=2)
+
+
+@pytest.mark.parametrize("take_apart", [deep_cache.split, steered], ids=["deep_cache", "control"])
+def test_a_call_of_its_own_is_not_left_out(take_apart):
+    class Own(DiffusionModel):
+        def call(self, inputs):
+            return -super().call(inputs)
+
+    with pytest.raises(TypeError, match=r"`call` of its own.*Received: Own"):
+        take_apart(Own(architecture=TINY, initialize=False), (ControlNet(architecture=TINY),))

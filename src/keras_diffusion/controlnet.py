@@ -8,6 +8,7 @@ from keras import layers, ops
 from keras_diffusion.architectures import SD14
 from keras_diffusion.arguments import choice
 from keras_diffusion.flows import blocks, descend, embed_time
+from keras_diffusion.graphs import refuse_own_call
 from keras_diffusion.layers import Network, construction, conv, dense
 
 CHANNEL_ORDERS = ("rgb", "bgr")
@@ -116,6 +117,9 @@ def steered(diffusion_model, controlnets):
     Returns:
         A model that takes a list: the inputs of the diffusion model, then scales (b, number of ControlNets), then the
         image of each, (b, height, width, 3) in [0, 1]. It returns the prediction.
+
+    Raises:
+        TypeError: If the diffusion model has a `call` of its own.
     """
     inputs, residuals = control(diffusion_model, controlnets)
     prediction = diffusion_model.steer(inputs[:3], residuals)
@@ -124,6 +128,7 @@ def steered(diffusion_model, controlnets):
 
 def control(diffusion_model, controlnets):
     """The inputs of a steered network, see `steered`, and the residuals that its ControlNets make of them."""
+    refuse_own_call(diffusion_model)
     latent, timestep, context = (keras.Input(x.shape[1:]) for x in diffusion_model.inputs)
     scales = keras.Input((len(controlnets),))
     images = [keras.Input(controlnet.inputs[-1].shape[1:]) for controlnet in controlnets]

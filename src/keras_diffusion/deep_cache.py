@@ -4,6 +4,7 @@ import keras
 
 from keras_diffusion.controlnet import control
 from keras_diffusion.diffusion_model import BRANCH
+from keras_diffusion.graphs import refuse_own_call
 from keras_diffusion.layers import Network
 
 
@@ -19,7 +20,11 @@ def split(diffusion_model, controlnets=()):
         takes. It returns a list: the prediction and what to keep, namely the deep features and the residuals of the
         ControlNets that shallow layers meet. `shallow` takes a list, the inputs of the diffusion model and what was
         kept, and returns the prediction.
+
+    Raises:
+        TypeError: If the diffusion model has a `call` of its own.
     """
+    refuse_own_call(diffusion_model)
     inputs, wanted = diffusion_model.inputs, [*diffusion_model.outputs, diffusion_model.deep]
     if controlnets:
         inputs, residuals = control(diffusion_model, controlnets)

@@ -21,6 +21,19 @@ def nodes(network):
     return [node for _, nodes in by_depth for node in nodes if not node.is_input]
 
 
+def refuse_own_call(network):
+    """Says so if a network that is to be taken apart computes something else than its graph.
+
+    Raises:
+        TypeError: If it has a `call` of its own.
+    """
+    if not nodes(network):
+        raise TypeError(
+            "ControlNets and `deep_cache` take the graph of a diffusion model apart; this one has a `call` of its own, "
+            f"which they would leave out. Draw without them. Received: {type(network).__name__}"
+        )
+
+
 def nested(network):
     """Whether layers of a network's graph are graphs themselves, as in a steered one."""
     return any(nodes(node.operation) for node in nodes(network))

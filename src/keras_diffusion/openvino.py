@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as ov
 
-from keras_diffusion import layers
+from keras_diffusion import caches, layers
 from keras_diffusion.text_encoder import ACTIVATIONS, EncoderLayer
 from keras_diffusion.winograd import INPUT, OUTPUT, TAPS, TILE, WEIGHTS
 
@@ -43,6 +43,12 @@ def compile_network(network, shapes):
     results = [transpose(x, TO_OUTSIDE) if is_map(x) else x for x in keras.tree.flatten(outputs)]
     model = openvino.Model(results, parameters, network.name)
     hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[network.layers[-1].compute_dtype], "PERFORMANCE_HINT": "LATENCY"}
+    if caches.chosen() and (folder := caches.folder("openvino")):
+        hints["CACHE_DIR"] = str(folder)
+        for i, operation in enumerate(model.get_ordered_ops()):  # it is found again by names, which count up else
+            operation.set_friendly_name(str(i))
+        for i, output in enumerate(model.outputs):
+            output.get_tensor().set_names({f"output {i}"})
     compiled = openvino.Core().compile_model(model, "CPU", hints)
     return lambda *arrays: keras.tree.pack_sequence_as(outputs, list(compiled(arrays).values()))
 
