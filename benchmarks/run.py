@@ -54,7 +54,8 @@ class Process:
     def __init__(self, name, question, options):
         peer, own_options, variables = CONTENDERS[name]
         python = environment(peer)
-        wake_memory()
+        if QUESTIONS[question]:  # every turn is a new process
+            wake_memory()
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [python, HERE / "contender.py", peer, question, json.dumps({**options, **own_options})],

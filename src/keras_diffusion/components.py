@@ -35,10 +35,12 @@ class Components:
             arguments.choice("prediction_type", prediction_type, PREDICTION_TYPES)
         self._dtype = dtype or keras.config.dtype_policy()
         self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
-        self._checkpoint = None if isinstance(preset, Architecture) else presets.read(preset, prediction_type, ema)
-        self.architecture = self._checkpoint.architecture if self._checkpoint else preset
-        if prediction_type is not None:
-            self.architecture = replace(self.architecture, prediction_type=prediction_type)
+        if isinstance(preset, Architecture):
+            self._checkpoint = None
+            self.architecture = replace(preset, prediction_type=prediction_type or preset.prediction_type)
+        else:
+            self._checkpoint = presets.read(preset, prediction_type, ema)
+            self.architecture = self._checkpoint.architecture
         self.tokenizer, self._loras = SimpleTokenizer(), Loras()
         self._loading, self._loaded = Lock(), {}
 

@@ -121,6 +121,7 @@ def steered(diffusion_model, controlnets):
     Raises:
         TypeError: If the diffusion model has a `call` of its own.
     """
+    refuse_own_call(diffusion_model)
     inputs, residuals = control(diffusion_model, controlnets)
     prediction = diffusion_model.steer(inputs[:3], residuals)
     return Network(inputs, prediction, diffusion_model.architecture, "steered_diffusion_model")
@@ -128,7 +129,6 @@ def steered(diffusion_model, controlnets):
 
 def control(diffusion_model, controlnets):
     """The inputs of a steered network, see `steered`, and the residuals that its ControlNets make of them."""
-    refuse_own_call(diffusion_model)
     latent, timestep, context = (keras.Input(x.shape[1:]) for x in diffusion_model.inputs)
     scales = keras.Input((len(controlnets),))
     images = [keras.Input(controlnet.inputs[-1].shape[1:]) for controlnet in controlnets]

@@ -76,7 +76,7 @@ class StableDiffusion(Components):
         prediction_type=None,
         ema=False,
     ):
-        for name, side in (("img_height", img_height), ("img_width", img_width)):
+        for name, side in (("img_height", img_height), ("img_width", img_width)):  # where a preset is given by mistake
             if side is not None:
                 arguments.whole_number(name, side, 1, arguments.LARGEST_SIDE)
         super().__init__(preset, dtype, prediction_type, ema)

@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -103,6 +105,21 @@ def sandbox():
     yield run
     for process in processes:
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def serving():
+    """Has a server answer meanwhile: `with serving(server):`."""
+    @contextmanager
+    def run(server):
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return run
 
 
 @pytest.fixture

@@ -91,14 +91,9 @@ class AsItIs(urllib.request.HTTPErrorProcessor):
 
 
 @pytest.fixture
-def server():
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def server(serving):
+    with serving(Server()) as server:
+        yield server
 
 
 @pytest.fixture

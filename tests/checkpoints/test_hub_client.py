@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -82,14 +81,9 @@ def files(saved):
 
 
 @pytest.fixture(scope="module")
-def running():
-    hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield hub
-    hub.shutdown()
-    hub.server_close()
-    thread.join()
+def running(serving):
+    with serving(Hub()) as hub:
+        yield hub
 
 
 @pytest.fixture

@@ -53,7 +53,9 @@ class Kind(NamedTuple):
 
 
 class Objects:
-    """The objects of a file, each told by its address. All methods raise `ValueError` where the file is damaged.
+    """The objects of a file, each told by its address.
+
+    Where the file is damaged, methods raise `ValueError`, `LookupError` or `struct.error`.
 
     Args:
         file: A binary file.

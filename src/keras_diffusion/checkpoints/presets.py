@@ -9,7 +9,7 @@ from keras_diffusion.checkpoints.sources import BUNDLED, FOLDER, source
 from keras_diffusion.errors import CheckpointMismatchError, OfflineError
 
 INDEX = CONFIGS["model_index"][0]
-OWN = [names[-1] for names in KERAS_CV.values()]
+H5_FILES = [names[-1] for names in KERAS_CV.values()]
 EXPECTED = [names[0] for names in CONFIGS.values()] + [f"{part}/{stem}.safetensors" for part, stem in WEIGHTS.items()]
 
 
@@ -74,8 +74,8 @@ def find(name_or_path, may_download=False):
     found = f"a folder without {INDEX}" if os.path.isdir(path) else "neither a name nor a path"
     raise ValueError(
         f"There is no such model, this is {found}. Give a bundled name ({', '.join(BUNDLED)}), a single file in the "
-        f"original (LDM) layout, a folder of KerasCV's .h5 files ({', '.join(OWN)}), or one in diffusers layout, which "
-        f"holds {', '.join(EXPECTED)}. "
+        f"original (LDM) layout, a folder of KerasCV's .h5 files ({', '.join(H5_FILES)}), or one in diffusers layout, "
+        f"which holds {', '.join(EXPECTED)}. "
         f"Received: preset={str(name_or_path)!r:.200}"
     )
 
