@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion import layers, operations
-from keras_diffusion.engine import COMPILERS
+from keras_diffusion.compilers import COMPILED, USUAL, WAYS
 
 
 def limited(scores):
@@ -26,6 +26,10 @@ def limited(scores):
     return attend
 
 
+def at_once(layer, *inputs):
+    return ops.dot_product_attention(*inputs)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--positions", type=int, default=4096)
@@ -36,12 +40,12 @@ def main():
     heads, width = 8, 40
     shape = (options.batch, options.positions, heads, width)
     inputs = [ops.convert_to_tensor(x) for x in np.random.default_rng(0).standard_normal((3, *shape), "float32")]
-    ways = {"all at once": limited(options.positions**2 + 1), "dot_product_attention": operations.attend_at_once}
+    ways = {"all at once": limited(options.positions**2 + 1), "dot_product_attention": at_once}
     ways |= {f"{scores * 4 >> 20} MB of scores": limited(scores) for scores in (2**18, 2**19, 2**20, 2**21, 2**22)}
     runs, seconds = {}, {name: [] for name in ways}
     for name, attend in ways.items():
-        compile_for = COMPILERS[keras.backend.backend()]
-        run = compile_for(attend, layers.Attention(heads), options.jit_compile, int)
+        compiled = WAYS[(COMPILED if options.jit_compile else USUAL)[keras.backend.backend()]]
+        run = compiled(attend, layers.Attention(heads), int)
         runs[name] = lambda run=run: ops.convert_to_numpy(run(*inputs))
         runs[name]()
     for _ in range(options.rounds):

@@ -1,4 +1,4 @@
-"""What a file outside the package can do with `attending` and `attention`: an IP-Adapter, equal to diffusers'."""
+"""What a file outside the package can do with `how_to` and `computing`: an IP-Adapter, equal to diffusers'."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints import names
 from keras_diffusion.diffusion_model import timestep_embedding
 from keras_diffusion.layers import SpatialTransformer, dense
-from keras_diffusion.operations import attending, attention
+from keras_diffusion.operations import computing, how_to
 
 from .golden import comparison, networks
 
@@ -34,7 +34,7 @@ class ImagePrompt(keras.Model):
         self.built = True
 
     def call(self, inputs):
-        attend = attending()
+        attend = how_to("attend")
 
         def decoupled(layer, query, key, value):
             out = attend(layer, query, key, value)
@@ -44,7 +44,7 @@ class ImagePrompt(keras.Model):
             key, value = (layer.split(part[i](self.tokens)) for part in (self.keys, self.values))
             return out + self.scale * attend(layer, query, key, value)
 
-        with attention(decoupled):
+        with computing(attend=decoupled):
             return self.diffusion_model(inputs)
 
 

@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from keras_diffusion import compilers, operations
+from keras_diffusion import compilers
 from keras_diffusion.architectures import TINY
 from keras_diffusion.controlnet import ControlNet, steered
 from keras_diffusion.diffusion_model import DiffusionModel
@@ -58,4 +58,3 @@ def test_what_is_asked_for_is_taken(monkeypatch, network):
 def test_every_way_has_a_function():
     ways = {way for row in compilers.AUTO.values() for way in row}
     assert ways | {*compilers.USUAL.values(), *compilers.COMPILED.values()} <= set(compilers.WAYS)
-    assert compilers.convolution_of("graph") is operations.convolve

@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_diffusion import StableDiffusion, noise, operations
 from keras_diffusion.architectures import TINY, Level
-from keras_diffusion.compilers import FUSED_ATTENTION, widest_flash_head
+from keras_diffusion.compilers import faster, widest_flash_head
 from keras_diffusion.components import VAE_DTYPE
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
@@ -251,7 +251,7 @@ def program(monkeypatch):
 
         variables = [jax.ShapeDtypeStruct(variable.shape, variable.dtype) for variable in network.variables]
         checks = [export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")]
-        with operations.attention(FUSED_ATTENTION["jax"]):
+        with operations.computing(**faster("jit")):
             exported = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=checks)(variables, *inputs)
         return exported.mlir_module().splitlines()
 

@@ -20,6 +20,7 @@ LEVELS = {
     "garbage": -1,  # the collector of it
     "memory": 0,
     "operations": 0.5,
+    "fused": 0.5,
     "noise": 0,
     "images": 0,
     "prompts": 1,
@@ -180,7 +181,7 @@ def test_networks_know_no_solver_path_or_url(module):
     assert not names & UNKNOWN_TO_NETWORKS
 
 
-@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"compilers", "engine", "openvino"}))
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"compilers", "engine", "fused", "openvino"}))
 def test_only_the_engine_names_a_backend(module):
     tree = parse(module)
     literals = set(filter(is_string, ast.walk(tree))) - set(docstrings(tree))

@@ -4,7 +4,7 @@ from keras import ops
 
 from keras_diffusion import operations
 from keras_diffusion.layers import Attention
-from keras_diffusion.operations import attend, attending, convolve, convolving
+from keras_diffusion.operations import attend, computing, convolve, feed, how_to
 
 from .golden import networks
 
@@ -13,23 +13,25 @@ numpy = ops.convert_to_numpy
 
 
 @pytest.mark.parametrize("scores", [1, 24, 100, 175])
-@pytest.mark.parametrize("function", [operations.attend, operations.attend_at_once])
-def test_every_way_to_attend_gives_the_same(function, scores, monkeypatch):
+def test_attention_in_parts_gives_the_same(scores, monkeypatch):
     """One query at a time, groups that divide 35 queries and groups that do not, and all at once."""
     attention, x, context = Attention(heads=3), networks.uniform("x", (2, 35, 24)), networks.uniform("c", (2, 5, 11))
     expected = numpy(attention(x, context))
     monkeypatch.setattr(operations, "SCORES", scores)
-    with operations.attention(function):
-        np.testing.assert_allclose(numpy(attention(x, context)), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(numpy(attention(x, context)), expected, rtol=0, atol=1e-6)
 
 
 def test_replacements_nest_and_end():
     def first(*arguments): ...
     def second(*arguments): ...
 
-    with operations.attention(first), operations.convolution(second):
-        assert (attending(), convolving()) == (first, second)
-        with operations.attention(second):
-            assert attending() is second
-        assert attending() is first
-    assert (attending(), convolving()) == (attend, convolve)
+    with computing(attend=first, convolve=second):
+        with computing(attend=second):
+            assert (how_to("attend"), how_to("convolve"), how_to("feed")) == (second, second, feed)
+        assert how_to("attend") is first
+    assert (how_to("attend"), how_to("convolve")) == (attend, convolve)
+
+
+def test_what_layers_do_not_compute_is_refused():
+    with pytest.raises(TypeError, match=r"attend, convolve.* Received: attention"), computing(attention=attend):
+        pass

@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_diffusion import caches, graphs
 from keras_diffusion.garbage import lasting
-from keras_diffusion.operations import attend, attend_at_once, convolve
+from keras_diffusion.operations import attend
 from keras_diffusion.winograd import winograd
 
 
@@ -222,13 +222,17 @@ def widest_flash_head(capability):
 
 
 FLASH_HEADS = (((9, 0), 256), ((8, 0), 128))  # Hopper and newer; Ampere and Ada. Volta and Turing have none.
-FUSED_ATTENTION = {"torch": attend_at_once, "jax": _attend_by_cudnn}  # one operation, which is faster than `attend`
 
 
-def attention_of(way):
-    return attend if way == "openvino" else FUSED_ATTENTION.get(keras.backend.backend(), attend)
+def faster(way):
+    """What layers are to compute otherwise under a way, by its name in `operations.PLAIN`.
 
+    Winograd's convolutions were measured to be faster under TensorFlow's XLA on processors; JAX loses a tenth by them.
+    """
+    if way in ("eager", "inductor"):
+        from keras_diffusion.fused import FUSED
 
-def convolution_of(way):
-    """Winograd's where it was measured to be faster: TensorFlow's XLA on processors. JAX loses a tenth by it."""
-    return winograd if way == "xla" and device() == "cpu" else convolve
+        return FUSED
+    if way == "jit":
+        return {"attend": _attend_by_cudnn}
+    return {"convolve": winograd} if way == "xla" and device() == "cpu" else {}

@@ -1,4 +1,4 @@
-"""Compiles and runs the three stages on the active backend: the only module that may name one.
+"""Compiles and runs the stages on the active backend, which only this module and those it calls may name.
 
 A stage is a function of a network and of arrays. Whatever may differ between two images of the same size (prompt,
 seed, sampler, number of steps, guidance) is an array, so that nothing is compiled twice.
@@ -17,11 +17,11 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion import strips
-from keras_diffusion.compilers import FROZEN, USUAL, WAYS, attention_of, convolution_of, keep, pick
+from keras_diffusion.compilers import FROZEN, USUAL, WAYS, faster, keep, pick
 from keras_diffusion.diffusion_model import timestep_embedding
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.memory import trim
-from keras_diffusion.operations import attention, convolution
+from keras_diffusion.operations import computing
 from keras_diffusion.solvers import HISTORY
 
 
@@ -194,6 +194,10 @@ class Engine:
         self._weights = WeakKeyDictionary()
         self._lock = threading.Lock()
 
+    def __reduce__(self):
+        """What is copied or pickled compiles anew."""
+        return type(self), (self.jit_compile,)
+
     def unload(self):
         """Lets go of everything compiled, and of the networks."""
         with self._lock:
@@ -221,7 +225,7 @@ class Engine:
             if compiled_for is not network:
                 compiled = WAYS[way](stage, network, self._traced)
                 self._compiled[place] = network, compiled
-        with attention(attention_of(way)), convolution(convolution_of(way)):
+        with computing(**faster(way)):
             return compiled(*_tensors(inputs))
 
     def _traced(self):
@@ -283,6 +287,7 @@ class Engine:
         Raises:
             NumericalError: If the latents are not finite.
         """
+        trim()
         count = len(table.rows)
         guided, deep = (np.ones(count, bool) if which is None else which for which in (guided, deep))
         for network in filter(None, (diffusion_model, shallow)):

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_diffusion.architectures import STORED, Architecture
 from keras_diffusion.memory import Gift, aligned
-from keras_diffusion.operations import attending, convolving
+from keras_diffusion.operations import how_to
 
 _initializer = ContextVar("kernel initializer", default="glorot_uniform")
 
@@ -93,7 +93,7 @@ class Network(keras.Model):
 
 def dense(units, name, use_bias=True):
     """A dense layer, also in place of every 1×1 convolution."""
-    return keras.layers.Dense(units, use_bias=use_bias, kernel_initializer=_initializer.get(), name=name)
+    return Dense(units, use_bias=use_bias, kernel_initializer=_initializer.get(), name=name)
 
 
 def conv(channels, name, strides=1, padding="same"):
@@ -101,11 +101,18 @@ def conv(channels, name, strides=1, padding="same"):
     return Conv2D(channels, 3, strides, padding, kernel_initializer=_initializer.get(), name=name)
 
 
-class Conv2D(keras.layers.Conv2D):
+class Dense(keras.layers.Dense):
     """Keras' own, computed as `operations` says; the class keeps its name, which is part of a .weights.h5 file."""
 
-    def convolution_op(self, x, kernel):
-        return convolving()(self, x, kernel)
+    def call(self, x):
+        return how_to("project")(self, x)
+
+
+class Conv2D(keras.layers.Conv2D):
+    """Likewise."""
+
+    def call(self, x):
+        return how_to("convolve")(self, x)
 
 
 def embedding(size, width, name):
@@ -134,9 +141,7 @@ class GroupNorm(keras.layers.Layer):
 
     def call(self, x):
         x = ops.cast(x, "float32")
-        mean = ops.mean(x, axis=(1, 2), keepdims=True)
-        variance = ops.mean(ops.square(x - mean), axis=(1, 2), keepdims=True)  # ops.moments cancels on some backends
-        return self.normalise(x, mean, variance)
+        return self.normalise(x, *how_to("moments")(x))
 
     def normalise(self, x, mean, variance):
         """Normalises a part of a float32 feature map by the mean and variance (b, 1, 1, c) of the whole."""
@@ -149,8 +154,8 @@ class GroupNorm(keras.layers.Layer):
         beta = ops.reshape(ops.cast(self.beta, "float32"), grouped[1:])
         scale = gamma * ops.rsqrt(group_variance + self.epsilon)
         shift = beta - group_mean * scale
-        x = x * ops.reshape(scale, (-1, 1, 1, channels)) + ops.reshape(shift, (-1, 1, 1, channels))
-        return ops.cast(ops.silu(x) if self.silu else x, self.compute_dtype)
+        scale, shift = (ops.reshape(part, (-1, 1, 1, channels)) for part in (scale, shift))
+        return ops.cast(how_to("modulate")(x, scale, shift, self.silu), self.compute_dtype)
 
     def compute_output_shape(self, x_shape):
         return x_shape
@@ -175,7 +180,7 @@ class Attention(keras.layers.Layer):
     def call(self, x, context=None):
         context = x if context is None else context
         query, key, value = self.split(self.to_q(x)), self.split(self.to_k(context)), self.split(self.to_v(context))
-        out = attending()(self, query, key, value)
+        out = how_to("attend")(self, query, key, value)
         return self.to_out(ops.reshape(out, ops.shape(x)))
 
     def split(self, x):
@@ -202,8 +207,7 @@ class FeedForward(keras.layers.Layer):
         self.net_2.build((*x_shape[:-1], 4 * width))
 
     def call(self, x):
-        x, gate = ops.split(self.net_0_proj(x), 2, axis=-1)
-        return self.net_2(x * ops.gelu(gate, approximate=False))
+        return how_to("feed")(self, x)
 
     def compute_output_shape(self, x_shape):
         return x_shape

@@ -12,13 +12,14 @@ from openvino import opset13 as ov
 
 from keras_diffusion import caches, layers
 from keras_diffusion.text_encoder import ACTIVATIONS, EncoderLayer
-from keras_diffusion.winograd import INPUT, OUTPUT, TAPS, TILE, WEIGHTS
+from keras_diffusion.winograd import BY_FOUR, BY_TWO, TAPS
 
 PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 TO_INSIDE, TO_OUTSIDE = (0, 3, 1, 2), (0, 2, 3, 1)
-# Winograd's kernels are four times as large: with fewer tiles they cost more memory than they save time. Larger feature
+# With fewer tiles, Winograd's kernels, two or four times as large, cost more memory than they save time. Larger feature
 # maps do not stay in a processor's cache while their tiles are taken.
 FEWEST_TILES, FEWEST_CHANNELS, LARGEST_MAP = 64, 32, 2**23
+ONCE = "context"  # the input that is the same at every step of an image; its keys and values are a hundredth of a step
 
 
 def compile_network(network, shapes):
@@ -41,16 +42,57 @@ def compile_network(network, shapes):
     inputs = [transpose(x, TO_INSIDE) if is_map(x) else x.output(0) for x in parameters]
     outputs = network._run_through_graph(inputs, operation_fn=lambda layer: partial(lower, layer))
     results = [transpose(x, TO_OUTSIDE) if is_map(x) else x for x in keras.tree.flatten(outputs)]
-    model = openvino.Model(results, parameters, network.name)
-    hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[network.layers[-1].compute_dtype], "PERFORMANCE_HINT": "LATENCY"}
+    model, precision = openvino.Model(results, parameters, network.name), PRECISIONS[network.layers[-1].compute_dtype]
+    run = in_two(model, precision) if ONCE in [x.name for x in network.inputs] else compiled(model, precision)
+    return lambda *arrays: keras.tree.pack_sequence_as(outputs, run(arrays))
+
+
+def compiled(model, precision):
+    """Compiles a model to a function of a list of arrays that returns such a list."""
+    hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if caches.chosen() and (folder := caches.folder("openvino")):
         hints["CACHE_DIR"] = str(folder)
         for i, operation in enumerate(model.get_ordered_ops()):  # it is found again by names, which count up else
             operation.set_friendly_name(str(i))
         for i, output in enumerate(model.outputs):
             output.get_tensor().set_names({f"output {i}"})
-    compiled = openvino.Core().compile_model(model, "CPU", hints)
-    return lambda *arrays: keras.tree.pack_sequence_as(outputs, list(compiled(arrays).values()))
+    run = openvino.Core().compile_model(model, "CPU", hints)
+    return lambda arrays: list(run(arrays).values())
+
+
+def in_two(model, precision):
+    """The same, but what depends on the input `ONCE` alone is computed only when that changes."""
+    parameters, sources = model.get_parameters(), {}
+    for node in model.get_ordered_ops():
+        own = {node.get_friendly_name()} if node in parameters else set()
+        sources[node.get_name()] = own.union(*(sources[x.get_node().get_name()] for x in node.input_values()))
+
+    def alone(node):
+        return sources[node.get_name()] == {ONCE}
+
+    kept, given = [], []
+    for output in [output for node in model.get_ordered_ops() if alone(node) for output in node.outputs()]:
+        takers = [taker for taker in output.get_target_inputs() if not alone(taker.get_node())]
+        if takers:
+            kept.append(output)
+            given.append(ov.parameter(output.get_shape(), output.get_element_type()))
+        for taker in takers:
+            taker.replace_source_output(given[-1].output(0))
+    index = [x.get_friendly_name() for x in parameters].index(ONCE)
+    once = parameters.pop(index)
+    first = compiled(openvino.Model(kept, [once], ONCE), precision)
+    rest = compiled(openvino.Model(model.get_results(), [*parameters, *given], model.get_friendly_name()), precision)
+    known = values = None
+
+    def run(arrays):
+        nonlocal known, values
+        arrays = list(arrays)
+        array = arrays.pop(index)
+        if not np.array_equal(known, array):
+            known, values = array.copy(), first([array])
+        return rest([*arrays, *values])
+
+    return run
 
 
 def lower(layer, *inputs):
@@ -109,35 +151,42 @@ def pointwise(x, kernel):
 def conv(layer, x, padding=None):
     before, after = padding or ((1, 1) if layer.padding == "same" else (0, 0))
     kernel, bias = keras.ops.convert_to_numpy(layer.kernel), over_channels(layer.bias, x)
-    if (layer.strides, layer.padding, layer.compute_dtype) == ((1, 1), "same", "float32") and pays(x, layer.filters):
-        return winograd(x, kernel, bias)
+    plain = (layer.strides, layer.padding, layer.compute_dtype) == ((1, 1), "same", "float32")
+    if plain and (algorithm := fastest(x, layer.filters)):
+        return winograd(algorithm, x, kernel, bias)
     kernel = constant(kernel.transpose(3, 2, 0, 1))
     x = ov.convolution(x, kernel, list(layer.strides), [before] * 2, [after] * 2, [1, 1])
     return ov.add(x, bias).output(0)
 
 
-def pays(x, filters):
-    """Whether Winograd's algorithm is the faster way."""
+def fastest(x, filters):
+    """Winograd's algorithm that pays for a convolution of x, or None."""
     batch, channels, height, width = x.shape
-    tiles, size = -(-height // TILE) * -(-width // TILE), batch * channels * height * width
-    return tiles >= FEWEST_TILES and min(channels, filters) >= FEWEST_CHANNELS and size <= LARGEST_MAP
+    if min(channels, filters) < FEWEST_CHANNELS or batch * channels * height * width > LARGEST_MAP:
+        return None
+    for algorithm in (BY_FOUR, BY_TWO):
+        if -(-height // algorithm.tile) * -(-width // algorithm.tile) >= FEWEST_TILES:
+            return algorithm
+    return None
 
 
-def winograd(x, kernel, bias):
+def winograd(algorithm, x, kernel, bias):
     """A 3×3 convolution as in winograd.py, in operations of which OpenVINO changes no layout.
 
     Every value of a tile's transform is a convolution by channel, every product a 1×1 convolution.
     """
+    tile, outputs, weights, inputs = algorithm
     _, channels, height, width = x.shape
-    ends = [1 - side % -TILE for side in (height, width)]
-    kernels = (WEIGHTS @ kernel.reshape(TAPS**2, -1)).astype("float32").reshape(-1, *kernel.shape[2:])
+    ends = [1 - side % -tile for side in (height, width)]
+    kernels = np.kron(weights, weights) @ kernel.reshape(TAPS**2, -1)
+    kernels = kernels.astype("float32").reshape(-1, *kernel.shape[2:])
     values = []
-    for (i, j), kernel in zip(np.ndindex(len(INPUT), len(INPUT)), kernels, strict=True):
-        taps = np.broadcast_to(np.outer(INPUT[i], INPUT[j]), (channels, 1, 1, *2 * INPUT.shape[1:]))
-        values.append(pointwise(ov.group_convolution(x, constant(taps), [TILE] * 2, [1, 1], ends, [1, 1]), kernel))
-    rows = [[weighted(row, values[j :: len(INPUT)]) for j in range(len(INPUT))] for row in OUTPUT]
-    cells = [ov.add(weighted(column, row), bias) for row in rows for column in OUTPUT]
-    x = ov.depth_to_space(ov.concat(cells, 1), "blocks_first", TILE)
+    for (i, j), kernel in zip(np.ndindex(len(inputs), len(inputs)), kernels, strict=True):
+        taps = np.broadcast_to(np.outer(inputs[i], inputs[j]), (channels, 1, 1, *inputs.shape))
+        values.append(pointwise(ov.group_convolution(x, constant(taps), [tile] * 2, [1, 1], ends, [1, 1]), kernel))
+    rows = [[weighted(row, values[j :: len(inputs)]) for j in range(len(inputs))] for row in outputs]
+    cells = [ov.add(weighted(column, row), bias) for row in rows for column in outputs]
+    x = ov.depth_to_space(ov.concat(cells, 1), "blocks_first", tile)
     return cut(x, height, width)
 
 
@@ -280,7 +329,7 @@ def encoder_layer(layer, x):
 
 
 LOWERINGS = {
-    keras.layers.Dense: dense,
+    layers.Dense: dense,
     layers.Conv2D: conv,
     keras.layers.Embedding: embedding,
     keras.layers.LayerNormalization: layer_norm,

@@ -1,7 +1,8 @@
-"""How layers attend and convolve, and how an engine or an adapter has them do it in another way."""
+"""How layers attend, convolve and so on, and how an engine or an adapter has them do it in another way."""
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 
 import keras
 from keras import ops
@@ -39,32 +40,54 @@ def _weighted_sum(query, key, value, is_causal=False):
     return ops.matmul(ops.cast(weights, value.dtype), value)
 
 
-def attend_at_once(layer, query, key, value):
-    """The same in one operation of the backend."""
-    return ops.dot_product_attention(query, key, value, is_causal=layer.causal)
+def convolve(layer, x):
+    """What a `Conv2D` computes of x (b, h, w, c)."""
+    return keras.layers.Conv2D.call(layer, x)
 
 
-convolve = keras.layers.Conv2D.convolution_op  # of a layer, a feature map (b, h, w, c) and a kernel
-
-_attention = ContextVar("attention", default=attend)
-_convolution = ContextVar("convolution", default=convolve)
-attending, convolving = _attention.get, _convolution.get  # give the functions that layers use here
+def project(layer, x):
+    """What a `Dense` computes of x (…, c)."""
+    return keras.layers.Dense.call(layer, x)
 
 
-def attention(function):
-    """Has the layers called inside it attend in another way, with the arguments of `attend`, an `Attention` first."""
-    return _replaced(_attention, function)
+def feed(layer, x):
+    """What a `FeedForward` computes of x (b, n, c)."""
+    x, gate = ops.split(layer.net_0_proj(x), 2, axis=-1)
+    return layer.net_2(x * ops.gelu(gate, approximate=False))
 
 
-def convolution(function):
-    """Has the layers called inside it use another convolution, with the arguments of `convolve`."""
-    return _replaced(_convolution, function)
+def moments(x):
+    """The mean and variance (b, 1, 1, c) of a float32 feature map (b, h, w, c)."""
+    mean = ops.mean(x, axis=(1, 2), keepdims=True)
+    return mean, ops.mean(ops.square(x - mean), axis=(1, 2), keepdims=True)  # ops.moments cancels on some backends
+
+
+def modulate(x, scale, shift, silu):
+    """x · scale + shift, and a SiLU of it if so told."""
+    x = x * scale + shift
+    return ops.silu(x) if silu else x
+
+
+PLAIN = {function.__name__: function for function in (attend, convolve, project, feed, moments, modulate)}
+_replaced = ContextVar("replaced", default=MappingProxyType({}))
+
+
+def how_to(name):
+    """The function by which layers compute here what `PLAIN` names, such as "attend"."""
+    return _replaced.get().get(name) or PLAIN[name]
 
 
 @contextmanager
-def _replaced(variable, value):
-    token = variable.set(value)
+def computing(**functions):
+    """Has the layers called inside it compute in other ways, such as `attend=function` with the arguments of `attend`.
+
+    Raises:
+        TypeError: If there is no such name in `PLAIN`.
+    """
+    if unknown := functions.keys() - PLAIN.keys():
+        raise TypeError(f"Layers {', '.join(PLAIN)}. Received: {', '.join(sorted(unknown))}")
+    token = _replaced.set({**_replaced.get(), **functions})
     try:
         yield
     finally:
-        variable.reset(token)
+        _replaced.reset(token)

@@ -12,7 +12,7 @@ from keras import ops
 from keras_diffusion import graphs, layers
 from keras_diffusion.memory import trim
 
-STRIP = 2**20  # values of a strip, at most, before the resolution is doubled; less is decoded at once
+STRIP = 2**21  # values of a strip, at most, before the resolution is doubled; less is decoded at once
 
 
 class Strips:
@@ -45,17 +45,18 @@ def _split(x):
 
 
 def _convolved(conv, parts, prepare):
-    """Yields `conv(prepare(part))` for each part of a list, which it empties."""
+    """Yields `conv(prepare(part))` for each part of a list, and then lets go of the part."""
     above = []
     for i in range(len(parts)):
         below = [part[:, :1] for part in parts[i + 1 : i + 2]]
         x = ops.concatenate([*above, parts[i], *below], axis=1)
-        above, parts[i] = [ops.copy(parts[i][:, -1:])], None
+        above = [ops.copy(parts[i][:, -1:])]
         rows, start = x.shape[1], min(i, 1)
         x = conv(prepare(x))
         factor = x.shape[1] // rows
         yield x[:, factor * start : factor * (rows - len(below))]
         del x
+        parts[i] = None
 
 
 def _normalised(norm, parts):
@@ -70,14 +71,16 @@ def _normalised(norm, parts):
 
 
 def residual_block(layer, x):
-    normalise = _normalised(layer.norm1, x.parts)
-    hidden = list(_convolved(layer.conv1, list(x.parts), normalise))
+    normalise, shortcut = _normalised(layer.norm1, x.parts), layer.conv_shortcut or (lambda part: part)
+    hidden, parts = [], []
+    for i, part in enumerate(_convolved(layer.conv1, x.parts, normalise)):
+        hidden.append(part)
+        parts.append(shortcut(x.parts[i]))
+        del part
     trim()
-    normalise, shortcut = _normalised(layer.norm2, hidden), layer.conv_shortcut or (lambda part: part)
-    parts = []
+    normalise = _normalised(layer.norm2, hidden)
     for i, part in enumerate(_convolved(layer.conv2, hidden, normalise)):
-        parts.append(part + shortcut(x.parts[i]))
-        x.parts[i] = None
+        parts[i] = part + parts[i]
     return Strips(parts)
 
 

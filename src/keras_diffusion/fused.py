@@ -1,0 +1,64 @@
+"""What torch computes in fewer passes over memory, and in less of it, than by Keras' operations one after the other.
+
+For layers that are called without gradients; the arguments are those of the functions in `operations`.
+"""
+
+import torch
+from keras import ops
+from torch.nn import functional
+
+HIDDEN = 2**22  # hidden values of a feed-forward layer in memory at a time: 16 MB
+# Weights of a convolution that are reordered at a time, 32 MB: of as much as that, glibc gives every time new memory,
+# which the system first fills with zeros.
+KERNEL = 2**23
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def attend(layer, query, key, value):
+    """In one operation, without copies of what it attends to."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return functional.scaled_dot_product_attention(query, key, value, is_causal=layer.causal).transpose(1, 2)
+
+
+def convolve(layer, x):
+    """With the bias; Keras would copy the feature map twice to change its layout to the one it has."""
+    kernel, bias = map(ops.convert_to_tensor, (layer.kernel, layer.bias))
+    x, kernel, parts = x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), -(-kernel.numel() // KERNEL)
+    outputs = [
+        functional.conv2d(x, *part, layer.strides, layer.padding)
+        for part in zip(kernel.chunk(parts), bias.chunk(parts), strict=True)
+    ]
+    return (torch.cat(outputs, dim=1) if parts > 1 else outputs[0]).permute(0, 2, 3, 1)
+
+
+def project(layer, x):
+    """With the bias; by oneDNN on processors, since MKL, which torch takes, is half as fast on those of AMD."""
+    kernel = ops.convert_to_tensor(layer.kernel).T
+    bias = ops.convert_to_tensor(layer.bias) if layer.use_bias else None
+    if ONEDNN and x.device.type == "cpu" and x.dtype == kernel.dtype == torch.float32:
+        return torch.ops.mkldnn._linear_pointwise(x, kernel, bias, "none", [], "")
+    return functional.linear(x, kernel, bias)
+
+
+def feed(layer, x):
+    """For groups of positions, with few hidden values in memory at a time."""
+
+    def feed_part(part):
+        x, gate = layer.net_0_proj(part).chunk(2, dim=-1)
+        return layer.net_2(functional.gelu(gate).mul_(x))
+
+    parts = -(-8 * x.numel() // HIDDEN)
+    return torch.cat([feed_part(part) for part in x.chunk(parts, dim=1)], dim=1)
+
+
+def moments(x):
+    mean = x.mean((1, 2), keepdim=True)
+    return mean, (x - mean).square_().mean((1, 2), keepdim=True)
+
+
+def modulate(x, scale, shift, silu):
+    x = shift.addcmul(x, scale)
+    return functional.silu(x, inplace=True) if silu else x
+
+
+FUSED = {function.__name__: function for function in (attend, convolve, project, feed, moments, modulate)}
