@@ -157,7 +157,7 @@ WRONG = [
     ({"strength": 0.2}, ValueError, "at least one of 4 steps"),
     ({"image": None}, ValueError, "need an `image`"),
     ({"image": np.full((1, 6, 8, 4), np.nan)}, ValueError, "must be finite"),
-    ({"image": PICTURE[:45]}, ValueError, "height of `image`.*40 and 48"),
+    ({"image": PICTURE[:45]}, ValueError, "`height of image` must be a multiple of 8; the nearest are 40 and 48"),
     ({"image": PICTURE, "img_width": 60}, ValueError, "56 and 64"),
     ({"image": [PICTURE] * 2, "batch_size": 3}, ValueError, "`image` must hold 1 or 3"),
     ({"image": "no such file.png"}, ValueError, "no such file"),
@@ -178,6 +178,8 @@ WRONG = [
     ({"spacing": "dense"}, ValueError, "`spacing` must be one of"),
     ({"eta": 2}, ValueError, "`eta` must be"),
     ({"num_steps": 0}, ValueError, "num_steps"),
+    ({"verbose": 3}, ValueError, "`verbose` must be from 0 to 2"),
+    ({"verbose": "auto"}, TypeError, "`verbose` must be an int"),
     ({"karras": "no"}, TypeError, "`karras` must be True or False"),
     ({"colour": "red"}, TypeError, "The arguments are prompt, .*num_steps, .*control, .*Received: colour"),
 ]
@@ -190,7 +192,9 @@ def test_wrong_calls_are_refused_before_anything_is_computed(model, monkeypatch,
         model.image_to_image(**{"image": PICTURE, "prompt": "a cat", **QUICK, **given})
 
 
-@pytest.mark.parametrize("latents", [np.zeros((8, 8, 4)), np.zeros((1, 8, 8, 3)), np.full((1, 8, 8, 4), np.nan)])
+@pytest.mark.parametrize(
+    "latents", [np.zeros((8, 8, 4)), np.zeros((1, 8, 8, 3)), np.zeros((0, 8, 8, 4)), np.full((1, 8, 8, 4), np.nan)]
+)
 def test_wrong_latents(model, latents):
     with pytest.raises(ValueError, match="`latents` must be"):
         model.decode(latents)

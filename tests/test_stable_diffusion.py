@@ -1,6 +1,8 @@
 """The facade: KerasCV's calls, reproducible images, and arguments that help when they are wrong."""
 
+import copy
 import inspect
+import pickle
 from dataclasses import replace
 
 import keras
@@ -9,6 +11,7 @@ import pytest
 
 from keras_diffusion import GenerationCancelled, NumericalError, StableDiffusion
 from keras_diffusion.architectures import TINY
+from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.samplers import SAMPLERS
 from keras_diffusion.text_encoder import TextEncoder
 
@@ -326,22 +329,33 @@ def test_damaged_weights_are_an_error_not_a_black_image(model):
         bias.assign(value)
 
 
-@pytest.mark.parametrize("form", ["save_to_preset", "export_checkpoint"])
-def test_what_is_saved_draws_the_same(model, tmp_path, form):
-    getattr(model, form)(tmp_path / "model")
-    again = StableDiffusion.from_preset(tmp_path / "model")
+@pytest.mark.parametrize(("form", "suffix"), [("save_to_preset", ""), ("export_checkpoint", ".safetensors")])
+def test_what_is_saved_draws_the_same(model, tmp_path, form, suffix):
+    first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"
+    getattr(model, form)(first)
+    again = StableDiffusion.from_preset(first)
     assert again.architecture == model.architecture
     for network in ("text_encoder", "diffusion_model", "image_encoder", "decoder"):
         for one, other in zip(getattr(model, network).variables, getattr(again, network).variables, strict=True):
             np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (one, other)))
     if keras.backend.backend() == "torch":  # which rounds otherwise where random kernels lie otherwise in memory
         model = again
-        getattr(model, form)(tmp_path / "second")
-        again = StableDiffusion.from_preset(tmp_path / "second")
+        getattr(model, form)(second)
+        again = StableDiffusion.from_preset(second)
     expected, found = (m.text_to_image("a cat", seed=0, sampler="ddim", **QUICK).astype(int) for m in (model, again))
     np.testing.assert_array_equal(found, expected)
-    other = StableDiffusion.from_preset(tmp_path / "model", prediction_type="v_prediction")
+    other = StableDiffusion.from_preset(first, prediction_type="v_prediction")
     assert np.abs(other.text_to_image("a cat", seed=0, **QUICK) - expected).max() > 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_draw_the_same(model, copied):
+    again = copied(model)
+    expected, found = (m.text_to_image("a cat", seed=0, **QUICK) for m in (model, again))
+    np.testing.assert_array_equal(found, expected)
+    assert (again.decoder is model.decoder) == (again._engine is model._engine) == (copied is copy.copy)
+    again.diffusion_model = DiffusionModel(architecture=TINY)
+    np.testing.assert_array_equal(model.text_to_image("a cat", seed=0, **QUICK), expected)
 
 
 NOISE = np.zeros((8, 8, 4), "float32")
@@ -415,6 +429,18 @@ def test_wrong_context(model, context):
 def test_wrong_dtype(dtype):
     with pytest.raises(ValueError, match="mixed_float16"):
         StableDiffusion(preset=TINY, dtype=dtype)
+
+
+def test_random_weights_have_no_averages():
+    with pytest.raises(ValueError, match="`ema` is for checkpoints"):
+        StableDiffusion(preset=TINY, ema=True)
+
+
+@pytest.mark.parametrize("name", ["model", "model.ckpt", "model.h5"])
+def test_a_checkpoint_is_called_what_it_is(model, tmp_path, name):
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        model.export_checkpoint(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_preset_in_the_place_of_a_height_is_not_taken_for_the_bare_line():

@@ -13,6 +13,7 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.decoder import Decoder
 from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.image_encoder import ImageEncoder
+from keras_diffusion.tokenizer import SimpleTokenizer
 
 pytestmark = pytest.mark.backend
 QUICK = {"num_steps": 2, "verbose": 0, "seed": 0}
@@ -54,12 +55,30 @@ def test_it_may_be_done_again(preset):
         _ = model.decoders
 
 
-def test_it_is_loaded_once_for_many_threads(preset):
+@pytest.mark.parametrize("name", ["diffusion_model", "image_encoder"])
+def test_it_is_loaded_once_for_many_threads(preset, name):
     model = StableDiffusion.from_preset(preset)
     model.unload()
     with ThreadPoolExecutor(8) as pool:
-        networks = set(pool.map(lambda _: model.diffusion_model, range(8)))
-    assert networks == {model._loaded["diffusion_model"]}
+        networks = set(pool.map(lambda _: getattr(model, name), range(8)))
+    assert networks == {model._loaded[name]}
+
+
+def test_a_property_that_lacks_something_says_what(preset):
+    class Model(StableDiffusion):
+        @property
+        def size(self):
+            return self.decoder.sise
+
+    with pytest.raises(AttributeError, match="sise"):
+        _ = Model.from_preset(preset).size
+
+
+def test_a_tokenizer_of_ones_own_stays(preset):
+    model = StableDiffusion.from_preset(preset)
+    model.tokenizer = own = SimpleTokenizer()
+    model.unload()
+    assert model.tokenizer is own
 
 
 def test_random_weights_are_not_lost_unasked():

@@ -1,7 +1,7 @@
 """The parts of a model: where they come from, what is added to them, and how they are saved and let go."""
 
 from dataclasses import replace
-from functools import cached_property
+from pathlib import Path
 from threading import Lock
 
 import keras
@@ -18,7 +18,15 @@ from keras_diffusion.image_encoder import ImageEncoder
 from keras_diffusion.text_encoder import TextEncoder
 from keras_diffusion.tokenizer import SimpleTokenizer
 
-NETWORKS = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
+NETWORKS = {
+    "text_encoder": TextEncoder,
+    "diffusion_model": DiffusionModel,
+    "decoder": Decoder,
+    "image_encoder": ImageEncoder,
+}
+TOGETHER = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
+AUTOENCODER = ("decoder", "image_encoder")
+LOADING = Lock()  # one for all models: a model's own could be neither copied nor pickled
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
 
 
@@ -36,47 +44,38 @@ class Components:
         self._dtype = dtype or keras.config.dtype_policy()
         self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
         if isinstance(preset, Architecture):
+            if ema:
+                raise ValueError(f"`ema` is for checkpoints; random weights have no averages. Received: {ema=!r:.200}")
             self._checkpoint = None
             self.architecture = replace(preset, prediction_type=prediction_type or preset.prediction_type)
         else:
             self._checkpoint = presets.read(preset, prediction_type, ema)
             self.architecture = self._checkpoint.architecture
         self.tokenizer, self._loras = SimpleTokenizer(), Loras()
-        self._loading, self._loaded = Lock(), {}
+        self._loaded = {}
 
     def __getattr__(self, name):
         if name not in NETWORKS:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        with self._loading:
+            return self.__getattribute__(name)  # says what is missing, if need be in a property
+        with LOADING:
             if name not in vars(self):
-                self._load()
+                self._load(TOGETHER if name in TOGETHER else (name,))
         return vars(self)[name]
 
-    def _load(self):
-        """Makes the networks; one that was assigned meanwhile stays."""
-        networks = {
-            "text_encoder": self._build(TextEncoder, self._dtype),
-            "diffusion_model": self._build(DiffusionModel, self._dtype),
-            "decoder": self._build(Decoder, self._vae_dtype),
-        }
+    def _load(self, names=TOGETHER):
+        """Makes networks; one that was assigned meanwhile stays."""
+        networks = {name: self._build(name) for name in names}
         if self._checkpoint:
             self._checkpoint.load(**networks)
         missing = {name: network for name, network in networks.items() if name not in vars(self)}
         vars(self).update(missing)
         self._loaded |= missing
 
-    @cached_property
-    def image_encoder(self):
-        network = self._build(ImageEncoder, self._vae_dtype)
-        if self._checkpoint:
-            self._checkpoint.load(image_encoder=network)
-        self._loaded["image_encoder"] = network
-        return network
-
-    def _build(self, network, dtype):
+    def _build(self, name):
         """A network that waits for its first values, or a random one if there is nothing to load."""
+        dtype = self._vae_dtype if name in AUTOENCODER else self._dtype
         with keras.StatelessScope(initialize_variables=self._checkpoint is None):
-            return network(architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
+            return NETWORKS[name](architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
 
     def unload(self, discard=False):
         """Frees the memory of the networks and of what was compiled; the next call that needs them loads them again.
@@ -91,14 +90,16 @@ class Components:
         lost = [] if self._checkpoint else ["random weights, which have no preset to be loaded from"]
         lost += [f"the LoRAs {[*self.loras]}"] if self.loras else []
         lost += [f"the words {list(self.tokenizer.added_tokens)}"] if self.tokenizer.added_tokens else []
-        present = [name for name in (*NETWORKS, "image_encoder") if name in vars(self)]
+        present = [name for name in NETWORKS if name in vars(self)]
         replaced = [name for name in present if vars(self)[name] is not self._loaded.get(name)]
         lost += [f"the networks assigned to {', '.join(replaced)}"] if replaced else []
         if lost and not discard:
             raise ValueError(f"`unload` would lose {'; '.join(lost)}. Save the model, or call unload(discard=True).")
         for name in present:
             del vars(self)[name]
-        self._loaded, self.tokenizer, self._loras = {}, SimpleTokenizer(), Loras()
+        self._loaded, self._loras = {}, Loras()
+        if self.tokenizer.added_tokens:
+            self.tokenizer = SimpleTokenizer()
 
     def load_controlnet(self, path):
         """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.
@@ -141,12 +142,14 @@ class Components:
         """Writes the model as one safetensors file in the original (LDM) layout, which most other tools load.
 
         Args:
-            path: The file; it must not exist yet.
+            path: The file, whose name ends in .safetensors; it must not exist yet.
             dtype: What the weights are stored in, "float32", "float16" or "bfloat16".
 
         Raises:
-            FileExistsError, ValueError: As `save_to_preset`.
+            FileExistsError, ValueError: As `save_to_preset`; also if the name ends otherwise.
         """
+        if Path(path).suffix.lower() != ".safetensors":
+            raise ValueError(f"The file's name must end in .safetensors. Received: path={str(path)!r:.200}")
         self._save(single_file.save, path, dtype)
 
     def _save(self, save, path, dtype):

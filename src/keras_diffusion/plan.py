@@ -32,7 +32,7 @@ class Plan(NamedTuple):
         controls: A list of `control.Control`.
         callback: A function, or None.
         safety: Likewise, the model's.
-        verbose: 0 or 1.
+        verbose: 0, 1 or 2.
         output: One of `OUTPUTS`.
     """
 
@@ -147,7 +147,7 @@ def plan(
         controls=controls("control", control, count, size, model.diffusion_model),
         callback=arguments.function("callback", callback),
         safety=arguments.function("safety", model.safety),
-        verbose=verbose,
+        verbose=arguments.whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2),
         output=output,
     )
 
@@ -196,6 +196,6 @@ def _start(model, image, height, width):
     pixels = images.pictures("image", image)
     size = pixels.shape[1:3]
     wanted = tuple(side if given is None else given for given, side in zip((height, width), size, strict=True))
-    for name, side in zip(("the height of `image`", "the width of `image`"), wanted, strict=True):
+    for name, side in zip(("height of image", "width of image"), wanted, strict=True):
         model.side(name, side)
     return (pixels if wanted == size else images.resize(pixels, wanted).clip(0, 255)), wanted

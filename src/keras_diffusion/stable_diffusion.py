@@ -81,7 +81,7 @@ class StableDiffusion(Components):
                 arguments.whole_number(name, side, 1, arguments.LARGEST_SIDE)
         super().__init__(preset, dtype, prediction_type, ema)
         self._engine = Engine(jit_compile)
-        self._steered, self._split, self._fitted = (lru_cache(maxsize=1)(make) for make in (steered, split, self._fit))
+        self._remember()
         self.safety = None
         self.img_height = self.img_width = self.architecture.image_size
         self.img_height, self.img_width = self.side("img_height", img_height), self.side("img_width", img_width)
@@ -89,6 +89,16 @@ class StableDiffusion(Components):
         if self._checkpoint:
             self.sampler, self.schedule = from_scheduler_config(self._checkpoint.scheduler_config)
         self._load()
+
+    def _remember(self):
+        self._steered, self._split, self._fitted = (lru_cache(maxsize=1)(make) for make in (steered, split, self._fit))
+
+    def __getstate__(self):
+        return {name: x for name, x in vars(self).items() if name not in ("_steered", "_split", "_fitted")}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._remember()
 
     @classmethod
     def from_preset(
@@ -319,9 +329,9 @@ class StableDiffusion(Components):
                 `image`, `strength`, `mask` and `mask_white`, see `image_to_image` and `inpaint`; `control`,
                 (ControlNet, image, scale, start, end) or a list of those, see `control.Control`; `callback`, called as
                 callback(step, timestep, latents) after every step, counted from 1, with the latents as a float32
-                array, which cancels when it returns False; `verbose`, 1 for a progress bar and 0 for none; `output`,
-                "array" for a uint8 array, "pil" for a list of PIL images, "latents" for the float32 latents; and those
-                of `encode_text`, here for the negative prompt.
+                array, which cancels when it returns False; `verbose`, 1 for a progress bar, 2 for a line at the end
+                and 0 for neither; `output`, "array" for a uint8 array, "pil" for a list of PIL images, "latents" for
+                the float32 latents; and those of `encode_text`, here for the negative prompt.
 
         Returns:
             A uint8 array (batch_size, height, width, 3), or what the option `output` says.
@@ -405,8 +415,9 @@ class StableDiffusion(Components):
 
     def _latents(self, latents):
         shape = (*np.shape(latents)[:-1], self.architecture.autoencoder.latent_channels)
-        if len(shape) != 4:
-            raise ValueError(f"`latents` must be of shape (b, h, w, {shape[-1]}). Received: {np.shape(latents)}")
+        if len(shape) != 4 or 0 in shape:
+            wanted = f"(b, h, w, {shape[-1]}), each at least 1"
+            raise ValueError(f"`latents` must be of shape {wanted}. Received: {np.shape(latents)}")
         return arguments.array("latents", latents, shape)
 
     def _draw(self, plan):
