@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_diffusion import caches, graphs
 from keras_diffusion.garbage import lasting
-from keras_diffusion.operations import attend
+from keras_diffusion.operations import attend, project
 from keras_diffusion.winograd import winograd
 
 
@@ -90,9 +90,31 @@ def eager(stage, network, traced):
 
 
 def inductor(stage, network, traced):
+    """Has `torch.compile` see operations alone: it cannot follow Keras' layers, and gives up on most of them."""
     import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
 
-    return torch.compile(eager(stage, network, traced), dynamic=False)
+    run, compiled = eager(stage, network, traced), {}
+
+    @torch.no_grad()
+    def call(*inputs):
+        given = [x for x in keras.tree.flatten(inputs) if x is not None]
+        shapes = tuple(x if x is None else x.shape for x in keras.tree.flatten(inputs))
+
+        def by_values(values, given):
+            given = iter(given)
+            arrays = keras.tree.map_structure(lambda x: x if x is None else next(given), inputs)
+            with keras.StatelessScope(zip(network.variables, values, strict=True)):
+                return run(*arrays)
+
+        values = [variable.value for variable in network.variables]
+        if shapes not in compiled:
+            traced()
+            graph = make_fx(by_values, tracing_mode="fake")(values, given)  # without computing
+            compiled[shapes] = torch.compile(graph, dynamic=False)
+        return compiled[shapes](values, given)
+
+    return call
 
 
 def openvino(stage, network, traced):
@@ -232,7 +254,7 @@ def faster(way):
     if way in ("eager", "inductor"):
         from keras_diffusion.fused import FUSED
 
-        return FUSED
+        return FUSED if way == "eager" else {**FUSED, "project": project}  # torch.compile fails on oneDNN's operation
     if way == "jit":
         return {"attend": _attend_by_cudnn}
     return {"convolve": winograd} if way == "xla" and device() == "cpu" else {}
