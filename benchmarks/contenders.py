@@ -21,7 +21,7 @@ CONTENDERS = {  # name → module in peers/, options of its functions, environme
     "tensorflow-onednn": keras("tensorflow", False, TF_ENABLE_ONEDNN_OPTS="1"),
     "tensorflow-eigen": keras("tensorflow", False, TF_ENABLE_ONEDNN_OPTS="0"),
     "tensorflow-xla": keras("tensorflow", True),
-    "jax": keras("jax"),
+    "jax": keras("jax", True),
     "openvino": keras("tensorflow", "openvino"),
     "torch": keras("torch", False),
     "torch-stored": ("ours", {"jit_compile": False, "dtype": "stored"}, {"KERAS_BACKEND": "torch"}),

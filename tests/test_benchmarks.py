@@ -33,6 +33,21 @@ def test_every_contender_answers_some_question(scripts):
     assert run("run.py", "--list").split() == list(scripts.CONTENDERS)
 
 
+def test_every_script_finds_what_it_imports():
+    scripts = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+    assert "attention" in scripts
+    process = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(scripts)}"], cwd=BENCHMARKS, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def test_every_way_to_attend_is_timed():
+    lines = run("attention.py", "--positions", 16, "--rounds", 1).splitlines()
+    assert len(lines) == 7
+    assert all(line.endswith("GFLOP/s") for line in lines)
+
+
 def test_a_question_whose_turns_are_one_process_each_and_its_report(tmp_path):
     measured, picture = tmp_path / "measured.jsonl", tmp_path / "measured.svg"
     contenders = "tensorflow", "jax"

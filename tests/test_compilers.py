@@ -27,7 +27,7 @@ def pick(monkeypatch, network, jit_compile="auto", installed=(), enough=0.0):
 
 
 def test_small_work_is_not_compiled(monkeypatch, network):
-    enough = 2 * compilers.work(network, SHAPE)
+    enough = 2 * compilers.parameters(network) * 64 * 64
     assert pick(monkeypatch, network, installed=["openvino"], enough=enough) == compilers.USUAL[BACKEND]
 
 
@@ -35,7 +35,17 @@ def test_the_first_that_is_installed_is_taken(monkeypatch, network):
     pytest.importorskip("openvino")
     assert pick(monkeypatch, network, installed=["openvino"]) == "openvino"
     assert pick(monkeypatch, network) == "inductor"
-    assert pick(monkeypatch, network, enough=compilers.work(network, SHAPE) / 2) == compilers.USUAL[BACKEND]
+    assert pick(monkeypatch, network, enough=compilers.parameters(network) * 64 * 32) == compilers.USUAL[BACKEND]
+
+
+def test_openvino_needs_memory(monkeypatch, network):
+    pytest.importorskip("openvino")
+    needed = compilers.OPENVINO_NEEDS * compilers.parameters(network)
+    monkeypatch.setattr("keras_diffusion.memory.physical", lambda: needed)
+    assert pick(monkeypatch, network, installed=["openvino"]) == "openvino"
+    monkeypatch.setattr("keras_diffusion.memory.physical", lambda: needed - 1)
+    assert pick(monkeypatch, network, installed=["openvino"]) == "inductor"
+    assert pick(monkeypatch, network, jit_compile="openvino") == "openvino"
 
 
 def test_what_openvino_does_not_know_it_does_not_get(monkeypatch, network):

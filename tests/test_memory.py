@@ -1,9 +1,12 @@
+import math
+import os
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion.memory import ALIGNMENT, Gift, aligned
+from keras_diffusion.memory import ALIGNMENT, Gift, aligned, physical
 
 pytestmark = pytest.mark.backend
 copies = pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX copies")
@@ -49,3 +52,13 @@ def test_a_variable_keeps_the_memory():
     variable.assign_add(ops.ones((1000, 1000)))
     assert (ops.convert_to_numpy(variable) == 1).all()
     assert all((other == 7).all() for other in others)
+
+
+def test_physical_memory(monkeypatch):
+    assert 2**28 < physical() <= math.inf
+
+    def unknown(name):
+        raise ValueError(name)
+
+    monkeypatch.setattr(os, "sysconf", unknown, raising=False)
+    assert physical() == math.inf

@@ -6,7 +6,7 @@ import pytest
 
 from keras_diffusion.architectures import TINY
 from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import timestep_embedding
+from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
 from keras_diffusion.layers import Network, conv
 
 from .golden import comparison, networks
@@ -39,18 +39,39 @@ def test_computes_what_the_reference_computes(network, name):
         np.testing.assert_allclose(output, expected, rtol=0, atol=comparison.TOLERANCE)
 
 
-@pytest.mark.parametrize(("size", "channels", "filters"), [((32, 32), 32, 48), ((37, 34), 48, 32)])
-def test_winograd_computes_the_convolution(monkeypatch, size, channels, filters):
+def test_what_the_context_alone_decides_is_computed_when_it_changes(monkeypatch):
+    network, runs, compiled = DiffusionModel(architecture=TINY), [], openvino.compiled
+
+    def counting(model, precision):
+        name, run = model.get_friendly_name(), compiled(model, precision)
+        return lambda arrays: runs.append(name) or run(arrays)
+
+    monkeypatch.setattr(openvino, "compiled", counting)
+    shape, generator = TINY.diffusion_model, np.random.default_rng(0)
+    shapes = [(1, 8, 8, shape.in_channels), (1, shape.frequencies), (2, 77, shape.context)]
+    run = compile_network(network, shapes)
+    one, other = generator.standard_normal((2, *shapes[2]), "float32")
+    for context in (one, one, other, one):
+        inputs = [*(generator.standard_normal(shape, "float32") for shape in shapes[:2]), context]
+        expected = keras.ops.convert_to_numpy(network(inputs))
+        np.testing.assert_allclose(run(*inputs), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert [name == network.name for name in runs] == [False, True, True, False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "filters", "tile"), [((32, 32), 32, 48, 4), ((37, 34), 48, 32, 4), ((16, 17), 32, 48, 2)]
+)
+def test_winograd_computes_the_convolution(monkeypatch, size, channels, filters, tile):
     image = keras.Input((*size, channels))
     network = Network(image, conv(filters, "conv")(image), TINY, "convolution")
     generator = np.random.default_rng(0)
     network.set_weights([generator.standard_normal(w.shape, "float32") for w in network.get_weights()])
     x = generator.standard_normal((2, *size, channels), "float32")
-    winograd, tiled = openvino.winograd, []
-    monkeypatch.setattr(openvino, "winograd", lambda *inputs: tiled.append(inputs) or winograd(*inputs))
+    winograd, tiles = openvino.winograd, []
+    monkeypatch.setattr(openvino, "winograd", lambda by, *inputs: tiles.append(by.tile) or winograd(by, *inputs))
     output = compile_network(network, [x.shape])(x)
     expected = keras.ops.convert_to_numpy(network(x))
-    assert tiled
+    assert tiles == [tile]
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5 * expected.std())
 
 

@@ -20,7 +20,7 @@ RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance
 USUAL = (50, 7.5)
 PRESETS = "emoji, a folder of diffusers or of KerasCV's .h5 files, a single file, or a model downloaded before"
 STORED = ("float32", "float16", "bfloat16")  # how weights can be written
-LARGE = 860e6 * 64 * 64  # parameters × positions of Stable Diffusion
+LARGE = 860e6, 64 * 64  # parameters, and positions of latents, of Stable Diffusion
 OTHER_FILES = (".bin", ".ckpt", ".h5", ".keras", ".pt", ".pth")  # which cannot be
 FAILURES = (ValueError, OSError, ImportError, MemoryError, NumericalError)  # any other exception is a defect
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -243,7 +243,7 @@ def of_installation():
         "Keras": keras.__version__,
         "backend": f"{backend} {sys.modules[backend].__version__}",
         "device": str(keras.ops.zeros(()).device).rpartition("device:")[2].lower(),
-        "runs by": f"{compilers.best(LARGE)} at 512×512, {compilers.best(0)} for small models",
+        "runs by": f"{compilers.best(*LARGE)} at 512×512, {compilers.best(0, 0)} for small models",
         "presets": ", ".join(BUNDLED),
         "samplers": ", ".join(SAMPLERS),
     }

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion import caches, graphs
+from keras_diffusion import caches, graphs, memory
 from keras_diffusion.garbage import lasting
 from keras_diffusion.operations import attend, project
 from keras_diffusion.winograd import winograd
@@ -98,8 +98,8 @@ def inductor(stage, network, traced):
 
     @torch.no_grad()
     def call(*inputs):
-        given = [x for x in keras.tree.flatten(inputs) if x is not None]
-        shapes = tuple(x if x is None else x.shape for x in keras.tree.flatten(inputs))
+        leaves = keras.tree.flatten(inputs)
+        shapes, given = tuple(x if x is None else x.shape for x in leaves), [x for x in leaves if x is not None]
 
         def by_values(values, given):
             given = iter(given)
@@ -174,17 +174,17 @@ COMPILED = {"tensorflow": "xla", "jax": "jit", "torch": "inductor"}
 FROZEN = ("openvino",)  # they hold the weights they were compiled with
 # (backend, kind of device) → way: the work from which it is worth its compiling; the first one that is installed.
 # XLA's was measured: at 256 × 256 Stable Diffusion has won back its compiling after 13 steps. OpenVINO's are estimates;
-# it is faster than XLA too, but takes twice its memory.
+# it is faster than XLA too, but takes three times its memory.
 AUTO = {
     ("tensorflow", "cpu"): {"xla": 8e11},
     ("jax", "cpu"): {"openvino": 2e12},
     ("torch", "cpu"): {"openvino": 2e12},
 }
+OPENVINO_NEEDS = 22  # bytes of memory for each parameter of the diffusion model, measured for an image of 512 × 512
 
 
-def work(network, shape):
-    """About how much a network computes: its parameters by the positions of an input of this shape."""
-    return sum(prod(variable.shape) for variable in network.variables) * prod(shape[:3])
+def parameters(network):
+    return sum(prod(variable.shape) for variable in network.variables)
 
 
 def device():
@@ -198,20 +198,23 @@ def pick(jit_compile, network, shape):
     if jit_compile == "openvino":
         return jit_compile
     if jit_compile == "auto":
-        return best(work(network, shape), network)
+        return best(parameters(network), prod(shape[:3]), network)
     return (COMPILED if jit_compile is True else USUAL)[backend]
 
 
-def best(load, network=None):
-    """The way for so much work, with a network of this package or with another one."""
+def best(parameters, positions, network=None):
+    """The way for so many parameters and positions of latents, with a network of this package or with another one."""
     backend = keras.backend.backend()
     for way, enough in AUTO.get((backend, device()), {}).items():
-        if load >= enough and (way != "openvino" or (find_spec(way) and _known_to_openvino(network))):
+        if parameters * positions >= enough and (way != "openvino" or _openvino_serves(parameters, network)):
             return way
     return USUAL[backend]
 
 
-def _known_to_openvino(network):
+def _openvino_serves(parameters, network):
+    """Whether it is installed, the machine has memory enough for it, and it knows all layers."""
+    if not find_spec("openvino") or OPENVINO_NEEDS * parameters > memory.physical():
+        return False
     if network is None:
         return True
     from keras_diffusion.openvino import LOWERINGS

@@ -23,7 +23,7 @@ def attend(layer, query, key, value):
 def convolve(layer, x):
     """With the bias; Keras would copy the feature map twice to change its layout to the one it has."""
     kernel, bias = map(ops.convert_to_tensor, (layer.kernel, layer.bias))
-    x, kernel, parts = x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), -(-kernel.numel() // KERNEL)
+    x, kernel, parts = x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), _parts(kernel, kernel.numel(), KERNEL)
     outputs = [
         functional.conv2d(x, *part, layer.strides, layer.padding)
         for part in zip(kernel.chunk(parts), bias.chunk(parts), strict=True)
@@ -47,8 +47,12 @@ def feed(layer, x):
         x, gate = layer.net_0_proj(part).chunk(2, dim=-1)
         return layer.net_2(functional.gelu(gate).mul_(x))
 
-    parts = -(-8 * x.numel() // HIDDEN)
-    return torch.cat([feed_part(part) for part in x.chunk(parts, dim=1)], dim=1)
+    return torch.cat([feed_part(part) for part in x.chunk(_parts(x, 8 * x.numel(), HIDDEN), dim=1)], dim=1)
+
+
+def _parts(x, size, limit):
+    """In how many parts to compute with so many values: a processor's memory is what is slow, a GPU's is not."""
+    return -(-size // limit) if x.device.type == "cpu" else 1
 
 
 def moments(x):

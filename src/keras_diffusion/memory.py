@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 import sys
 
 import numpy as np
@@ -48,3 +49,11 @@ def trim():
         function = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
         if function:
             function(0)
+
+
+def physical():
+    """Bytes of memory that the machine has; infinite where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):
+        return math.inf
