@@ -27,7 +27,7 @@ def pick(monkeypatch, network, jit_compile="auto", installed=(), enough=0.0):
 
 
 def test_small_work_is_not_compiled(monkeypatch, network):
-    enough = 2 * compilers.parameters(network) * 64 * 64
+    enough = 2 * compilers.count_parameters(network) * 64 * 64
     assert pick(monkeypatch, network, installed=["openvino"], enough=enough) == compilers.USUAL[BACKEND]
 
 
@@ -35,12 +35,12 @@ def test_the_first_that_is_installed_is_taken(monkeypatch, network):
     pytest.importorskip("openvino")
     assert pick(monkeypatch, network, installed=["openvino"]) == "openvino"
     assert pick(monkeypatch, network) == "inductor"
-    assert pick(monkeypatch, network, enough=compilers.parameters(network) * 64 * 32) == compilers.USUAL[BACKEND]
+    assert pick(monkeypatch, network, enough=compilers.count_parameters(network) * 64 * 32) == compilers.USUAL[BACKEND]
 
 
 def test_openvino_needs_memory(monkeypatch, network):
     pytest.importorskip("openvino")
-    needed = compilers.OPENVINO_NEEDS * compilers.parameters(network)
+    needed = compilers.OPENVINO_NEEDS * compilers.count_parameters(network)
     monkeypatch.setattr("keras_diffusion.memory.physical", lambda: needed)
     assert pick(monkeypatch, network, installed=["openvino"]) == "openvino"
     monkeypatch.setattr("keras_diffusion.memory.physical", lambda: needed - 1)
@@ -68,3 +68,4 @@ def test_what_is_asked_for_is_taken(monkeypatch, network):
 def test_every_way_has_a_function():
     ways = {way for row in compilers.AUTO.values() for way in row}
     assert ways | {*compilers.USUAL.values(), *compilers.COMPILED.values()} <= set(compilers.WAYS)
+    assert compilers.faster("graph") == {}

@@ -183,7 +183,7 @@ AUTO = {
 OPENVINO_NEEDS = 22  # bytes of memory for each parameter of the diffusion model, measured for an image of 512 × 512
 
 
-def parameters(network):
+def count_parameters(network):
     return sum(prod(variable.shape) for variable in network.variables)
 
 
@@ -198,7 +198,7 @@ def pick(jit_compile, network, shape):
     if jit_compile == "openvino":
         return jit_compile
     if jit_compile == "auto":
-        return best(parameters(network), prod(shape[:3]), network)
+        return best(count_parameters(network), prod(shape[:3]), network)
     return (COMPILED if jit_compile is True else USUAL)[backend]
 
 

@@ -73,13 +73,27 @@ _replaced = ContextVar("replaced", default=MappingProxyType({}))
 
 
 def how_to(name):
-    """The function by which layers compute here what `PLAIN` names, such as "attend"."""
+    """Gives the function by which layers compute here.
+
+    Args:
+        name: What they compute, a name in `PLAIN` such as "attend".
+
+    Returns:
+        The one that `computing` was given last, or that of `PLAIN`; both take the same arguments.
+
+    Raises:
+        KeyError: If there is no such name.
+    """
     return _replaced.get().get(name) or PLAIN[name]
 
 
 @contextmanager
 def computing(**functions):
-    """Has the layers called inside it compute in other ways, such as `attend=function` with the arguments of `attend`.
+    """Has the layers called inside it compute in other ways.
+
+    Args:
+        **functions: By their names in `PLAIN`, such as `attend=function`: each takes the arguments of the function
+            there, the layer first where that has one, and returns a tensor of the same shape.
 
     Raises:
         TypeError: If there is no such name in `PLAIN`.

@@ -12,7 +12,9 @@ from keras import ops
 from keras_diffusion import graphs, layers
 from keras_diffusion.memory import trim
 
-STRIP = 2**21  # values of a strip, at most, before the resolution is doubled; less is decoded at once
+# Values of a strip, at most, before the resolution is doubled; less is decoded at once. The strips of Stable Diffusion
+# are then as large as what the C library always gives back when it is freed, 32 MB.
+STRIP = 2**21
 
 
 class Strips:
@@ -76,7 +78,6 @@ def residual_block(layer, x):
     for i, part in enumerate(_convolved(layer.conv1, x.parts, normalise)):
         hidden.append(part)
         parts.append(shortcut(x.parts[i]))
-        del part
     trim()
     normalise = _normalised(layer.norm2, hidden)
     for i, part in enumerate(_convolved(layer.conv2, hidden, normalise)):
