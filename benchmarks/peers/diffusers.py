@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from peers import CHANNELS, FACTOR, GUIDANCE, LENGTH, PROMPT, WIDTH, arrays
+from peers import CHANNELS, FACTOR, GUIDANCE, LENGTH, PROMPT, WIDTH, arrays, profiles
 
 
 def step(size, batch, dtype, convert, **_):
@@ -72,9 +72,63 @@ def image(size, batch, steps, dtype, preset, convert, **_):
 
 
 def cold(batch, steps, dtype, **_):
-    pipeline = pretrained(Path(find_spec("keras_diffusion").origin).parent / "weights" / "emoji", dtype)
+    pipeline = pretrained(bundled(), dtype)
     options = {"num_images_per_prompt": batch, "num_inference_steps": steps, "output_type": "np"}
     return lambda: pipeline(PROMPT, **options)
+
+
+def gpu(size, steps, dtype, compiled):
+    """Answers the questions of gpu.py, by a pipeline as its users build it; compiled as its documentation advises."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    vae = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae |= {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": CHANNELS}
+    text = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 12}
+    pipeline = StableDiffusionPipeline(
+        vae=randomized(lambda: AutoencoderKL(**vae), dtype),
+        unet=randomized(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=WIDTH), dtype),
+        text_encoder=randomized(lambda: CLIPTextModel(CLIPTextConfig(**text)), dtype),
+        tokenizer=CLIPTokenizer.from_pretrained(bundled() / "tokenizer"),
+        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    if compiled:
+        for module in (pipeline.unet, pipeline.vae):
+            module.to(memory_format=torch.channels_last)
+        pipeline.unet = torch.compile(pipeline.unet, mode="reduce-overhead", fullgraph=True)
+        pipeline.vae.decode = torch.compile(pipeline.vae.decode, mode="reduce-overhead", fullgraph=True)
+
+    def draw(batch, output):
+        options = {"num_images_per_prompt": batch, "num_inference_steps": steps, "output_type": output}
+        drawn = pipeline(PROMPT, height=size, width=size, guidance_scale=GUIDANCE, **options).images
+        return drawn.cpu() if output == "latent" else drawn
+
+    def image(batch):
+        draw(batch, "np")
+        return {"peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 1e6)} if torch.cuda.is_available() else {}
+
+    def decode(batch):
+        latents = on_device(torch.from_numpy(arrays(size, batch)[0]), dtype).permute(0, 3, 1, 2).contiguous()
+        image = pipeline.vae.decode(latents, return_dict=False)[0]
+        pipeline.image_processor.postprocess(image, output_type="np")
+
+    return {
+        "latents": lambda batch: {"finite": bool(torch.isfinite(draw(batch, "latent")).all())},
+        "image": image,
+        "decode": decode,
+        "profile": lambda batch: profiles.of_torch(lambda: draw(batch, "latent")),
+    }
+
+
+def bundled():
+    """The folder of the bundled model, whose tokenizer is CLIP's."""
+    package = Path(find_spec("keras_diffusion").origin).parent
+    return next(folder for up in (package, *package.parents) if (folder := up / "weights" / "emoji").exists())
 
 
 def pretrained(folder, dtype):
@@ -140,9 +194,12 @@ def randomized(build, dtype):
 
     for name in ("kaiming_uniform_", "uniform_", "normal_"):
         setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
-    module = build().eval()
+    module = on_device(build().eval(), dtype)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim > 1:
-                parameter.uniform_(-0.03, 0.03)
-    return on_device(module, dtype)
+                limit = (
+                    0.5 * (6 / sum(parameter.shape[:2])) ** 0.5
+                )  # as in peers/ours.py: float16 holds what comes of it
+                parameter.uniform_(-limit, limit)
+    return module
