@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-FOLDER = Path(__file__).parents[1] / "weights"
+PACKAGE = Path(__file__).parents[1]
+# A wheel has the weights in the package; a checkout, which an editable install imports, at its root.
+FOLDER = next(folder for folder in (PACKAGE / "weights", PACKAGE.parents[1] / "weights") if folder.is_dir())
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))  # name → where it comes from
 BUNDLED = [name for name, entry in MANIFEST.items() if not entry]
 HUB = "hf://"
