@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion import layers, operations
 from keras_diffusion.compilers import COMPILED, USUAL, WAYS
+from keras_diffusion.networks import layers, operations
 
 
 def limited(scores):

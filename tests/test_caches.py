@@ -6,8 +6,8 @@ import pytest
 
 from keras_diffusion import caches
 from keras_diffusion.architectures import TINY
-from keras_diffusion.decoder import Decoder
 from keras_diffusion.engine import Engine
+from keras_diffusion.networks.decoder import Decoder
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 
 from keras_diffusion import compilers
 from keras_diffusion.architectures import TINY
-from keras_diffusion.controlnet import ControlNet, steered
-from keras_diffusion.diffusion_model import DiffusionModel
+from keras_diffusion.networks.controlnet import ControlNet, steered
+from keras_diffusion.networks.diffusion_model import DiffusionModel
 
 # Importing openvino forks, which JAX warns about once it runs.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")

@@ -15,7 +15,7 @@ from keras_diffusion.architectures import EMOJI, TINY
 from keras_diffusion.checkpoints.loading import stored, targets
 from keras_diffusion.checkpoints.names import controlnet
 from keras_diffusion.control import scales
-from keras_diffusion.controlnet import ControlNet
+from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.samplers import build
 
 from .golden import controlnets, networks

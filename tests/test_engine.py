@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import StableDiffusion, noise, operations
+from keras_diffusion import StableDiffusion, noise
 from keras_diffusion.architectures import TINY, Level
 from keras_diffusion.compilers import faster, widest_flash_head
 from keras_diffusion.components import VAE_DTYPE
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.engine import Conditions, Engine, Rows, checksum, decode
 from keras_diffusion.engine import denoise as stage
 from keras_diffusion.errors import NumericalError
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.layers import Attention, GroupNorm
+from keras_diffusion.networks import operations
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.layers import Attention, GroupNorm
+from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.samplers import COLUMNS, HISTORY, SAMPLERS, build
-from keras_diffusion.text_encoder import TextEncoder
 
 # Importing openvino forks, which JAX warns about once it runs.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import layers, operations
 from keras_diffusion.compilers import faster
+from keras_diffusion.networks import layers, operations
 
 from .golden import networks
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from keras_diffusion.architectures import TINY
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
-from keras_diffusion.layers import Network, conv
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.layers import Network, conv
 
 from .golden import comparison, networks
 

@@ -7,10 +7,10 @@ from keras import ops
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import STORED, TINY
-from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.engine import Engine
-from keras_diffusion.layers import construction
-from keras_diffusion.text_encoder import TextEncoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.layers import construction
+from keras_diffusion.networks.text_encoder import TextEncoder
 
 pytestmark = [
     pytest.mark.backend,

@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from keras_diffusion import operations, strips
+from keras_diffusion import strips
 from keras_diffusion.architectures import TINY
-from keras_diffusion.decoder import Decoder
 from keras_diffusion.engine import Engine
+from keras_diffusion.networks import operations
+from keras_diffusion.networks.decoder import Decoder
 
 pytestmark = pytest.mark.backend
 

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import layers, operations
 from keras_diffusion.architectures import EMOJI
-from keras_diffusion.decoder import Decoder
 from keras_diffusion.engine import Engine
+from keras_diffusion.networks import layers, operations
+from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.winograd import winograd
 
 from .golden import networks

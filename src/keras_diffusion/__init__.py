@@ -8,9 +8,9 @@ __version__ = "0.1.0"
 
 _HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
     "control": ("Control",),
-    "controlnet": ("ControlNet",),
-    "decoder": ("Decoder",),
-    "diffusion_model": ("DiffusionModel",),
+    "networks.controlnet": ("ControlNet",),
+    "networks.decoder": ("Decoder",),
+    "networks.diffusion_model": ("DiffusionModel",),
     "errors": (
         "CheckpointError",
         "CheckpointMismatchError",
@@ -24,12 +24,12 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
         "OfflineError",
         "UnsafeCheckpointError",
     ),
-    "image_encoder": ("ImageEncoder",),
+    "networks.image_encoder": ("ImageEncoder",),
     "stable_diffusion": ("StableDiffusion",),
-    "text_encoder": ("TextEncoder",),
+    "networks.text_encoder": ("TextEncoder",),
     "tokenizer": ("SimpleTokenizer",),
 }
-_NETWORKS = {"decoder", "diffusion_model", "image_encoder", "text_encoder"}
+_NETWORKS = {f"networks.{name}" for name in ("decoder", "diffusion_model", "image_encoder", "text_encoder")}
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
 

@@ -13,9 +13,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion import caches, graphs, memory
+from keras_diffusion import caches, memory
 from keras_diffusion.garbage import lasting
-from keras_diffusion.operations import attend, project
+from keras_diffusion.networks import graphs
+from keras_diffusion.networks.operations import attend, project
 from keras_diffusion.winograd import winograd
 
 

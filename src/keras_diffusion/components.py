@@ -11,11 +11,11 @@ from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES, STORED, Arch
 from keras_diffusion.checkpoints import folder, presets, single_file, textual_inversion
 from keras_diffusion.checkpoints.controlnet import ControlNetFolder
 from keras_diffusion.checkpoints.fusion import Loras
-from keras_diffusion.controlnet import ControlNet
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.text_encoder import TextEncoder
+from keras_diffusion.networks.controlnet import ControlNet
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.tokenizer import SimpleTokenizer
 
 NETWORKS = {

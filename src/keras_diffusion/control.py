@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_diffusion.arguments import interval, number, shorten
-from keras_diffusion.controlnet import ControlNet
 from keras_diffusion.images import pictures
+from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.samplers import between
 
 

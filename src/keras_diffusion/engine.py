@@ -18,10 +18,10 @@ from keras import ops
 
 from keras_diffusion import strips
 from keras_diffusion.compilers import FROZEN, USUAL, WAYS, faster, keep, pick
-from keras_diffusion.diffusion_model import timestep_embedding
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.memory import trim
-from keras_diffusion.operations import computing
+from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.operations import computing
 from keras_diffusion.solvers import HISTORY
 
 

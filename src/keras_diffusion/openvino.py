@@ -10,8 +10,9 @@ import numpy as np
 import openvino
 from openvino import opset13 as ov
 
-from keras_diffusion import caches, layers
-from keras_diffusion.text_encoder import ACTIVATIONS, EncoderLayer
+from keras_diffusion import caches
+from keras_diffusion.networks import layers
+from keras_diffusion.networks.text_encoder import ACTIVATIONS, EncoderLayer
 from keras_diffusion.winograd import BY_FOUR, BY_TWO, TAPS
 
 PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_diffusion import arguments, images, noise, prompts
 from keras_diffusion.control import controls
-from keras_diffusion.diffusion_model import DiffusionModel
+from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.samplers import Table, build
 
 OUTPUTS = ("array", "pil", "latents")

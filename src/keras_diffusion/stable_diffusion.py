@@ -12,11 +12,11 @@ from keras_diffusion.checkpoints import presets
 from keras_diffusion.components import Components
 from keras_diffusion.conditions import conditions
 from keras_diffusion.control import scales
-from keras_diffusion.controlnet import steered
-from keras_diffusion.deep_cache import split
 from keras_diffusion.engine import Engine, checksum
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.garbage import lasting
+from keras_diffusion.networks.controlnet import steered
+from keras_diffusion.networks.deep_cache import split
 from keras_diffusion.plan import plan, read
 from keras_diffusion.safety import refuse_flagged
 from keras_diffusion.samplers import between, every

@@ -9,8 +9,8 @@ from math import prod
 
 from keras import ops
 
-from keras_diffusion import graphs, layers
 from keras_diffusion.memory import trim
+from keras_diffusion.networks import graphs, layers
 
 # Values of a strip, at most, before the resolution is doubled; less is decoded at once. The strips of Stable Diffusion
 # are then as large as what the C library always gives back when it is freed, 32 MB.

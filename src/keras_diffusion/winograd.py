@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_diffusion.operations import convolve
+from keras_diffusion.networks.operations import convolve
 
 TAPS = 3  # weights along a side
 FEWEST_TILES, FEWEST_CHANNELS = 16, 32  # less does not pay for the transforms

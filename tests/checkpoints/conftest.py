@@ -20,10 +20,10 @@ from keras_diffusion.architectures import (
     TextEncoderShape,
 )
 from keras_diffusion.checkpoints import folder
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.text_encoder import TextEncoder
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.text_encoder import TextEncoder
 
 CLASSES = {
     "text_encoder": TextEncoder,

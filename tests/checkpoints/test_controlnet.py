@@ -11,8 +11,8 @@ from keras_diffusion.checkpoints import names
 from keras_diffusion.checkpoints.controlnet import ControlNetFolder
 from keras_diffusion.checkpoints.loading import targets
 from keras_diffusion.checkpoints.names import LAYOUTS
-from keras_diffusion.controlnet import ControlNet
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError, UnsafeCheckpointError
+from keras_diffusion.networks.controlnet import ControlNet
 
 from ..golden import controlnets
 

@@ -14,7 +14,7 @@ from keras_diffusion.architectures import (
 from keras_diffusion.checkpoints import folder
 from keras_diffusion.checkpoints.configs import to_diffusers
 from keras_diffusion.checkpoints.folder import DiffusersFolder
-from keras_diffusion.diffusion_model import timestep_embedding
+from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.tokenizer import SimpleTokenizer
 
 torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ from keras_diffusion import CheckpointMismatchError, StableDiffusion, TextEncode
 from keras_diffusion.architectures import DTYPES
 from keras_diffusion.checkpoints import lora as reader
 from keras_diffusion.checkpoints.names import LAYOUTS
-from keras_diffusion.diffusion_model import timestep_embedding
+from keras_diffusion.networks.diffusion_model import timestep_embedding
 
 from ..golden import lora, networks
 

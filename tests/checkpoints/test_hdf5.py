@@ -14,12 +14,12 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints import datasets, files, hdf5
 from keras_diffusion.checkpoints.hdf5 import KerasCVFolder
 from keras_diffusion.checkpoints.tensors import read
-from keras_diffusion.controlnet import ControlNet
 from keras_diffusion.errors import (
     CheckpointError,
     CheckpointMismatchError,
     CorruptCheckpointError,
 )
+from keras_diffusion.networks.controlnet import ControlNet
 
 pytestmark = pytest.mark.backend
 NAMES = ["text_encoder", "diffusion_model", "image_encoder", "decoder"]

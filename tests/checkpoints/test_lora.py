@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 from keras_diffusion.architectures import SD14, SD21
 from keras_diffusion.checkpoints.lora import METADATA, changes, spellings, weights
 from keras_diffusion.checkpoints.names import rows
-from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
-from keras_diffusion.text_encoder import TextEncoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.text_encoder import TextEncoder
 
 from ..golden import lora
 

@@ -80,7 +80,7 @@ def weight(controlnet, name, shape):
 
 def tensors(case, name):
     """The contents of a ControlNet's file of weights, shapes by our table of names."""
-    from keras_diffusion.controlnet import ControlNet
+    from keras_diffusion.networks.controlnet import ControlNet
 
     network = ControlNet(
         architecture=case.architecture,

@@ -17,11 +17,11 @@ from keras_diffusion.checkpoints.files import KERAS_CV, keras_cv_file, new_file
 from keras_diffusion.checkpoints.loading import Part, Target, load, stored
 from keras_diffusion.checkpoints.names import NETWORKS
 from keras_diffusion.checkpoints.tensors import READABLE, read
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.text_encoder import TextEncoder
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.text_encoder import TextEncoder
 
 STATE = "optimizer/vars/"
 OPTIMIZER = ("optimizer/", "optimizer_weights/")  # what a trained network leaves in its file

@@ -7,11 +7,11 @@ from keras import ops
 
 from keras_diffusion.architectures import TINY, Level
 from keras_diffusion.checkpoints.names import LAYOUTS
-from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
-from keras_diffusion.layers import FeedForward, TransformerBlock, Upsample
+from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.layers import FeedForward, TransformerBlock, Upsample
 
-from .golden import comparison, networks
-from .golden.comparison import TOLERANCE, patching, setting, shows
+from ..golden import comparison, networks
+from ..golden.comparison import TOLERANCE, patching, setting, shows
 
 CASES = [case.name for case in networks.cases("diffusion_model")]
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import operations
-from keras_diffusion.layers import Attention
-from keras_diffusion.operations import attend, computing, convolve, feed, how_to
+from keras_diffusion.networks import operations
+from keras_diffusion.networks.layers import Attention
+from keras_diffusion.networks.operations import attend, computing, convolve, feed, how_to
 
-from .golden import networks
+from ..golden import networks
 
 pytestmark = pytest.mark.backend
 numpy = ops.convert_to_numpy

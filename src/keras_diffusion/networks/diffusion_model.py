@@ -4,8 +4,8 @@ import keras
 import numpy as np
 
 from keras_diffusion.architectures import SD14
-from keras_diffusion.flows import blocks, descend, embed_time
-from keras_diffusion.layers import GroupNorm, Join, Network, Upsample, construction, conv
+from keras_diffusion.networks.flows import blocks, descend, embed_time
+from keras_diffusion.networks.layers import GroupNorm, Join, Network, Upsample, construction, conv
 
 BRANCH = 0  # the skip connection at which features are deep: 0 is that of the first feature map
 

@@ -6,10 +6,10 @@ from keras import ops
 
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.names import LAYOUTS
-from keras_diffusion.text_encoder import ACTIVATIONS, EncoderLayer, TextEncoder
+from keras_diffusion.networks.text_encoder import ACTIVATIONS, EncoderLayer, TextEncoder
 
-from .golden import comparison, networks
-from .golden.comparison import TOLERANCE, patching, setting, shows
+from ..golden import comparison, networks
+from ..golden.comparison import TOLERANCE, patching, setting, shows
 
 CASES = [case.name for case in networks.cases("text_encoder")]
 

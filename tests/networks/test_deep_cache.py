@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import StableDiffusion, deep_cache, diffusion_model, noise
+from keras_diffusion import StableDiffusion, noise
 from keras_diffusion.architectures import TINY
-from keras_diffusion.controlnet import ControlNet, steered
-from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
-from keras_diffusion.layers import Join
+from keras_diffusion.networks import deep_cache, diffusion_model
+from keras_diffusion.networks.controlnet import ControlNet, steered
+from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.layers import Join
 from keras_diffusion.samplers import build, every
 
-from .golden import comparison, networks
+from ..golden import comparison, networks
 
 # Importing openvino forks, which JAX warns about once it runs.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")

@@ -2,7 +2,7 @@
 
 from keras import layers
 
-from keras_diffusion.layers import Downsample, ResidualBlock, SpatialTransformer, dense
+from keras_diffusion.networks.layers import Downsample, ResidualBlock, SpatialTransformer, dense
 
 
 def embed_time(shape, timestep):

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from keras_diffusion.architectures import SD14
-from keras_diffusion.layers import (
+from keras_diffusion.networks.layers import (
     Downsample,
     GroupNorm,
     Network,

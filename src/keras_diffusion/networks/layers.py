@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_diffusion.architectures import STORED, Architecture
 from keras_diffusion.memory import Gift, aligned
-from keras_diffusion.operations import how_to
+from keras_diffusion.networks.operations import how_to
 
 _initializer = ContextVar("kernel initializer", default="glorot_uniform")
 

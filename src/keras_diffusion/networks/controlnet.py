@@ -7,9 +7,9 @@ from keras import layers, ops
 
 from keras_diffusion.architectures import SD14
 from keras_diffusion.arguments import choice
-from keras_diffusion.flows import blocks, descend, embed_time
-from keras_diffusion.graphs import refuse_own_call
-from keras_diffusion.layers import Network, construction, conv, dense
+from keras_diffusion.networks.flows import blocks, descend, embed_time
+from keras_diffusion.networks.graphs import refuse_own_call
+from keras_diffusion.networks.layers import Network, construction, conv, dense
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 

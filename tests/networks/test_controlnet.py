@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_diffusion import controlnet, flows
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints import names
 from keras_diffusion.checkpoints.loading import targets
 from keras_diffusion.checkpoints.names import LAYOUTS
-from keras_diffusion.controlnet import ControlNet, steered
-from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks import controlnet, flows
+from keras_diffusion.networks.controlnet import ControlNet, steered
+from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
 
-from .golden import comparison, controlnets, networks
-from .golden.comparison import TOLERANCE, once
+from ..golden import comparison, controlnets, networks
+from ..golden.comparison import TOLERANCE, once
 
 CASES = {case.name: case for case in controlnets.CASES}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -5,10 +5,10 @@ import pytest
 from keras import ops
 
 from keras_diffusion.architectures import TINY
-from keras_diffusion.image_encoder import ImageEncoder
+from keras_diffusion.networks.image_encoder import ImageEncoder
 
-from .golden import comparison, networks
-from .golden.comparison import TOLERANCE, setting, shows
+from ..golden import comparison, networks
+from ..golden.comparison import TOLERANCE, setting, shows
 
 CASES = [case.name for case in networks.cases("image_encoder")]
 

@@ -5,12 +5,22 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import layers, memory
+from keras_diffusion import memory
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.names import rows
-from keras_diffusion.layers import Attention, GroupNorm, Upsample, construction, conv, dense, embedding, layer_norm
+from keras_diffusion.networks import layers
+from keras_diffusion.networks.layers import (
+    Attention,
+    GroupNorm,
+    Upsample,
+    construction,
+    conv,
+    dense,
+    embedding,
+    layer_norm,
+)
 
-from .golden import comparison, networks
+from ..golden import comparison, networks
 
 HALVES = {"mixed_float16": 0.01, "mixed_bfloat16": 0.05, "float16": 0.01, "bfloat16": 0.05}  # policy → relative error
 every_network = pytest.mark.parametrize("network", comparison.NETWORKS)

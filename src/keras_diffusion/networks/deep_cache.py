@@ -2,10 +2,10 @@
 
 import keras
 
-from keras_diffusion.controlnet import control
-from keras_diffusion.diffusion_model import BRANCH
-from keras_diffusion.graphs import refuse_own_call
-from keras_diffusion.layers import Network
+from keras_diffusion.networks.controlnet import control
+from keras_diffusion.networks.diffusion_model import BRANCH
+from keras_diffusion.networks.graphs import refuse_own_call
+from keras_diffusion.networks.layers import Network
 
 
 def split(diffusion_model, controlnets=()):

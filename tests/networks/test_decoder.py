@@ -3,11 +3,11 @@ import pytest
 from keras import ops
 
 from keras_diffusion.architectures import TINY
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.layers import ResidualBlock, SpatialAttention
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.layers import ResidualBlock, SpatialAttention
 
-from .golden import comparison, networks
-from .golden.comparison import TOLERANCE, patching, setting, shows
+from ..golden import comparison, networks
+from ..golden.comparison import TOLERANCE, patching, setting, shows
 
 CASES = [case.name for case in networks.cases("decoder")]
 
