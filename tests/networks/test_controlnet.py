@@ -11,9 +11,9 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints import names
 from keras_diffusion.checkpoints.loading import targets
 from keras_diffusion.checkpoints.names import LAYOUTS
-from keras_diffusion.networks import controlnet, flows
+from keras_diffusion.networks import controlnet
 from keras_diffusion.networks.controlnet import ControlNet, steered
-from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.diffusion_model import DiffusionModel, embed_time, timestep_embedding
 
 from ..golden import comparison, controlnets, networks
 from ..golden.comparison import TOLERANCE, once
@@ -121,7 +121,7 @@ CHANGES = {
     "nothing in the middle": (DiffusionModel, "steer", middle_left_out),
     "image padded otherwise": (layers, "ZeroPadding2D", lambda _, pad=layers.ZeroPadding2D: pad(((0, 1), (0, 1)))),
     "another activation": (layers, "Activation", lambda _, activation=layers.Activation: activation("relu")),
-    "no timestep": (controlnet, "embed_time", lambda shape, x: 0 * flows.embed_time(shape, x)),
+    "no timestep": (controlnet, "embed_time", lambda shape, x: 0 * embed_time(shape, x)),
 }
 
 

@@ -7,7 +7,7 @@ from keras import layers, ops
 
 from keras_diffusion.architectures import SD14
 from keras_diffusion.arguments import choice
-from keras_diffusion.networks.flows import blocks, descend, embed_time
+from keras_diffusion.networks.diffusion_model import blocks, descend, embed_time
 from keras_diffusion.networks.graphs import refuse_own_call
 from keras_diffusion.networks.layers import Network, construction, conv, dense
 
