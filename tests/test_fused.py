@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_diffusion.compilers import faster
 from keras_diffusion.networks import layers, operations
+from keras_diffusion.networks.network import construction
 
 from .golden import networks
 
@@ -44,7 +45,7 @@ def test_it_is_the_same(monkeypatch, fused, name, make, shape, dtype, limit):
     """In many parts, in some, and at once."""
     for constant in ("HIDDEN", "KERNEL"):
         monkeypatch.setattr(f"keras_diffusion.fused.{constant}", limit)
-    with layers.construction(dtype):
+    with construction(dtype):
         layer = make()
     layer.build(shape)
     for variable in layer.variables:

@@ -27,6 +27,7 @@ LEVELS = {
     "schedules": 0,
     "checkpoints.keras_names": 1,
     "checkpoints.names": 0,
+    "networks.network": 0.7,
     "networks.layers": 1,
     "solvers": 1,
     "winograd": 1.5,
@@ -67,6 +68,7 @@ NETWORKS = (
     "networks.image_encoder",
     "networks.controlnet",
     "networks.layers",
+    "networks.network",
     "networks.operations",
 )
 # Solvers, paths and URLs.

@@ -7,7 +7,8 @@ import pytest
 from keras_diffusion.architectures import TINY
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
-from keras_diffusion.networks.layers import Network, conv
+from keras_diffusion.networks.layers import conv
+from keras_diffusion.networks.network import Network
 
 from .golden import comparison, networks
 

@@ -9,7 +9,7 @@ from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import STORED, TINY
 from keras_diffusion.engine import Engine
 from keras_diffusion.networks.diffusion_model import DiffusionModel
-from keras_diffusion.networks.layers import construction
+from keras_diffusion.networks.network import construction
 from keras_diffusion.networks.text_encoder import TextEncoder
 
 pytestmark = [

@@ -7,6 +7,7 @@ from keras_diffusion.architectures import EMOJI
 from keras_diffusion.engine import Engine
 from keras_diffusion.networks import layers, operations
 from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.network import construction
 from keras_diffusion.winograd import winograd
 
 from .golden import networks
@@ -53,7 +54,7 @@ def test_what_does_not_pay_is_left_to_the_backend(shape, channels, options):
 
 
 def test_half_precision_is_left_to_the_backend():
-    with layers.construction("mixed_bfloat16"):
+    with construction("mixed_bfloat16"):
         layer = convolution(32, (1, 16, 16, 32))
     expected, out = both(layer, networks.uniform("x", (1, 16, 16, 32)))
     np.testing.assert_array_equal(out, expected)

@@ -9,7 +9,8 @@ from keras_diffusion.architectures import SD14
 from keras_diffusion.arguments import choice
 from keras_diffusion.networks.diffusion_model import blocks, descend, embed_time
 from keras_diffusion.networks.graphs import refuse_own_call
-from keras_diffusion.networks.layers import Network, construction, conv, dense
+from keras_diffusion.networks.layers import conv, dense
+from keras_diffusion.networks.network import Network, construction
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 

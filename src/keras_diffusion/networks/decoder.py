@@ -4,16 +4,8 @@ import keras
 from keras import layers
 
 from keras_diffusion.architectures import SD14
-from keras_diffusion.networks.layers import (
-    GroupNorm,
-    Network,
-    ResidualBlock,
-    SpatialAttention,
-    Upsample,
-    construction,
-    conv,
-    dense,
-)
+from keras_diffusion.networks.layers import GroupNorm, ResidualBlock, SpatialAttention, Upsample, conv, dense
+from keras_diffusion.networks.network import Network, construction
 
 
 @keras.saving.register_keras_serializable("keras_diffusion")

@@ -5,7 +5,7 @@ import keras
 from keras_diffusion.networks.controlnet import control
 from keras_diffusion.networks.diffusion_model import BRANCH
 from keras_diffusion.networks.graphs import refuse_own_call
-from keras_diffusion.networks.layers import Network
+from keras_diffusion.networks.network import Network
 
 
 def split(diffusion_model, controlnets=()):

@@ -9,14 +9,13 @@ from keras_diffusion.networks.layers import (
     Downsample,
     GroupNorm,
     Join,
-    Network,
     ResidualBlock,
     SpatialTransformer,
     Upsample,
-    construction,
     conv,
     dense,
 )
+from keras_diffusion.networks.network import Network, construction
 
 BRANCH = 0  # the skip connection at which features are deep: 0 is that of the first feature map
 

@@ -4,16 +4,8 @@ import keras
 from keras import layers
 
 from keras_diffusion.architectures import SD14
-from keras_diffusion.networks.layers import (
-    Downsample,
-    GroupNorm,
-    Network,
-    ResidualBlock,
-    SpatialAttention,
-    construction,
-    conv,
-    dense,
-)
+from keras_diffusion.networks.layers import Downsample, GroupNorm, ResidualBlock, SpatialAttention, conv, dense
+from keras_diffusion.networks.network import Network, construction
 
 
 @keras.saving.register_keras_serializable("keras_diffusion")

@@ -4,7 +4,8 @@ import keras
 from keras import layers, ops
 
 from keras_diffusion.architectures import SD14
-from keras_diffusion.networks.layers import Attention, Network, construction, dense, embedding, layer_norm
+from keras_diffusion.networks.layers import Attention, dense, embedding, layer_norm
+from keras_diffusion.networks.network import Network, construction
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
