@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import StableDiffusion, noise
+from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY, Level
 from keras_diffusion.compilers import faster, widest_flash_head
 from keras_diffusion.components import VAE_DTYPE
@@ -25,7 +25,8 @@ from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.layers import Attention, GroupNorm
 from keras_diffusion.networks.text_encoder import TextEncoder
-from keras_diffusion.samplers import COLUMNS, HISTORY, SAMPLERS, build
+from keras_diffusion.sampling import noise
+from keras_diffusion.sampling.samplers import COLUMNS, HISTORY, SAMPLERS, build
 
 # Importing openvino forks, which JAX warns about once it runs.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")

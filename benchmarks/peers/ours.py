@@ -10,7 +10,7 @@ DTYPES = {"float32": "float32", "float16": "mixed_float16", "stored": "float32_f
 def step(size, batch, dtype, jit_compile, **_):
     from keras_diffusion import DiffusionModel
     from keras_diffusion.engine import Conditions, Engine
-    from keras_diffusion.samplers import build
+    from keras_diffusion.sampling.samplers import build
 
     latents, context = arrays(size, batch)
     conditions = Conditions(context, np.full(batch, GUIDANCE, "float32"))

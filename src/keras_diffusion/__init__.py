@@ -7,7 +7,7 @@ from keras_diffusion.garbage import lasting
 __version__ = "0.1.0"
 
 _HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
-    "control": ("Control",),
+    "generation.controls": ("Control",),
     "networks.controlnet": ("ControlNet",),
     "networks.decoder": ("Decoder",),
     "networks.diffusion_model": ("DiffusionModel",),
@@ -27,7 +27,7 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
     "networks.image_encoder": ("ImageEncoder",),
     "stable_diffusion": ("StableDiffusion",),
     "networks.text_encoder": ("TextEncoder",),
-    "tokenizer": ("SimpleTokenizer",),
+    "prompts.tokenizer": ("SimpleTokenizer",),
 }
 _NETWORKS = {f"networks.{name}" for name in ("decoder", "diffusion_model", "image_encoder", "text_encoder")}
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

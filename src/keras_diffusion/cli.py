@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from keras_diffusion import __version__, metadata
+from keras_diffusion import __version__
 from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
 from keras_diffusion.errors import CheckpointError, NumericalError
-from keras_diffusion.metadata import FORMATS
+from keras_diffusion.images import metadata
+from keras_diffusion.images.metadata import FORMATS
 
 RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
 USUAL = (50, 7.5)
@@ -135,7 +136,7 @@ def generate(options):
 
 def recipe(options, model, call, seed):
     """What the file says about how the picture of a seed was made; refused here if the file cannot hold it."""
-    from keras_diffusion import samplers
+    from keras_diffusion.sampling import samplers
 
     call = call | {"seed": seed, "sampler": samplers.label(options.sampler or model.sampler)}
     about_model = {
@@ -144,7 +145,7 @@ def recipe(options, model, call, seed):
         "Prediction type": model.architecture.prediction_type,
         "Precision": options.dtype or "float32",
     }
-    settings = metadata.settings(model.img_width, model.img_height, **call)
+    settings = metadata.settings(model.img_width, model.img_height, __version__, **call)
     settings |= {name: value for name, value in about_model.items() if value}
     settings |= {} if options.sampler else metadata.MODELS_OWN
     metadata.to_text(settings)
@@ -168,9 +169,12 @@ def model_hash(preset):
 
 def check(options):
     """Refuses at once what would fail after Keras is imported, and returns the seed."""
-    from keras_diffusion import arguments, noise, prompts, samplers, tokenizer
+    from keras_diffusion import arguments
     from keras_diffusion.architectures import SD21
     from keras_diffusion.checkpoints import presets
+    from keras_diffusion.prompts import reading as prompts
+    from keras_diffusion.prompts import tokenizer
+    from keras_diffusion.sampling import noise, samplers
 
     presets.find(options.preset)
     arguments.batch_size("--batch-size", options.batch_size, 1)
@@ -234,7 +238,7 @@ def of_installation():
         import keras
     from keras_diffusion import compilers
     from keras_diffusion.checkpoints.presets import BUNDLED
-    from keras_diffusion.samplers import SAMPLERS
+    from keras_diffusion.sampling.samplers import SAMPLERS
 
     backend = keras.backend.backend()
     return {
@@ -255,7 +259,7 @@ def of_model(preset):
     presets.find(preset)
     with quiet():
         import keras  # noqa: F401
-    from keras_diffusion.scheduler_config import from_scheduler_config
+    from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
     found = presets.read(preset)
     parameters = {part: sum(tensor.size for tensor in found.tensors(part).values()) for part in files.WEIGHTS}

@@ -16,7 +16,7 @@ from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.text_encoder import TextEncoder
-from keras_diffusion.tokenizer import SimpleTokenizer
+from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 NETWORKS = {
     "text_encoder": TextEncoder,

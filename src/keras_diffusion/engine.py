@@ -22,7 +22,7 @@ from keras_diffusion.errors import NumericalError
 from keras_diffusion.memory import trim
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.operations import computing
-from keras_diffusion.solvers import HISTORY
+from keras_diffusion.sampling.solvers import HISTORY
 
 
 def encode(network, tokens):

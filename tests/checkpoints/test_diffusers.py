@@ -15,7 +15,7 @@ from keras_diffusion.checkpoints import folder
 from keras_diffusion.checkpoints.configs import to_diffusers
 from keras_diffusion.checkpoints.folder import DiffusersFolder
 from keras_diffusion.networks.diffusion_model import timestep_embedding
-from keras_diffusion.tokenizer import SimpleTokenizer
+from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")

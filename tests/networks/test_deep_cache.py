@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import StableDiffusion, noise
+from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
 from keras_diffusion.networks import deep_cache, diffusion_model
 from keras_diffusion.networks.controlnet import ControlNet, steered
 from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
 from keras_diffusion.networks.layers import Join
-from keras_diffusion.samplers import build, every
+from keras_diffusion.sampling import noise
+from keras_diffusion.sampling.samplers import build, every
 
 from ..golden import comparison, networks
 

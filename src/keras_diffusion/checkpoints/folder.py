@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from keras_diffusion import tokenizer
 from keras_diffusion.checkpoints import readers
 from keras_diffusion.checkpoints.configs import from_diffusers
 from keras_diffusion.checkpoints.files import CONFIGS, WEIGHTS, new_folder, read_json, weights, write_json
@@ -10,6 +9,7 @@ from keras_diffusion.checkpoints.loading import Part, load, wanted
 from keras_diffusion.checkpoints.names import NETWORKS, rows
 from keras_diffusion.checkpoints.saving import described, write_weights
 from keras_diffusion.errors import CorruptCheckpointError
+from keras_diffusion.prompts import tokenizer
 
 PREFIXES = {"text_encoder": "text_model."}  # of every name in a file; transformers 5 reads it and writes without it
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of the VAE

@@ -7,7 +7,7 @@ from PIL import Image
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
-from keras_diffusion.samplers import SAMPLERS
+from keras_diffusion.sampling.samplers import SAMPLERS
 
 pytestmark = pytest.mark.backend
 QUICK = {"num_steps": 4, "seed": 5, "verbose": 0}

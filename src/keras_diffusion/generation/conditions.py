@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_diffusion.engine import Conditions
-from keras_diffusion.prompts import equally_long
+from keras_diffusion.prompts.reading import equally_long
 
 
 def conditions(plan, known, architecture, encode_text, encode_image):

@@ -14,11 +14,11 @@ from keras_diffusion import Control, StableDiffusion
 from keras_diffusion.architectures import EMOJI, TINY
 from keras_diffusion.checkpoints.loading import stored, targets
 from keras_diffusion.checkpoints.names import controlnet
-from keras_diffusion.control import scales
+from keras_diffusion.generation.controls import scales
 from keras_diffusion.networks.controlnet import ControlNet
-from keras_diffusion.samplers import build
+from keras_diffusion.sampling.samplers import build
 
-from .golden import controlnets, networks
+from ..golden import controlnets, networks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CASE = controlnets.Case(networks.Case("diffusion_model", "tiny", TINY, ()), (4, 6, 8, 10), "rgb", 4)

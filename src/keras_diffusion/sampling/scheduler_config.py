@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from keras_diffusion.samplers import SAMPLERS, resolve
-from keras_diffusion.schedules import noise_schedule
+from keras_diffusion.sampling.samplers import SAMPLERS, resolve
+from keras_diffusion.sampling.schedules import noise_schedule
 
 # What a scheduler takes for the keys that its file leaves out.
 DEFAULTS = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "prediction_type": "epsilon"}

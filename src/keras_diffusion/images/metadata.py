@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_diffusion import __version__
-
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_TEXT = 32_000  # UTF-16 units; a JPEG has room for 32,700
 LARGEST_FILE = 2**28  # bytes
@@ -54,12 +52,13 @@ MEANT = {"Clip skip": "1", "Emphasis": "Original", "Long prompts": "chunk"}  # b
 OURS = {"negative_prompt": "", "clip_skip": 0, "prompt_weighting": False, "long_prompts": "error"}
 
 
-def settings(img_width, img_height, **arguments):
+def settings(img_width, img_height, version, **arguments):
     """Names the arguments of a call of `text_to_image` as A1111 does.
 
     Args:
         img_width: Width of the picture in pixels.
         img_height: Its height.
+        version: That of this package.
         **arguments: The other arguments that one picture has: of image i in a batch, the seed is seed + i. None counts
             as not given.
 
@@ -68,7 +67,7 @@ def settings(img_width, img_height, **arguments):
     """
     given = OURS | {name: value for name, value in arguments.items() if value is not None}
     named = {name: field.write(given[field.argument]) for name, field in FIELDS.items() if field.argument in given}
-    return named | {"Size": f"{img_width}x{img_height}", "Version": f"keras-diffusion {__version__}"}
+    return named | {"Size": f"{img_width}x{img_height}", "Version": f"keras-diffusion {version}"}
 
 
 def arguments(settings):

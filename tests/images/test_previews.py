@@ -2,9 +2,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_diffusion import StableDiffusion, previews
+from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
-from keras_diffusion.noise import starting_noise
+from keras_diffusion.images import previews
+from keras_diffusion.sampling.noise import starting_noise
 
 
 def test_an_affine_decoder_is_fitted_exactly():

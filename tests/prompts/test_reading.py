@@ -7,9 +7,9 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from keras_diffusion import prompts
 from keras_diffusion.architectures import SD14, SD21
-from keras_diffusion.tokenizer import SimpleTokenizer
+from keras_diffusion.prompts import reading as prompts
+from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 TOKENIZER = SimpleTokenizer()
 START, END = TOKENIZER.start_of_text, TOKENIZER.end_of_text
@@ -202,7 +202,7 @@ def test_truncation_quotes_what_is_cut(caplog):
     text = read("(a " * 1 + "a " * 74 + "dog) BREAK b", long_prompts="truncate")
     assert [list(row).index(END) - 1 for row in text.tokens] == [75, 1]
     (record,) = caplog.records
-    assert (record.name, record.levelno) == ("keras_diffusion.prompts", logging.WARNING)
+    assert (record.name, record.levelno) == ("keras_diffusion.prompts.reading", logging.WARNING)
     assert "ends before 'dog'" in record.getMessage()
 
 

@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_diffusion import arguments, images, noise, prompts
-from keras_diffusion.control import controls
+from keras_diffusion import arguments
+from keras_diffusion.generation.controls import controls
+from keras_diffusion.images import reading as images
 from keras_diffusion.networks.diffusion_model import DiffusionModel
-from keras_diffusion.samplers import Table, build
+from keras_diffusion.prompts import reading as prompts
+from keras_diffusion.sampling import noise
+from keras_diffusion.sampling.samplers import Table, build
 
 OUTPUTS = ("array", "pil", "latents")
 

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from keras_diffusion import tokenizer as module
-from keras_diffusion.tokenizer import SimpleTokenizer
+from keras_diffusion.prompts import tokenizer as module
+from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
-GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "tokenizer.json").read_text())
+GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "tokenizer.json").read_text())
 START, END = 49406, 49407
 
 

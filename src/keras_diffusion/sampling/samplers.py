@@ -33,10 +33,10 @@ from numbers import Real
 
 import numpy as np
 
-from keras_diffusion import solvers
 from keras_diffusion.arguments import choice, whole_number
-from keras_diffusion.schedules import SPACINGS, noise_levels, noise_schedule
-from keras_diffusion.solvers import COLUMNS, HISTORY, D, P, Q
+from keras_diffusion.sampling import solvers
+from keras_diffusion.sampling.schedules import SPACINGS, noise_levels, noise_schedule
+from keras_diffusion.sampling.solvers import COLUMNS, HISTORY, D, P, Q
 
 __all__ = ["COLUMNS", "HISTORY", "SAMPLERS", "SPACINGS", "Table", "build", "label", "noise_schedule", "resolve"]
 

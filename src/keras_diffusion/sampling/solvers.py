@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_diffusion.schedules import Levels
+from keras_diffusion.sampling.schedules import Levels
 
 HISTORY = 5  # of h: PNDM repeats a timestep, which pushes the oldest noise of its fourth order one row further back
 COLUMNS = ("t", "p", "q", "a", "d", *(f"b{j}" for j in range(HISTORY)))

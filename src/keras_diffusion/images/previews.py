@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_diffusion.noise import starting_noise
+from keras_diffusion.sampling.noise import starting_noise
 
 AREAS, SIDE = 64, 2  # plain areas to learn from: together a sixteenth of a 512×512 image
 

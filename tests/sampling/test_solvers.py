@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from keras_diffusion import solvers
-from keras_diffusion.schedules import Levels, noise_schedule
-from keras_diffusion.solvers import HISTORY, PLMS, A, B, D, T
+from keras_diffusion.sampling import solvers
+from keras_diffusion.sampling.schedules import Levels, noise_schedule
+from keras_diffusion.sampling.solvers import HISTORY, PLMS, A, B, D, T
 
 TRAINING = np.sqrt(1 / noise_schedule() - 1)
 

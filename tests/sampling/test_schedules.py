@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_diffusion import schedules
-from keras_diffusion.schedules import SPACINGS, noise_levels, noise_schedule
+from keras_diffusion.sampling import schedules
+from keras_diffusion.sampling.schedules import SPACINGS, noise_levels, noise_schedule
 
-FIXTURE = np.load(Path(__file__).parent / "golden" / "samplers.npz")
+FIXTURE = np.load(Path(__file__).parents[1] / "golden" / "samplers.npz")
 
 
 @pytest.mark.parametrize("i", range(len(FIXTURE["schedules"])))

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_diffusion.samplers import build
-from keras_diffusion.scheduler_config import from_scheduler_config
+from keras_diffusion.sampling.samplers import build
+from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
-spec = importlib.util.spec_from_file_location("make_samplers", Path(__file__).parent / "golden" / "make_samplers.py")
+SCRIPT = Path(__file__).parents[1] / "golden" / "make_samplers.py"
+spec = importlib.util.spec_from_file_location("make_samplers", SCRIPT)
 make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_diffusion import samplers
-from keras_diffusion.samplers import COLUMNS, HISTORY, SAMPLERS, build
+from keras_diffusion.sampling import samplers
+from keras_diffusion.sampling.samplers import COLUMNS, HISTORY, SAMPLERS, build
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 spec = importlib.util.spec_from_file_location("make_samplers", GOLDEN / "make_samplers.py")
 make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)

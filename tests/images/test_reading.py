@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_diffusion import images
+from keras_diffusion.images import reading as images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), "uint8")
 

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_diffusion.arguments import interval, number, shorten
-from keras_diffusion.images import pictures
+from keras_diffusion.images.reading import pictures
 from keras_diffusion.networks.controlnet import ControlNet
-from keras_diffusion.samplers import between
+from keras_diffusion.sampling.samplers import between
 
 
 class Control(NamedTuple):

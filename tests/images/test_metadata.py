@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from keras_diffusion import metadata
+from keras_diffusion.images import metadata
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), "uint8")
 FULL = metadata.settings(
     24,
     16,
+    "0.1.0",
     prompt="a slice of pizza",
     negative_prompt="blue",
     num_steps=25,
@@ -105,7 +106,7 @@ def test_arguments_are_those_that_were_given():
         "img_width": 24,
         "img_height": 16,
     }
-    plain = metadata.arguments(metadata.settings(8, 8, prompt="x", seed=1, sampler=None))
+    plain = metadata.arguments(metadata.settings(8, 8, "0.1.0", prompt="x", seed=1, sampler=None))
     assert plain == {
         "prompt": "x",
         "negative_prompt": "",

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from keras_diffusion import noise
+from keras_diffusion.sampling import noise
 
 SHAPE = (8, 6, 4)
 
