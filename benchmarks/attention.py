@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion.compilers import COMPILED, USUAL, WAYS
+from keras_diffusion.engines.choice import COMPILED, USUAL, WAYS
 from keras_diffusion.networks import layers, operations
 
 

@@ -236,8 +236,8 @@ def info(options):
 def of_installation():
     with quiet():
         import keras
-    from keras_diffusion import compilers
     from keras_diffusion.checkpoints.presets import BUNDLED
+    from keras_diffusion.engines import choice
     from keras_diffusion.sampling.samplers import SAMPLERS
 
     backend = keras.backend.backend()
@@ -247,7 +247,7 @@ def of_installation():
         "Keras": keras.__version__,
         "backend": f"{backend} {sys.modules[backend].__version__}",
         "device": str(keras.ops.zeros(()).device).rpartition("device:")[2].lower(),
-        "runs by": f"{compilers.best(*LARGE)} at 512×512, {compilers.best(0, 0)} for small models",
+        "runs by": f"{choice.best(*LARGE)} at 512×512, {choice.best(0, 0)} for small models",
         "presets": ", ".join(BUNDLED),
         "samplers": ", ".join(SAMPLERS),
     }

@@ -10,7 +10,7 @@ from keras_diffusion import arguments
 from keras_diffusion.architectures import Architecture
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.components import Components
-from keras_diffusion.engine import Engine, checksum
+from keras_diffusion.engines.engine import Engine, checksum
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.garbage import lasting
 from keras_diffusion.generation.conditions import conditions

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_diffusion import strips
 from keras_diffusion.architectures import TINY
-from keras_diffusion.engine import Engine
+from keras_diffusion.engines import strips
+from keras_diffusion.engines.engine import Engine
 from keras_diffusion.networks import operations
 from keras_diffusion.networks.decoder import Decoder
 
@@ -28,7 +28,7 @@ def sizes(monkeypatch):
         sizes.append(int(np.prod(x.shape)))
         return convolve(layer, x)
 
-    monkeypatch.setattr("keras_diffusion.engine.faster", lambda way: {"convolve": counting})
+    monkeypatch.setattr("keras_diffusion.engines.engine.faster", lambda way: {"convolve": counting})
     return sizes
 
 

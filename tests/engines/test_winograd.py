@@ -4,13 +4,13 @@ import pytest
 from keras import ops
 
 from keras_diffusion.architectures import EMOJI
-from keras_diffusion.engine import Engine
+from keras_diffusion.engines.engine import Engine
+from keras_diffusion.engines.winograd import winograd
 from keras_diffusion.networks import layers, operations
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.network import construction
-from keras_diffusion.winograd import winograd
 
-from .golden import networks
+from ..golden import networks
 
 pytestmark = pytest.mark.backend
 
@@ -63,7 +63,7 @@ def test_half_precision_is_left_to_the_backend():
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's XLA gains by it")
 def test_xla_uses_it(monkeypatch):
     used = []
-    monkeypatch.setattr("keras_diffusion.compilers.winograd", lambda *args: used.append(1) or winograd(*args))
+    monkeypatch.setattr("keras_diffusion.engines.choice.winograd", lambda *args: used.append(1) or winograd(*args))
     decoder, latents = Decoder(architecture=EMOJI), networks.uniform("x", (1, 16, 16, 4))
     plain = Engine(False).decode(decoder, latents)
     assert not used

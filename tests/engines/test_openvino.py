@@ -10,11 +10,11 @@ from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_em
 from keras_diffusion.networks.layers import conv
 from keras_diffusion.networks.network import Network
 
-from .golden import comparison, networks
+from ..golden import comparison, networks
 
 pytest.importorskip("openvino")
-from keras_diffusion import openvino
-from keras_diffusion.openvino import compile_network
+from keras_diffusion.engines import openvino
+from keras_diffusion.engines.openvino import compile_network
 
 # Importing openvino forks, which JAX warns about once it runs.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")

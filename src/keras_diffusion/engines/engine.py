@@ -16,8 +16,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion import strips
-from keras_diffusion.compilers import FROZEN, USUAL, WAYS, faster, keep, pick
+from keras_diffusion.engines import strips
+from keras_diffusion.engines.choice import FROZEN, USUAL, WAYS, faster, keep, pick
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.memory import trim
 from keras_diffusion.networks.diffusion_model import timestep_embedding
@@ -164,7 +164,7 @@ class Engine:
         jit_compile: True for XLA on TensorFlow and `torch.compile` on torch; False for TensorFlow's plain graph and
             eager torch. JAX compiles in any case. "openvino" has OpenVINO run the networks on the processor,
             whatever the backend; each is compiled for one shape at a time, and again when its weights have changed.
-            "auto" compiles where there is much to compute, as the table `compilers.AUTO` says, and is
+            "auto" compiles where there is much to compute, as the table `choice.AUTO` says, and is
             False elsewhere.
 
     Attributes:
@@ -208,7 +208,7 @@ class Engine:
         trim()
 
     def way(self, network, shape):
-        """How a network is run on an input of a shape (b, …): a name in `compilers.WAYS`."""
+        """How a network is run on an input of a shape (b, …): a name in `choice.WAYS`."""
         ways = self._ways.setdefault(network, {})
         if shape not in ways:
             ways[shape] = pick(self.jit_compile, network, shape)

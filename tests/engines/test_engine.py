@@ -14,10 +14,10 @@ from keras import ops
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY, Level
-from keras_diffusion.compilers import faster, widest_flash_head
 from keras_diffusion.components import VAE_DTYPE
-from keras_diffusion.engine import Conditions, Engine, Rows, checksum, decode
-from keras_diffusion.engine import denoise as stage
+from keras_diffusion.engines.choice import faster, widest_flash_head
+from keras_diffusion.engines.engine import Conditions, Engine, Rows, checksum, decode
+from keras_diffusion.engines.engine import denoise as stage
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.networks import operations
 from keras_diffusion.networks.decoder import Decoder
@@ -241,7 +241,7 @@ def program(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     def lower(capability, stage, network, *inputs):
-        monkeypatch.setattr("keras_diffusion.compilers.compute_capability", lambda: capability)
+        monkeypatch.setattr("keras_diffusion.engines.choice.compute_capability", lambda: capability)
         monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
         monkeypatch.setattr(
             cudnn, "check_compute_capability", lambda least: capability >= tuple(map(int, least.split(".")))
@@ -406,7 +406,7 @@ def test_openvino_serves_many_threads(openvino):
 
 
 def test_openvino_must_be_installed(monkeypatch):
-    monkeypatch.setattr("keras_diffusion.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("keras_diffusion.engines.engine.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install openvino"):
         Engine("openvino")
 
@@ -423,7 +423,7 @@ def graphs(monkeypatch):
     torch, graphs = pytest.importorskip("torch"), []
     monkeypatch.setattr(torch, "compile", lambda graph, dynamic: graphs.append(graph) or graph)
     if keras.backend.backend() == "torch":
-        monkeypatch.setattr("keras_diffusion.fused.ONEDNN", False)
+        monkeypatch.setattr("keras_diffusion.engines.torch.ONEDNN", False)
     return graphs
 
 

@@ -3,8 +3,8 @@
 import keras
 import pytest
 
-from keras_diffusion import compilers
 from keras_diffusion.architectures import TINY
+from keras_diffusion.engines import choice
 from keras_diffusion.networks.controlnet import ControlNet, steered
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 
@@ -20,27 +20,27 @@ def network():
 
 
 def pick(monkeypatch, network, jit_compile="auto", installed=(), enough=0.0):
-    monkeypatch.setattr(compilers, "find_spec", lambda name: name in installed or None)
-    monkeypatch.setattr(compilers, "device", lambda: "cpu")
-    monkeypatch.setattr(compilers, "AUTO", {(BACKEND, "cpu"): {"openvino": enough, "inductor": 10 * enough}})
-    return compilers.pick(jit_compile, network, SHAPE)
+    monkeypatch.setattr(choice, "find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr(choice, "device", lambda: "cpu")
+    monkeypatch.setattr(choice, "AUTO", {(BACKEND, "cpu"): {"openvino": enough, "inductor": 10 * enough}})
+    return choice.pick(jit_compile, network, SHAPE)
 
 
 def test_small_work_is_not_compiled(monkeypatch, network):
-    enough = 2 * compilers.count_parameters(network) * 64 * 64
-    assert pick(monkeypatch, network, installed=["openvino"], enough=enough) == compilers.USUAL[BACKEND]
+    enough = 2 * choice.count_parameters(network) * 64 * 64
+    assert pick(monkeypatch, network, installed=["openvino"], enough=enough) == choice.USUAL[BACKEND]
 
 
 def test_the_first_that_is_installed_is_taken(monkeypatch, network):
     pytest.importorskip("openvino")
     assert pick(monkeypatch, network, installed=["openvino"]) == "openvino"
     assert pick(monkeypatch, network) == "inductor"
-    assert pick(monkeypatch, network, enough=compilers.count_parameters(network) * 64 * 32) == compilers.USUAL[BACKEND]
+    assert pick(monkeypatch, network, enough=choice.count_parameters(network) * 64 * 32) == choice.USUAL[BACKEND]
 
 
 def test_openvino_needs_memory(monkeypatch, network):
     pytest.importorskip("openvino")
-    needed = compilers.OPENVINO_NEEDS * compilers.count_parameters(network)
+    needed = choice.OPENVINO_NEEDS * choice.count_parameters(network)
     monkeypatch.setattr("keras_diffusion.memory.physical", lambda: needed)
     assert pick(monkeypatch, network, installed=["openvino"]) == "openvino"
     monkeypatch.setattr("keras_diffusion.memory.physical", lambda: needed - 1)
@@ -60,12 +60,12 @@ def test_what_openvino_does_not_know_it_does_not_get(monkeypatch, network):
 
 
 def test_what_is_asked_for_is_taken(monkeypatch, network):
-    assert pick(monkeypatch, network, jit_compile=False) == compilers.USUAL[BACKEND]
-    assert pick(monkeypatch, network, jit_compile=True) == compilers.COMPILED[BACKEND]
+    assert pick(monkeypatch, network, jit_compile=False) == choice.USUAL[BACKEND]
+    assert pick(monkeypatch, network, jit_compile=True) == choice.COMPILED[BACKEND]
     assert pick(monkeypatch, network, jit_compile="openvino") == "openvino"
 
 
 def test_every_way_has_a_function():
-    ways = {way for row in compilers.AUTO.values() for way in row}
-    assert ways | {*compilers.USUAL.values(), *compilers.COMPILED.values()} <= set(compilers.WAYS)
-    assert compilers.faster("graph") == {}
+    ways = {way for row in choice.AUTO.values() for way in row}
+    assert ways | {*choice.USUAL.values(), *choice.COMPILED.values()} <= set(choice.WAYS)
+    assert choice.faster("graph") == {}

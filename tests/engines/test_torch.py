@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion.compilers import faster
+from keras_diffusion.engines.choice import faster
 from keras_diffusion.networks import layers, operations
 from keras_diffusion.networks.network import construction
 
-from .golden import networks
+from ..golden import networks
 
 pytestmark = [
     pytest.mark.backend,
@@ -44,7 +44,7 @@ def test_everything_is_replaced(fused):
 def test_it_is_the_same(monkeypatch, fused, name, make, shape, dtype, limit):
     """In many parts, in some, and at once."""
     for constant in ("HIDDEN", "KERNEL"):
-        monkeypatch.setattr(f"keras_diffusion.fused.{constant}", limit)
+        monkeypatch.setattr(f"keras_diffusion.engines.torch.{constant}", limit)
     with construction(dtype):
         layer = make()
     layer.build(shape)

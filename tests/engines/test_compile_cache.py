@@ -4,24 +4,24 @@ import keras
 import numpy as np
 import pytest
 
-from keras_diffusion import caches
 from keras_diffusion.architectures import TINY
-from keras_diffusion.engine import Engine
+from keras_diffusion.engines import compile_cache
+from keras_diffusion.engines.engine import Engine
 from keras_diffusion.networks.decoder import Decoder
 
 
 @pytest.fixture
 def chosen(monkeypatch, tmp_path):
-    monkeypatch.setenv(caches.SETTING, str(tmp_path / "compiled"))
+    monkeypatch.setenv(compile_cache.SETTING, str(tmp_path / "compiled"))
     return tmp_path / "compiled"
 
 
 def test_a_folder_for_each_version_and_processor(chosen, monkeypatch):
-    folders = [caches.folder("keras")]
-    monkeypatch.setattr(caches, "_version", lambda package: "0")
-    folders.append(caches.folder("keras"))
-    monkeypatch.setattr(caches, "_processor", lambda: "another")
-    folders += [caches.folder("keras"), caches.folder("numpy")]
+    folders = [compile_cache.folder("keras")]
+    monkeypatch.setattr(compile_cache, "_version", lambda package: "0")
+    folders.append(compile_cache.folder("keras"))
+    monkeypatch.setattr(compile_cache, "_processor", lambda: "another")
+    folders += [compile_cache.folder("keras"), compile_cache.folder("numpy")]
     assert len(set(folders)) == 4
     assert all(folder.is_dir() and folder.parent == chosen for folder in folders)
     assert folders[0].stat().st_mode & 0o077 == 0  # what lies there is run
@@ -29,18 +29,19 @@ def test_a_folder_for_each_version_and_processor(chosen, monkeypatch):
 
 def test_it_is_in_the_users_cache_unless_told(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(caches.SETTING)
-    assert caches.folder("keras").parent == tmp_path / "keras-diffusion" / "compiled"
-    monkeypatch.setenv(caches.SETTING, "0")
-    assert caches.folder("keras") is None
+    monkeypatch.delenv(compile_cache.SETTING)
+    assert compile_cache.folder("keras").parent == tmp_path / "keras-diffusion" / "compiled"
+    monkeypatch.setenv(compile_cache.SETTING, "0")
+    assert compile_cache.folder("keras") is None
 
 
 def test_no_folder_where_none_can_be_made_or_there_is_no_room(chosen, monkeypatch):
     chosen.write_text("a file")
-    assert caches.folder("keras") is None
+    assert compile_cache.folder("keras") is None
     chosen.unlink()
-    monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: caches.shutil._ntuple_diskusage(1, 1, 0))
-    assert caches.folder("keras") is None
+    full = compile_cache.shutil._ntuple_diskusage(1, 1, 0)
+    monkeypatch.setattr(compile_cache.shutil, "disk_usage", lambda path: full)
+    assert compile_cache.folder("keras") is None
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="about JAX")
@@ -71,7 +72,7 @@ def test_other_backends_are_told_where(chosen, monkeypatch):
     import os
 
     assert str(chosen) in os.environ.pop(name)
-    monkeypatch.setenv(caches.SETTING, "")
+    monkeypatch.setenv(compile_cache.SETTING, "")
     Engine()
     assert name not in os.environ
 
@@ -84,6 +85,6 @@ def test_openvino_keeps_what_it_compiles_where_it_is_told(chosen, monkeypatch):
     np.testing.assert_array_equal(first, again)
     (kept,) = chosen.glob("openvino-*/*.blob")
     kept.unlink()
-    monkeypatch.setenv(caches.SETTING, "")
+    monkeypatch.setenv(compile_cache.SETTING, "")
     Engine("openvino").decode(decoder, latents)
     assert not any(chosen.glob("openvino-*/*.blob"))

@@ -10,10 +10,10 @@ import numpy as np
 import openvino
 from openvino import opset13 as ov
 
-from keras_diffusion import caches
+from keras_diffusion.engines import compile_cache
+from keras_diffusion.engines.winograd import BY_FOUR, BY_TWO, TAPS
 from keras_diffusion.networks import layers
 from keras_diffusion.networks.text_encoder import ACTIVATIONS, EncoderLayer
-from keras_diffusion.winograd import BY_FOUR, BY_TWO, TAPS
 
 PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 TO_INSIDE, TO_OUTSIDE = (0, 3, 1, 2), (0, 2, 3, 1)
@@ -52,7 +52,7 @@ def compile_network(network, shapes):
 def compiled(model, precision):
     """Compiles a model to a function of a list of arrays that returns such a list."""
     hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-    if caches.chosen() and (folder := caches.folder("openvino")):
+    if compile_cache.chosen() and (folder := compile_cache.folder("openvino")):
         hints["CACHE_DIR"] = str(folder)
         for i, operation in enumerate(model.get_ordered_ops()):  # it is found again by names, which count up else
             operation.set_friendly_name(str(i))

@@ -13,11 +13,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion import caches, memory
+from keras_diffusion import memory
+from keras_diffusion.engines import compile_cache
+from keras_diffusion.engines.winograd import winograd
 from keras_diffusion.garbage import lasting
 from keras_diffusion.networks import graphs
 from keras_diffusion.networks.operations import attend, project
-from keras_diffusion.winograd import winograd
 
 
 def graph(stage, network, traced, jit_compile=False):
@@ -120,7 +121,7 @@ def inductor(stage, network, traced):
 
 def openvino(stage, network, traced):
     """Has OpenVINO run the network, and the backend the little arithmetic around it."""
-    from keras_diffusion.openvino import compile_network
+    from keras_diffusion.engines.openvino import compile_network
 
     compiled_for = compiled = None
     turn = Lock()  # of the threads: what is compiled computes one thing at a time, on all cores
@@ -165,7 +166,7 @@ KEPT_BY_DEFAULT = ("jax",)
 def keep():
     """Has the backend keep what it compiles for the next process, unless it was told where before."""
     backend = keras.backend.backend()
-    if (backend in KEPT_BY_DEFAULT or caches.chosen()) and (folder := caches.folder(backend)):
+    if (backend in KEPT_BY_DEFAULT or compile_cache.chosen()) and (folder := compile_cache.folder(backend)):
         KEEP[backend](folder)
 
 
@@ -218,7 +219,7 @@ def _openvino_serves(parameters, network):
         return False
     if network is None:
         return True
-    from keras_diffusion.openvino import LOWERINGS
+    from keras_diffusion.engines.openvino import LOWERINGS
 
     nodes = graphs.nodes(network)
     return bool(nodes) and all(type(node.operation) in LOWERINGS for node in nodes)
@@ -256,7 +257,7 @@ def faster(way):
     Winograd's convolutions were measured to be faster under TensorFlow's XLA on processors; JAX loses a tenth by them.
     """
     if way in ("eager", "inductor"):
-        from keras_diffusion.fused import FUSED
+        from keras_diffusion.engines.torch import FUSED
 
         return FUSED if way == "eager" else {**FUSED, "project": project}  # torch.compile fails on oneDNN's operation
     if way == "jit":
