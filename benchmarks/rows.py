@@ -15,7 +15,8 @@ import numpy as np
 from peers import ours
 
 from keras_diffusion import DiffusionModel
-from keras_diffusion.engines.engine import Conditions, Engine
+from keras_diffusion.engines.engine import Engine
+from keras_diffusion.engines.stages import Conditions
 from keras_diffusion.networks.deep_cache import split
 from keras_diffusion.sampling.samplers import between, build, every
 

@@ -87,7 +87,7 @@ def test_a_graph_converts_weights_in_turn():
     """All of them at the start would be the memory of float32 and half as much again."""
     import tensorflow as tf
 
-    from keras_diffusion.engines.choice import _in_turn
+    from keras_diffusion.engines.tensorflow import _in_turn
 
     network = TextEncoder(architecture=TINY, dtype="float32_from_float16")
     step = tf.function(_in_turn(network)).get_concrete_function([tf.zeros((1, 77), "int32")] * 2)

@@ -9,7 +9,8 @@ DTYPES = {"float32": "float32", "float16": "mixed_float16", "stored": "float32_f
 
 def step(size, batch, dtype, jit_compile, **_):
     from keras_diffusion import DiffusionModel
-    from keras_diffusion.engines.engine import Conditions, Engine
+    from keras_diffusion.engines.engine import Engine
+    from keras_diffusion.engines.stages import Conditions
     from keras_diffusion.sampling.samplers import build
 
     latents, context = arrays(size, batch)

@@ -15,9 +15,10 @@ from keras import ops
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY, Level
 from keras_diffusion.components import VAE_DTYPE
-from keras_diffusion.engines.choice import faster, widest_flash_head
-from keras_diffusion.engines.engine import Conditions, Engine, Rows, checksum, decode
-from keras_diffusion.engines.engine import denoise as stage
+from keras_diffusion.engines.choice import faster
+from keras_diffusion.engines.engine import Engine, checksum
+from keras_diffusion.engines.stages import Conditions, Rows, decode
+from keras_diffusion.engines.stages import denoise as stage
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.networks import operations
 from keras_diffusion.networks.decoder import Decoder
@@ -225,11 +226,14 @@ CARDS = {  # compute capability, and the widths of heads that cuDNN attends over
 }
 
 
+@only_jax
 @pytest.mark.parametrize(
     ("capability", "width"),
     [((0, 0), 0), ((7, 0), 0), ((7, 5), 0), ((8, 0), 128), ((8, 9), 128), ((9, 0), 256), ((10, 0), 256)],
 )
 def test_which_cards_have_flash_attention(capability, width):
+    from keras_diffusion.engines.jax import widest_flash_head
+
     assert widest_flash_head(capability) == width
 
 
@@ -241,7 +245,7 @@ def program(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     def lower(capability, stage, network, *inputs):
-        monkeypatch.setattr("keras_diffusion.engines.choice.compute_capability", lambda: capability)
+        monkeypatch.setattr("keras_diffusion.engines.jax.compute_capability", lambda: capability)
         monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
         monkeypatch.setattr(
             cudnn, "check_compute_capability", lambda least: capability >= tuple(map(int, least.split(".")))

@@ -63,7 +63,7 @@ def test_half_precision_is_left_to_the_backend():
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's XLA gains by it")
 def test_xla_uses_it(monkeypatch):
     used = []
-    monkeypatch.setattr("keras_diffusion.engines.choice.winograd", lambda *args: used.append(1) or winograd(*args))
+    monkeypatch.setattr("keras_diffusion.engines.tensorflow.winograd", lambda *args: used.append(1) or winograd(*args))
     decoder, latents = Decoder(architecture=EMOJI), networks.uniform("x", (1, 16, 16, 4))
     plain = Engine(False).decode(decoder, latents)
     assert not used

@@ -4,11 +4,24 @@ import hashlib
 import os
 import platform
 import shutil
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import keras
+
 SETTING = "KERAS_DIFFUSION_COMPILE_CACHE"
 ROOM = 2**30  # bytes that must be free: some compilers fail where they cannot write
+# TensorFlow cannot do without its folder once it has it, and names what it keeps by a number that depends on all that
+# was traced before; torch keeps what it compiles anyway. OpenVINO would write all weights, once for each size.
+KEPT_BY_DEFAULT = ("jax",)
+
+
+def keep():
+    """Has the backend keep what it compiles for the next process, unless it was told where before."""
+    backend = keras.backend.backend()
+    if (backend in KEPT_BY_DEFAULT or chosen()) and (path := folder(backend)):
+        import_module(f"{__package__}.{backend}").keep(path)
 
 
 def chosen():

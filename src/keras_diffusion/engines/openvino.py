@@ -4,10 +4,12 @@ Inside a graph feature maps are (b, c, h, w) and tokens (b, n, c); inputs and ou
 """
 
 from functools import partial, reduce
+from threading import Lock
 
 import keras
 import numpy as np
-import openvino
+from keras import ops
+from openvino import Core, Model
 from openvino import opset13 as ov
 
 from keras_diffusion.engines import compile_cache
@@ -21,6 +23,29 @@ TO_INSIDE, TO_OUTSIDE = (0, 3, 1, 2), (0, 2, 3, 1)
 # maps do not stay in a processor's cache while their tiles are taken.
 FEWEST_TILES, FEWEST_CHANNELS, LARGEST_MAP = 64, 32, 2**23
 ONCE = "context"  # the input that is the same at every step of an image; its keys and values are a hundredth of a step
+
+
+def openvino(stage, network, traced):
+    """Has OpenVINO run the network, and the backend the little arithmetic around it."""
+    compiled_for = compiled = None
+    turn = Lock()  # of the threads: what is compiled computes one thing at a time, on all cores
+
+    def predict(inputs):
+        nonlocal compiled_for, compiled
+        arrays = [np.ascontiguousarray(ops.convert_to_numpy(x)) for x in keras.tree.flatten(inputs)]
+        shapes = [array.shape for array in arrays]
+        with turn:
+            if compiled_for != shapes:
+                traced()
+                compiled_for, compiled = shapes, compile_network(network, shapes)
+            outputs = compiled(*arrays)
+        return keras.tree.map_structure(ops.convert_to_tensor, outputs)
+
+    return lambda *inputs: stage(predict, *inputs)
+
+
+def faster(way):
+    return {}
 
 
 def compile_network(network, shapes):
@@ -43,7 +68,7 @@ def compile_network(network, shapes):
     inputs = [transpose(x, TO_INSIDE) if is_map(x) else x.output(0) for x in parameters]
     outputs = network._run_through_graph(inputs, operation_fn=lambda layer: partial(lower, layer))
     results = [transpose(x, TO_OUTSIDE) if is_map(x) else x for x in keras.tree.flatten(outputs)]
-    model, precision = openvino.Model(results, parameters, network.name), PRECISIONS[network.layers[-1].compute_dtype]
+    model, precision = Model(results, parameters, network.name), PRECISIONS[network.layers[-1].compute_dtype]
     run = in_two(model, precision) if ONCE in [x.name for x in network.inputs] else compiled(model, precision)
     structure = keras.tree.map_structure(lambda _: None, outputs)  # and not the graph, which holds all weights
     return lambda *arrays: keras.tree.pack_sequence_as(structure, run(arrays))
@@ -58,7 +83,7 @@ def compiled(model, precision):
             operation.set_friendly_name(str(i))
         for i, output in enumerate(model.outputs):
             output.get_tensor().set_names({f"output {i}"})
-    run = openvino.Core().compile_model(model, "CPU", hints)
+    run = Core().compile_model(model, "CPU", hints)
     return lambda arrays: list(run(arrays).values())
 
 
@@ -82,8 +107,8 @@ def in_two(model, precision):
             taker.replace_source_output(given[-1].output(0))
     index = [x.get_friendly_name() for x in parameters].index(ONCE)
     once = parameters.pop(index)
-    first = compiled(openvino.Model(kept, [once], ONCE), precision)
-    rest = compiled(openvino.Model(model.get_results(), [*parameters, *given], model.get_friendly_name()), precision)
+    first = compiled(Model(kept, [once], ONCE), precision)
+    rest = compiled(Model(model.get_results(), [*parameters, *given], model.get_friendly_name()), precision)
     known = values = None
 
     def run(arrays):

@@ -1,17 +1,68 @@
-"""What torch computes in fewer passes over memory, and in less of it, than by Keras' operations one after the other.
+"""Runs a stage with torch, eagerly or compiled; layers compute in fewer passes over memory than by Keras' operations.
 
-For layers that are called without gradients; the arguments are those of the functions in `operations`.
+These are for layers that are called without gradients; the arguments are those of the functions in `operations`.
 """
 
+import os
+
+import keras
 import torch
 from keras import ops
 from torch.nn import functional
+
+from keras_diffusion.networks import graphs, operations
 
 HIDDEN = 2**22  # hidden values of a feed-forward layer in memory at a time: 16 MB
 # Weights of a convolution that are reordered at a time, 32 MB: of as much as that, glibc gives every time new memory,
 # which the system first fills with zeros.
 KERNEL = 2**23
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def eager(stage, network, traced):
+    network = graphs.Walk(network)
+
+    @torch.no_grad()
+    def run(*inputs):
+        return stage(network, *inputs)
+
+    return run
+
+
+def inductor(stage, network, traced):
+    """Has `torch.compile` see operations alone: it cannot follow Keras' layers, and gives up on most of them."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    run, compiled = eager(stage, network, traced), {}
+
+    @torch.no_grad()
+    def call(*inputs):
+        leaves = keras.tree.flatten(inputs)
+        shapes, given = tuple(x if x is None else x.shape for x in leaves), [x for x in leaves if x is not None]
+
+        def by_values(values, given):
+            given = iter(given)
+            arrays = keras.tree.map_structure(lambda x: x if x is None else next(given), inputs)
+            with keras.StatelessScope(zip(network.variables, values, strict=True)):
+                return run(*arrays)
+
+        values = [variable.value for variable in network.variables]
+        if shapes not in compiled:
+            traced()
+            graph = make_fx(by_values, tracing_mode="fake")(values, given)  # without computing
+            compiled[shapes] = torch.compile(graph, dynamic=False)
+        return compiled[shapes](values, given)
+
+    return call
+
+
+def faster(way):
+    """`FUSED`; but torch.compile fails on oneDNN's operation."""
+    return FUSED if way == "eager" else {**FUSED, "project": operations.project}
+
+
+def keep(folder):
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def attend(layer, query, key, value):

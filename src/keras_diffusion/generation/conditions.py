@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_diffusion.engines.engine import Conditions
+from keras_diffusion.engines.stages import Conditions
 from keras_diffusion.prompts.reading import equally_long
 
 
