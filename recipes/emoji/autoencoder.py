@@ -15,7 +15,7 @@ import training
 from keras import ops
 
 from keras_diffusion import architectures
-from keras_diffusion.checkpoints.folder import DiffusersFolder
+from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.image_encoder import ImageEncoder
 

@@ -15,7 +15,7 @@ import training
 from keras import ops
 
 from keras_diffusion import architectures
-from keras_diffusion.checkpoints.folder import DiffusersFolder
+from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
 from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer

@@ -39,7 +39,7 @@ def __getattr__(name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with lasting():
         if _HOME_OF[name] in _NETWORKS:
-            import_module(f"{__name__}.checkpoints.hdf5")  # lets them read files
+            import_module(f"{__name__}.checkpoints.layouts.keras_files")  # lets them read files
         return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 

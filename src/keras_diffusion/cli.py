@@ -155,7 +155,8 @@ def recipe(options, model, call, seed):
 @cache
 def model_hash(preset):
     """The first ten digits of the SHA-256 of the diffusion model's file, where it has a file of its own."""
-    from keras_diffusion.checkpoints import files, presets
+    from keras_diffusion.checkpoints import presets
+    from keras_diffusion.checkpoints.layouts import files
 
     digest = hashlib.sha256()
     try:
@@ -203,7 +204,8 @@ def check(options):
 
 def convert(options):
     """Write a model as a folder in diffusers layout, or as one .safetensors file in the original (LDM) layout."""
-    from keras_diffusion.checkpoints import files, presets
+    from keras_diffusion.checkpoints import presets
+    from keras_diffusion.checkpoints.layouts import files
 
     single = options.output.suffix.lower() == ".safetensors"
     if options.output.suffix.lower() in OTHER_FILES:
@@ -254,7 +256,8 @@ def of_installation():
 
 
 def of_model(preset):
-    from keras_diffusion.checkpoints import files, presets
+    from keras_diffusion.checkpoints import presets
+    from keras_diffusion.checkpoints.layouts import files
 
     presets.find(preset)
     with quiet():

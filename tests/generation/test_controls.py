@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from keras_diffusion import Control, StableDiffusion
 from keras_diffusion.architectures import EMOJI, TINY
-from keras_diffusion.checkpoints.loading import stored, targets
-from keras_diffusion.checkpoints.names import controlnet
+from keras_diffusion.checkpoints.mapping.loading import stored, targets
+from keras_diffusion.checkpoints.mapping.names import controlnet
 from keras_diffusion.generation.controls import scales
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.sampling.samplers import build

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_diffusion.architectures import EMOJI, TINY
-from keras_diffusion.checkpoints.configs import to_diffusers
-from keras_diffusion.checkpoints.names import LAYOUTS, controlnet
+from keras_diffusion.checkpoints.layouts.diffusers_configs import to_diffusers
+from keras_diffusion.checkpoints.mapping.names import LAYOUTS, controlnet
 
 try:
     from . import networks

@@ -8,9 +8,9 @@ import pytest
 from keras import layers, ops
 
 from keras_diffusion.architectures import TINY
-from keras_diffusion.checkpoints import names
-from keras_diffusion.checkpoints.loading import targets
-from keras_diffusion.checkpoints.names import LAYOUTS
+from keras_diffusion.checkpoints.mapping import names
+from keras_diffusion.checkpoints.mapping.loading import targets
+from keras_diffusion.checkpoints.mapping.names import LAYOUTS
 from keras_diffusion.networks import controlnet
 from keras_diffusion.networks.controlnet import ControlNet, steered
 from keras_diffusion.networks.diffusion_model import DiffusionModel, embed_time, timestep_embedding

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_diffusion import memory
 from keras_diffusion.architectures import TINY
-from keras_diffusion.checkpoints.names import rows
+from keras_diffusion.checkpoints.mapping.names import rows
 from keras_diffusion.networks import layers
 from keras_diffusion.networks.layers import Attention, GroupNorm, Upsample, conv, dense, embedding, layer_norm
 from keras_diffusion.networks.network import construction

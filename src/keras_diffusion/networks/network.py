@@ -50,8 +50,8 @@ class Network(keras.Model):
     """A functional model whose configuration is its constructor's arguments.
 
     Attributes:
-        reader: What `load_weights` calls, with the network and a path: `checkpoints/hdf5.py` sets it, so that networks
-            know no files. Without it, Keras' own is called.
+        reader: What `load_weights` calls, with the network and a path: `checkpoints/layouts/keras_files.py` sets
+            it, so that networks know no files. Without it, Keras' own is called.
     """
 
     reader = None
