@@ -5,14 +5,14 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_diffusion.checkpoints.formats.tensors import DTYPES, Tensor, blocks, largest, magnitude, number, single
+from keras_diffusion.checkpoints.mapping.deferred import fill
 from keras_diffusion.checkpoints.mapping.names import LAYOUTS, NETWORKS, rows
 from keras_diffusion.errors import CheckpointMismatchError
 from keras_diffusion.memory import Gift, aligned
@@ -146,7 +146,7 @@ def load(parts, mismatched=()):
                 kept.append((target.variable, [values]))
         if mismatched:
             raise mismatch(parts, missing, unexpected, mismatched)
-        _fill(kept)
+        fill(kept)
         list(pool.map(_replace, again))
 
 
@@ -155,27 +155,6 @@ def _examined(pair):
     name, tensor, target = pair
     values, top = (None, largest(tensor)) if target.variable._value is not None else _converted(tensor, target)
     return [f"{name}: {reason}" for reason in unfit(top, target.variable.dtype)], values
-
-
-def _fill(pairs):
-    """Gives variables without values their first, each from a list of one, which does not keep it.
-
-    Keras initializes them at the end of a scope, here with values from the file instead of zeros.
-    """
-    before = [(variable, variable._initializer) for variable, _ in pairs]
-    for variable, values in pairs:
-        variable._initializer = partial(_taken, values)
-    try:
-        with keras.StatelessScope():
-            pass
-    except BaseException:
-        for variable, initializer in before:
-            variable._value, variable._initializer = None, initializer
-        raise
-
-
-def _taken(values, shape, dtype):
-    return ops.convert_to_tensor(Gift(values.pop()), dtype)
 
 
 def _replace(pair):
