@@ -17,7 +17,7 @@ LEVELS = {
     "arguments": -1,  # checks that every module may use
     "errors": 0,
     "prompts.tokenizer": 0,
-    "garbage": -1,  # the collector of it
+    "startup": -1,
     "memory": 0,
     "networks.operations": 0.5,
     "engines.torch": 2.7,

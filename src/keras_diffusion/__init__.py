@@ -2,8 +2,6 @@
 
 from importlib import import_module
 
-from keras_diffusion.garbage import lasting
-
 __version__ = "0.1.0"
 
 _HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
@@ -37,10 +35,9 @@ __all__ = sorted(_HOME_OF)
 def __getattr__(name):
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with lasting():
-        if _HOME_OF[name] in _NETWORKS:
-            import_module(f"{__name__}.checkpoints.layouts.keras_files")  # lets them read files
-        return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    if _HOME_OF[name] in _NETWORKS:
+        import_module(f"{__name__}.checkpoints.layouts.keras_files")  # lets them read files
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 
 def __dir__():

@@ -16,6 +16,7 @@ from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
 from keras_diffusion.errors import CheckpointError, NumericalError
 from keras_diffusion.images import metadata
 from keras_diffusion.images.metadata import FORMATS
+from keras_diffusion.startup import paused_gc
 
 RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
 USUAL = (50, 7.5)
@@ -103,9 +104,7 @@ def generate(options):
     if options.seed is None:
         print(f"seed {seed} (--seed {seed} makes the same again)", file=sys.stderr)
     show(f"loading {options.preset}")
-    with quiet():
-        from keras_diffusion import StableDiffusion
-    model = StableDiffusion(options.height, options.width, options.jit_compile, options.dtype, options.preset)
+    model = load(options.height, options.width, options.jit_compile, options.dtype, options.preset)
     steps, guidance = RECOMMENDED.get(model.architecture.name, USUAL)
     steps = steps if options.steps is None else options.steps
     call = {
@@ -213,9 +212,7 @@ def convert(options):
     presets.find(options.preset)
     files.vacant(options.output, folder=not single)
     show(f"loading {options.preset}")
-    with quiet():
-        from keras_diffusion import StableDiffusion
-    model = StableDiffusion(preset=options.preset, prediction_type=options.prediction_type, ema=options.ema)
+    model = load(preset=options.preset, prediction_type=options.prediction_type, ema=options.ema)
     show(f"writing {options.output}")
     (model.export_checkpoint if single else model.save_to_preset)(options.output, options.dtype)
     show("")
@@ -274,6 +271,14 @@ def of_model(preset):
         "prediction type": found.architecture.prediction_type,
         "sampler": from_scheduler_config(found.scheduler_config)[0],
     }
+
+
+def load(*arguments, **options):
+    """Builds the `StableDiffusion` of these arguments."""
+    with paused_gc():
+        with quiet():
+            from keras_diffusion import StableDiffusion
+        return StableDiffusion(*arguments, **options)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from keras_diffusion.checkpoints import presets
 from keras_diffusion.components import Components
 from keras_diffusion.engines.engine import Engine, checksum
 from keras_diffusion.errors import GenerationCancelled
-from keras_diffusion.garbage import lasting
 from keras_diffusion.generation.conditions import conditions
 from keras_diffusion.generation.controls import scales
 from keras_diffusion.generation.request import plan, read
@@ -68,7 +67,6 @@ class StableDiffusion(Components):
         images = model.text_to_image("a slice of pizza", batch_size=3, seed=42)  # uint8 (3, 64, 64, 3)
     """
 
-    @lasting()
     def __init__(
         self,
         img_height=None,

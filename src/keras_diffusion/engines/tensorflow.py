@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from keras_diffusion.engines.choice import device
 from keras_diffusion.engines.winograd import winograd
-from keras_diffusion.garbage import lasting
 from keras_diffusion.networks import graphs
 
 
@@ -25,8 +24,7 @@ def graph(stage, network, traced, jit_compile=False):
     def call(*inputs):
         shapes = tuple(x if x is None else x.shape for x in keras.tree.flatten(inputs))
         if shapes not in concrete:
-            with lasting():
-                concrete[shapes] = run.get_concrete_function(*inputs)
+            concrete[shapes] = run.get_concrete_function(*inputs)
         return concrete[shapes](*inputs)
 
     return call
