@@ -13,9 +13,11 @@ import time
 import numpy as np
 from peers import ours
 
-from keras_diffusion import DiffusionModel, operations
-from keras_diffusion.engine import Conditions, Engine
-from keras_diffusion.samplers import build
+from keras_diffusion import DiffusionModel
+from keras_diffusion.engines.engine import Engine
+from keras_diffusion.engines.stages import Conditions
+from keras_diffusion.networks import operations
+from keras_diffusion.sampling.samplers import build
 
 ENGINES = {"plain": False, "graph": "auto", "xla": True, "openvino": "openvino"}  # name → jit_compile
 

@@ -15,9 +15,10 @@ import numpy as np
 from peers import ours
 
 from keras_diffusion import DiffusionModel
-from keras_diffusion.deep_cache import split
-from keras_diffusion.engine import Conditions, Engine
-from keras_diffusion.samplers import between, build, every
+from keras_diffusion.engines.engine import Engine
+from keras_diffusion.engines.stages import Conditions
+from keras_diffusion.networks.deep_cache import split
+from keras_diffusion.sampling.samplers import between, build, every
 
 PLAIN = {"sampler": "ddim", "num_steps": 50, "interval": (0, 1), "n": 1}
 FAST = {"sampler": "dpmpp_2m", "num_steps": 20}

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from keras_diffusion import StableDiffusion
-from keras_diffusion.images import pad, pictures
+from keras_diffusion.images.reading import pad, pictures
 
 model = StableDiffusion.from_preset("emoji")
 settings = {"num_steps": 25, "unconditional_guidance_scale": 3.0, "seed": 4}

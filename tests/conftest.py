@@ -26,9 +26,9 @@ if os.environ["KERAS_BACKEND"] == "jax" and "JAX_COMPILATION_CACHE_DIR" not in o
 
 # Modules that compute with Keras: every test of theirs carries the marker `backend`.
 COMPUTING = {
-    "caches",
-    "compilers",
-    "control",
+    "choice",
+    "compile_cache",
+    "controls",
     "controlnet",
     "decoder",
     "deep_cache",

@@ -6,10 +6,10 @@ import pytest
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
-from keras_diffusion.checkpoints import names
-from keras_diffusion.diffusion_model import timestep_embedding
-from keras_diffusion.layers import SpatialTransformer, dense
-from keras_diffusion.operations import computing, how_to
+from keras_diffusion.checkpoints.mapping import names
+from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.layers import SpatialTransformer, dense
+from keras_diffusion.networks.operations import computing, how_to
 
 from .golden import comparison, networks
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_diffusion import __version__, architectures, cli, metadata, stable_diffusion
+from keras_diffusion import __version__, architectures, cli, stable_diffusion
 from keras_diffusion.errors import CorruptCheckpointError, NumericalError
-from keras_diffusion.samplers import SAMPLERS
+from keras_diffusion.images import metadata
+from keras_diffusion.sampling.samplers import SAMPLERS
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), "uint8")
 SIGNATURE = inspect.signature(stable_diffusion.StableDiffusion.text_to_image)

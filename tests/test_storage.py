@@ -7,10 +7,10 @@ from keras import ops
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import STORED, TINY
-from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.engine import Engine
-from keras_diffusion.layers import construction
-from keras_diffusion.text_encoder import TextEncoder
+from keras_diffusion.engines.engine import Engine
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.network import construction
+from keras_diffusion.networks.text_encoder import TextEncoder
 
 pytestmark = [
     pytest.mark.backend,
@@ -87,7 +87,7 @@ def test_a_graph_converts_weights_in_turn():
     """All of them at the start would be the memory of float32 and half as much again."""
     import tensorflow as tf
 
-    from keras_diffusion.compilers import _in_turn
+    from keras_diffusion.engines.tensorflow import _in_turn
 
     network = TextEncoder(architecture=TINY, dtype="float32_from_float16")
     step = tf.function(_in_turn(network)).get_concrete_function([tf.zeros((1, 77), "int32")] * 2)

@@ -10,10 +10,10 @@ import pytest
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.tokenizer import SimpleTokenizer
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 pytestmark = pytest.mark.backend
 QUICK = {"num_steps": 2, "verbose": 0, "seed": 0}

@@ -11,8 +11,9 @@ DTYPES = {"float32": "float32", "float16": "mixed_float16", "stored": "float32_f
 
 def step(size, batch, dtype, jit_compile, **_):
     from keras_diffusion import DiffusionModel
-    from keras_diffusion.engine import Conditions, Engine
-    from keras_diffusion.samplers import build
+    from keras_diffusion.engines.engine import Engine
+    from keras_diffusion.engines.stages import Conditions
+    from keras_diffusion.sampling.samplers import build
 
     latents, context = arrays(size, batch)
     conditions = Conditions(context, np.full(batch, GUIDANCE, "float32"))
@@ -23,7 +24,7 @@ def step(size, batch, dtype, jit_compile, **_):
 
 def decode(size, batch, jit_compile, **_):
     from keras_diffusion import Decoder
-    from keras_diffusion.engine import Engine
+    from keras_diffusion.engines.engine import Engine
 
     engine, decoder, (latents, _) = Engine(jit_compile), Decoder(), arrays(size, batch)
     return lambda: engine.decode(decoder, latents)
@@ -31,7 +32,7 @@ def decode(size, batch, jit_compile, **_):
 
 def encode(batch, dtype, jit_compile, **_):
     from keras_diffusion import TextEncoder
-    from keras_diffusion.engine import Engine
+    from keras_diffusion.engines.engine import Engine
 
     engine, encoder = Engine(jit_compile), TextEncoder(dtype=DTYPES[dtype])
     return lambda: engine.encode(encoder, np.zeros((batch, LENGTH), "int32"))

@@ -15,9 +15,9 @@ import training
 from keras import ops
 
 from keras_diffusion import architectures
-from keras_diffusion.checkpoints.folder import DiffusersFolder
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.image_encoder import ImageEncoder
+from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.image_encoder import ImageEncoder
 
 BATCH = 32
 

@@ -15,11 +15,11 @@ import training
 from keras import ops
 
 from keras_diffusion import architectures
-from keras_diffusion.checkpoints.folder import DiffusersFolder
-from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
-from keras_diffusion.schedules import noise_schedule
-from keras_diffusion.text_encoder import TextEncoder
-from keras_diffusion.tokenizer import SimpleTokenizer
+from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
+from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.text_encoder import TextEncoder
+from keras_diffusion.prompts.tokenizer import SimpleTokenizer
+from keras_diffusion.sampling.schedules import noise_schedule
 
 BATCH = 32  # small: the pictures are learned by heart, and updates count for more than their noise
 ARCHITECTURE = architectures.EMOJI

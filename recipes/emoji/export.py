@@ -8,11 +8,11 @@ import argparse
 import numpy as np
 
 from keras_diffusion import architectures
-from keras_diffusion.checkpoints import folder
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.text_encoder import TextEncoder
+from keras_diffusion.checkpoints.layouts import diffusers_folder
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.text_encoder import TextEncoder
 
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",
@@ -49,7 +49,7 @@ def main():
     for name, network in networks.items():
         for variable in network.variables:
             variable.assign(weights[f"{name}/{variable.path}"])
-    folder.save(
+    diffusers_folder.save(
         arguments.output, architectures.EMOJI, dtype="float16", scheduler_config=SCHEDULER, **networks
     )
 

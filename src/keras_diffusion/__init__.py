@@ -2,15 +2,13 @@
 
 from importlib import import_module
 
-from keras_diffusion.garbage import lasting
-
 __version__ = "0.1.0"
 
 _HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
-    "control": ("Control",),
-    "controlnet": ("ControlNet",),
-    "decoder": ("Decoder",),
-    "diffusion_model": ("DiffusionModel",),
+    "generation.controls": ("Control",),
+    "networks.controlnet": ("ControlNet",),
+    "networks.decoder": ("Decoder",),
+    "networks.diffusion_model": ("DiffusionModel",),
     "errors": (
         "CheckpointError",
         "CheckpointMismatchError",
@@ -24,12 +22,12 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
         "OfflineError",
         "UnsafeCheckpointError",
     ),
-    "image_encoder": ("ImageEncoder",),
+    "networks.image_encoder": ("ImageEncoder",),
     "stable_diffusion": ("StableDiffusion",),
-    "text_encoder": ("TextEncoder",),
-    "tokenizer": ("SimpleTokenizer",),
+    "networks.text_encoder": ("TextEncoder",),
+    "prompts.tokenizer": ("SimpleTokenizer",),
 }
-_NETWORKS = {"decoder", "diffusion_model", "image_encoder", "text_encoder"}
+_NETWORKS = {f"networks.{name}" for name in ("decoder", "diffusion_model", "image_encoder", "text_encoder")}
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
 
@@ -37,10 +35,9 @@ __all__ = sorted(_HOME_OF)
 def __getattr__(name):
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with lasting():
-        if _HOME_OF[name] in _NETWORKS:
-            import_module(f"{__name__}.checkpoints.hdf5")  # lets them read files
-        return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    if _HOME_OF[name] in _NETWORKS:
+        import_module(f"{__name__}.checkpoints.layouts.keras_files")  # lets them read files
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 
 def __dir__():

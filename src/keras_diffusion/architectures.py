@@ -1,7 +1,7 @@
 """The shapes of the supported models, as data.
 
 One frozen dataclass per network and one table. The configuration files of a diffusers folder describe the same shapes;
-`checkpoints/configs.py` translates in both directions.
+`checkpoints/layouts/diffusers_configs.py` translates in both directions.
 """
 
 from dataclasses import asdict, dataclass, replace

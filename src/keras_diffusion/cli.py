@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from keras_diffusion import __version__, metadata
+from keras_diffusion import __version__
 from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
 from keras_diffusion.errors import CheckpointError, NumericalError
-from keras_diffusion.metadata import FORMATS
+from keras_diffusion.images import metadata
+from keras_diffusion.images.metadata import FORMATS
+from keras_diffusion.startup import paused_gc
 
 RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
 USUAL = (50, 7.5)
@@ -102,9 +104,7 @@ def generate(options):
     if options.seed is None:
         print(f"seed {seed} (--seed {seed} makes the same again)", file=sys.stderr)
     show(f"loading {options.preset}")
-    with quiet():
-        from keras_diffusion import StableDiffusion
-    model = StableDiffusion(options.height, options.width, options.jit_compile, options.dtype, options.preset)
+    model = load(options.height, options.width, options.jit_compile, options.dtype, options.preset)
     steps, guidance = RECOMMENDED.get(model.architecture.name, USUAL)
     steps = steps if options.steps is None else options.steps
     call = {
@@ -135,7 +135,7 @@ def generate(options):
 
 def recipe(options, model, call, seed):
     """What the file says about how the picture of a seed was made; refused here if the file cannot hold it."""
-    from keras_diffusion import samplers
+    from keras_diffusion.sampling import samplers
 
     call = call | {"seed": seed, "sampler": samplers.label(options.sampler or model.sampler)}
     about_model = {
@@ -144,7 +144,7 @@ def recipe(options, model, call, seed):
         "Prediction type": model.architecture.prediction_type,
         "Precision": options.dtype or "float32",
     }
-    settings = metadata.settings(model.img_width, model.img_height, **call)
+    settings = metadata.settings(model.img_width, model.img_height, __version__, **call)
     settings |= {name: value for name, value in about_model.items() if value}
     settings |= {} if options.sampler else metadata.MODELS_OWN
     metadata.to_text(settings)
@@ -154,7 +154,8 @@ def recipe(options, model, call, seed):
 @cache
 def model_hash(preset):
     """The first ten digits of the SHA-256 of the diffusion model's file, where it has a file of its own."""
-    from keras_diffusion.checkpoints import files, presets
+    from keras_diffusion.checkpoints import presets
+    from keras_diffusion.checkpoints.layouts import files
 
     digest = hashlib.sha256()
     try:
@@ -168,9 +169,12 @@ def model_hash(preset):
 
 def check(options):
     """Refuses at once what would fail after Keras is imported, and returns the seed."""
-    from keras_diffusion import arguments, noise, prompts, samplers, tokenizer
+    from keras_diffusion import arguments
     from keras_diffusion.architectures import SD21
     from keras_diffusion.checkpoints import presets
+    from keras_diffusion.prompts import reading as prompts
+    from keras_diffusion.prompts import tokenizer
+    from keras_diffusion.sampling import noise, samplers
 
     presets.find(options.preset)
     arguments.batch_size("--batch-size", options.batch_size, 1)
@@ -199,7 +203,8 @@ def check(options):
 
 def convert(options):
     """Write a model as a folder in diffusers layout, or as one .safetensors file in the original (LDM) layout."""
-    from keras_diffusion.checkpoints import files, presets
+    from keras_diffusion.checkpoints import presets
+    from keras_diffusion.checkpoints.layouts import files
 
     single = options.output.suffix.lower() == ".safetensors"
     if options.output.suffix.lower() in OTHER_FILES:
@@ -207,9 +212,7 @@ def convert(options):
     presets.find(options.preset)
     files.vacant(options.output, folder=not single)
     show(f"loading {options.preset}")
-    with quiet():
-        from keras_diffusion import StableDiffusion
-    model = StableDiffusion(preset=options.preset, prediction_type=options.prediction_type, ema=options.ema)
+    model = load(preset=options.preset, prediction_type=options.prediction_type, ema=options.ema)
     show(f"writing {options.output}")
     (model.export_checkpoint if single else model.save_to_preset)(options.output, options.dtype)
     show("")
@@ -232,9 +235,9 @@ def info(options):
 def of_installation():
     with quiet():
         import keras
-    from keras_diffusion import compilers
     from keras_diffusion.checkpoints.presets import BUNDLED
-    from keras_diffusion.samplers import SAMPLERS
+    from keras_diffusion.engines import choice
+    from keras_diffusion.sampling.samplers import SAMPLERS
 
     backend = keras.backend.backend()
     return {
@@ -243,19 +246,20 @@ def of_installation():
         "Keras": keras.__version__,
         "backend": f"{backend} {sys.modules[backend].__version__}",
         "device": str(keras.ops.zeros(()).device).rpartition("device:")[2].lower(),
-        "runs by": f"{compilers.best(*LARGE)} at 512×512, {compilers.best(0, 0)} for small models",
+        "runs by": f"{choice.best(*LARGE)} at 512×512, {choice.best(0, 0)} for small models",
         "presets": ", ".join(BUNDLED),
         "samplers": ", ".join(SAMPLERS),
     }
 
 
 def of_model(preset):
-    from keras_diffusion.checkpoints import files, presets
+    from keras_diffusion.checkpoints import presets
+    from keras_diffusion.checkpoints.layouts import files
 
     presets.find(preset)
     with quiet():
         import keras  # noqa: F401
-    from keras_diffusion.scheduler_config import from_scheduler_config
+    from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
     found = presets.read(preset)
     parameters = {part: sum(tensor.size for tensor in found.tensors(part).values()) for part in files.WEIGHTS}
@@ -267,6 +271,14 @@ def of_model(preset):
         "prediction type": found.architecture.prediction_type,
         "sampler": from_scheduler_config(found.scheduler_config)[0],
     }
+
+
+def load(*arguments, **options):
+    """Builds the `StableDiffusion` of these arguments."""
+    with paused_gc():
+        with quiet():
+            from keras_diffusion import StableDiffusion
+        return StableDiffusion(*arguments, **options)
 
 
 @contextmanager

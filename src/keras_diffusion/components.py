@@ -8,15 +8,17 @@ import keras
 
 from keras_diffusion import arguments
 from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES, STORED, Architecture
-from keras_diffusion.checkpoints import folder, presets, single_file, textual_inversion
-from keras_diffusion.checkpoints.controlnet import ControlNetFolder
-from keras_diffusion.checkpoints.fusion import Loras
-from keras_diffusion.controlnet import ControlNet
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.text_encoder import TextEncoder
-from keras_diffusion.tokenizer import SimpleTokenizer
+from keras_diffusion.checkpoints import presets
+from keras_diffusion.checkpoints.adapters import textual_inversion
+from keras_diffusion.checkpoints.adapters.lora_fusion import Loras
+from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
+from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
+from keras_diffusion.networks.controlnet import ControlNet
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.text_encoder import TextEncoder
+from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 NETWORKS = {
     "text_encoder": TextEncoder,
@@ -136,7 +138,7 @@ class Components:
             ValueError: If `dtype` is another one, a weight is not finite in it, or the model has learned words, for
                 which the folder has no place: save it before `load_textual_inversion`.
         """
-        self._save(folder.save, path, dtype)
+        self._save(diffusers_folder.save, path, dtype)
 
     def export_checkpoint(self, path, dtype="float32"):
         """Writes the model as one safetensors file in the original (LDM) layout, which most other tools load.

@@ -6,21 +6,23 @@ import keras
 import numpy as np
 from PIL import Image
 
-from keras_diffusion import arguments, noise, previews, prompts
+from keras_diffusion import arguments
 from keras_diffusion.architectures import Architecture
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.components import Components
-from keras_diffusion.conditions import conditions
-from keras_diffusion.control import scales
-from keras_diffusion.controlnet import steered
-from keras_diffusion.deep_cache import split
-from keras_diffusion.engine import Engine, checksum
+from keras_diffusion.engines.engine import Engine, checksum
 from keras_diffusion.errors import GenerationCancelled
-from keras_diffusion.garbage import lasting
-from keras_diffusion.plan import plan, read
-from keras_diffusion.safety import refuse_flagged
-from keras_diffusion.samplers import between, every
-from keras_diffusion.scheduler_config import from_scheduler_config
+from keras_diffusion.generation.conditions import conditions
+from keras_diffusion.generation.controls import scales
+from keras_diffusion.generation.request import plan, read
+from keras_diffusion.images import previews
+from keras_diffusion.images.safety import refuse_flagged
+from keras_diffusion.networks.controlnet import steered
+from keras_diffusion.networks.deep_cache import split
+from keras_diffusion.prompts import reading as prompts
+from keras_diffusion.sampling import noise
+from keras_diffusion.sampling.samplers import between, every
+from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
 
 class StableDiffusion(Components):
@@ -65,7 +67,6 @@ class StableDiffusion(Components):
         images = model.text_to_image("a slice of pizza", batch_size=3, seed=42)  # uint8 (3, 64, 64, 3)
     """
 
-    @lasting()
     def __init__(
         self,
         img_height=None,

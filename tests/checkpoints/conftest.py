@@ -19,11 +19,11 @@ from keras_diffusion.architectures import (
     Level,
     TextEncoderShape,
 )
-from keras_diffusion.checkpoints import folder
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.text_encoder import TextEncoder
+from keras_diffusion.checkpoints.layouts import diffusers_folder
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.text_encoder import TextEncoder
 
 CLASSES = {
     "text_encoder": TextEncoder,
@@ -75,7 +75,7 @@ def networks(small, build):
 def saved(networks, small, tmp_path_factory):
     """Their folder, not to be changed."""
     path = tmp_path_factory.mktemp("saved") / "small"
-    folder.save(path, small, **networks)
+    diffusers_folder.save(path, small, **networks)
     return path
 
 

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from keras_diffusion.checkpoints import datasets, pickles, safetensors
+from keras_diffusion.checkpoints.formats import hdf5_file, pickle_file, safetensors
 
-READERS = {"pickles": pickles.index, "safetensors": safetensors.index, "datasets": datasets.index}
+READERS = {"pickles": pickle_file.index, "safetensors": safetensors.index, "datasets": hdf5_file.index}
 MEMORY = 64 << 20  # bytes that reading a file may take
 SECONDS = 10  # of processor time, after which the system ends this process
 

@@ -11,11 +11,11 @@ from keras_diffusion.architectures import (
     Level,
     TextEncoderShape,
 )
-from keras_diffusion.checkpoints import folder
-from keras_diffusion.checkpoints.configs import to_diffusers
-from keras_diffusion.checkpoints.folder import DiffusersFolder
-from keras_diffusion.diffusion_model import timestep_embedding
-from keras_diffusion.tokenizer import SimpleTokenizer
+from keras_diffusion.checkpoints.layouts import diffusers_folder
+from keras_diffusion.checkpoints.layouts.diffusers_configs import to_diffusers
+from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
+from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -66,7 +66,7 @@ def pipeline(architecture, tmp_path_factory):
     torch.manual_seed(0)
     configs = to_diffusers(architecture)
     path = tmp_path_factory.mktemp("tokenizer")
-    folder.write_tokenizer(path, configs["tokenizer"], architecture.text_encoder.length)
+    diffusers_folder.write_tokenizer(path, configs["tokenizer"], architecture.text_encoder.length)
     networks = {
         "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
         "unet": UNet2DConditionModel.from_config(configs["unet"]),
@@ -156,7 +156,7 @@ def test_computes_what_the_writer_computes(pipeline, networks, architecture, inp
 def test_diffusers_computes_what_the_writer_here_computes(pipeline, networks, architecture, inputs, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    folder.save(tmp_path / "model", architecture, **networks)
+    diffusers_folder.save(tmp_path / "model", architecture, **networks)
     read = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
 
     before = {**pipeline.unet.state_dict(), **pipeline.vae.state_dict(), **pipeline.text_encoder.state_dict()}
@@ -175,7 +175,7 @@ def test_diffusers_computes_what_the_writer_here_computes(pipeline, networks, ar
 def test_diffusers_reads_bfloat16(pipeline, networks, architecture, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    folder.save(tmp_path / "model", architecture, dtype="bfloat16", **networks)
+    diffusers_folder.save(tmp_path / "model", architecture, dtype="bfloat16", **networks)
     read = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None, torch_dtype=torch.bfloat16)
     for part in ("unet", "vae", "text_encoder"):
         after = getattr(read, part).state_dict()
@@ -187,7 +187,7 @@ def test_diffusers_tokenizes_alike(networks, architecture, tmp_path):
     from transformers import CLIPTokenizer
 
     shape = architecture.text_encoder
-    folder.write_tokenizer(tmp_path, to_diffusers(architecture)["tokenizer"], shape.length)
+    diffusers_folder.write_tokenizer(tmp_path, to_diffusers(architecture)["tokenizer"], shape.length)
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
     prompts = ["", "a slice of Pizza, 3 don'ts", "naïve café 🍕"]
     tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="np").input_ids

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from keras_diffusion.architectures import ARCHITECTURES
-from keras_diffusion.checkpoints import presets, single_file, sources
+from keras_diffusion.checkpoints import presets
+from keras_diffusion.checkpoints.download import sources
+from keras_diffusion.checkpoints.layouts import single_file
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError, OfflineError
 
 

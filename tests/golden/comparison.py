@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.text_encoder import TextEncoder
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.text_encoder import TextEncoder
 
 from . import networks
 

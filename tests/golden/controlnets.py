@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_diffusion.architectures import EMOJI, TINY
-from keras_diffusion.checkpoints.configs import to_diffusers
-from keras_diffusion.checkpoints.names import LAYOUTS, controlnet
+from keras_diffusion.checkpoints.layouts.diffusers_configs import to_diffusers
+from keras_diffusion.checkpoints.mapping.names import LAYOUTS, controlnet
 
 try:
     from . import networks
@@ -80,7 +80,7 @@ def weight(controlnet, name, shape):
 
 def tensors(case, name):
     """The contents of a ControlNet's file of weights, shapes by our table of names."""
-    from keras_diffusion.controlnet import ControlNet
+    from keras_diffusion.networks.controlnet import ControlNet
 
     network = ControlNet(
         architecture=case.architecture,

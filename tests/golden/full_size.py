@@ -18,10 +18,10 @@ import networks
 import numpy as np
 
 from keras_diffusion.architectures import ARCHITECTURES
-from keras_diffusion.decoder import Decoder
-from keras_diffusion.diffusion_model import DiffusionModel, timestep_embedding
-from keras_diffusion.image_encoder import ImageEncoder
-from keras_diffusion.text_encoder import TextEncoder
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.text_encoder import TextEncoder
 
 NETWORKS = {
     "text_encoder": TextEncoder,

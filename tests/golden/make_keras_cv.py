@@ -28,7 +28,7 @@ import tf_keras
 
 import keras_diffusion
 from keras_diffusion.architectures import SD14, SD21_BASE
-from keras_diffusion.checkpoints import hdf5
+from keras_diffusion.checkpoints.layouts import keras_files
 
 FIXTURE = Path(__file__).parent / "keras_cv.npz"
 PACKAGE = "keras_cv.src.models.stable_diffusion"
@@ -165,7 +165,7 @@ def deviation(name, network):
         }[name.partition("/")[2]]
         expected, found = (keras.ops.convert_to_numpy(model(inputs)) for model in (network, ours))
         for file in ("ours.weights.h5", "ours.h5"):
-            hdf5.write(f"{folder}/{file}", ours)
+            keras_files.write(f"{folder}/{file}", ours)
             for variable in network.weights:
                 variable.assign(np.zeros(variable.shape))
             network.load_weights(f"{folder}/{file}")

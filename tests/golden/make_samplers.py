@@ -192,7 +192,7 @@ def schedule(**config):
 
 
 def main():
-    from keras_diffusion import samplers
+    from keras_diffusion.sampling import samplers
 
     results = {}
     for case in cases():

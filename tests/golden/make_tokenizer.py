@@ -25,7 +25,7 @@ import unicodedata
 HERE = pathlib.Path(__file__).parent
 PACKAGE = HERE.parents[1] / "src" / "keras_diffusion"
 FIXTURE = HERE / "tokenizer.json"
-TABLE = PACKAGE / "assets" / "bpe_simple_vocab_16e6.txt.gz"
+TABLE = PACKAGE / "prompts" / "assets" / "bpe_simple_vocab_16e6.txt.gz"
 NUM_MERGES = 48894
 
 

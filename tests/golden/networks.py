@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_diffusion import architectures
 from keras_diffusion.architectures import EMOJI, AutoencoderShape, DiffusionModelShape, Level, TextEncoderShape
-from keras_diffusion.checkpoints.names import LAYOUTS, rows
+from keras_diffusion.checkpoints.mapping.names import LAYOUTS, rows
 
 HERE = Path(__file__).parent
 WRITERS = re.compile(

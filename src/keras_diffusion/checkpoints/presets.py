@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from keras_diffusion.checkpoints import download
-from keras_diffusion.checkpoints.files import CONFIGS, KERAS_CV, WEIGHTS, is_keras_cv
-from keras_diffusion.checkpoints.sources import BUNDLED, FOLDER, source
+from keras_diffusion.checkpoints.download import fetch
+from keras_diffusion.checkpoints.download.sources import BUNDLED, FOLDER, source
+from keras_diffusion.checkpoints.layouts.files import CONFIGS, KERAS_CV, WEIGHTS, is_keras_cv
 from keras_diffusion.errors import CheckpointMismatchError, OfflineError
 
 INDEX = CONFIGS["model_index"][0]
@@ -31,9 +31,9 @@ def read(name_or_path, prediction_type=None, ema=False):
         CheckpointError: If it is damaged, hostile or of another family, or has no moving averages and `ema` is set.
         TypeError, ValueError, DownloadError: If there is no such model, see `find`.
     """
-    from keras_diffusion.checkpoints.folder import DiffusersFolder  # these three import Keras
-    from keras_diffusion.checkpoints.hdf5 import KerasCVFolder
-    from keras_diffusion.checkpoints.single_file import SingleFile
+    from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder  # these three import Keras
+    from keras_diffusion.checkpoints.layouts.keras_files import KerasCVFolder
+    from keras_diffusion.checkpoints.layouts.single_file import SingleFile
 
     path = find(name_or_path)
     if path.is_file():
@@ -67,7 +67,7 @@ def find(name_or_path, may_download=False):
     if name_or_path in BUNDLED:
         return _bundled(name_or_path)
     if source(name_or_path):
-        return download.fetch(name_or_path, offline=None if may_download else True)
+        return fetch.fetch(name_or_path, offline=None if may_download else True)
     path = Path(name_or_path)
     if os.path.exists(path) and (path.is_file() or (path / INDEX).is_file() or is_keras_cv(path)):
         return path

@@ -1,0 +1,219 @@
+"""Reads LoRA files: changes of low rank to the weights of many layers.
+
+Source: Hu et al. 2021, arXiv:2106.09685, section 4.1: W + alpha / rank · up @ down. The names are those of diffusers
+and peft, or of networks/lora.py in kohya-ss/sd-scripts; a kernel between the halves is that of KohakuBlueleaf/LyCORIS.
+"""
+
+import json
+import math
+import re
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_diffusion.checkpoints.formats import tensor_index
+from keras_diffusion.checkpoints.formats.tensors import DTYPES, largest, read
+from keras_diffusion.checkpoints.mapping import loading
+from keras_diffusion.checkpoints.mapping.names import LAYOUTS, rows
+from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
+
+
+class Spelling(NamedTuple):
+    """How files spell the layers of a network that `names.rows` lists."""
+
+    prefixes: tuple[str, ...]  # before the name: diffusers and peft
+    joined: str  # before the name with "_" for ".": kohya
+    old: tuple[str, str]  # what in the name was written how until diffusers 0.16
+    declared: str  # before the network's options in metadata
+
+
+SPELLINGS = {
+    "text_encoder": Spelling(
+        prefixes=("text_encoder.text_model.", "text_encoder."),
+        joined="lora_te_text_model_",
+        old=(r"\.(q|k|v|out)_proj$", r".to_\1"),
+        declared="text_encoder.",
+    ),
+    "diffusion_model": Spelling(
+        prefixes=("unet.", ""),
+        joined="lora_unet_",
+        old=(r"(attn\d)\.(to_[a-z]+)(\.0)?$", r"\1.processor.\2"),
+        declared="unet.",
+    ),
+}
+PARTS = {  # how the name of a tensor ends → what it is to the layer named before
+    **dict.fromkeys((".lora_A.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight"), "down"),
+    **dict.fromkeys((".lora_B.weight", ".lora_up.weight", ".lora.up.weight", "_lora.up.weight"), "up"),
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    ".lora_mid.weight": "mid",
+    ".alpha": "alpha",
+}
+WEIGHTS = {"matrix", "pointwise", "conv"}  # layouts of the tensors that a LoRA can change
+ALPHAS = ("F64", "I64")  # what an alpha may be stored in, beside `DTYPES`
+METADATA = "lora_adapter_metadata"  # peft's configuration in a file of diffusers
+FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
+    "a DoRA, which is not supported": r"dora_scale|lora_magnitude_vector",
+    "a LoHa, which is not supported": r"\.hada_",
+    "a LoKr, which is not supported": r"\.lokr_",
+    "a GLoRA, which is not supported": r"\.[ab][12]\.weight ",
+    "an OFT, which is not supported": r"\.oft_",
+    "a difference of whole weights, which is not supported": r"\.diff(_b)? ",
+    "a LoRA for SDXL": r"lora_te[12]_|text_encoder_2\.|lora_unet_(in|out)put_block|attn2.to_k\S+ \(\d+, 2048",
+    "a LoRA for Stable Diffusion 3 or Flux": r"^transformer\.|lora_transformer_|lora_unet_(joint|double|single)_block",
+    "a LoRA for Stable Diffusion 2": r"attn2.to_k\S+(down|A)\.weight \(\d+, 1024",
+    "a LoRA for Stable Diffusion 1": r"attn2.to_k\S+(down|A)\.weight \(\d+, 768",
+}
+
+
+class Change(NamedTuple):
+    """What a LoRA does to one weight: factor · up @ down."""
+
+    down: np.ndarray  # (rank, in) or (rank, in, height, width)
+    up: np.ndarray  # (out, rank)
+    factor: float
+
+    def added(self, target, scale):
+        """What is added to a variable, float32."""
+        product = np.float32(scale * self.factor) * self.up @ self.down.reshape(len(self.down), -1)
+        return LAYOUTS[target.layout][0](product.reshape(target.shape))
+
+
+def weights(networks):
+    """Lists the weights that a LoRA can change: a dict from "network/layer" to `loading.Target`."""
+    return {
+        f"{name}/{target.name.removesuffix('.weight')}": target
+        for name, network in networks.items()
+        for target in loading.targets(network, rows(name, network.architecture))
+        if target.layout in WEIGHTS
+    }
+
+
+def spellings(key):
+    """Yields what files call a layer that `weights` lists."""
+    network, _, layer = key.partition("/")
+    prefixes, joined, old, _ = SPELLINGS[network]
+    yield joined + layer.replace(".", "_")
+    for prefix in prefixes:
+        yield prefix + layer
+        yield prefix + re.sub(*old, layer)
+
+
+def changes(path, targets):
+    """Reads what a LoRA file changes.
+
+    Args:
+        path: The file, safetensors or a pickle.
+        targets: What `weights` lists.
+
+    Returns:
+        A dict from keys of `targets` to `Change`.
+
+    Raises:
+        CheckpointMismatchError: If anything does not fit: every missing, unexpected, mis-shaped or not finite tensor
+            is named.
+        CorruptCheckpointError: If the file is damaged or of another kind.
+    """
+    tensors, declared = tensor_index.index(path), declarations(path)
+    layers = {spelling: key for key in targets for spelling in spellings(key)}
+    found, unexpected = {}, []
+    for name, tensor in tensors.items():
+        ending = next(filter(name.endswith, PARTS), "")
+        key, part = layers.get(name.removesuffix(ending)), PARTS.get(ending)
+        if key is None or part is None or part in found.get(key, {}):
+            unexpected.append(name)
+        else:
+            found.setdefault(key, {})[part] = tensor
+    missing = [f"{key}: {half}" for key, parts in found.items() for half in ("down", "up") if half not in parts]
+    whole = {key: parts for key, parts in found.items() if parts.keys() >= {"down", "up"}}
+    mismatched = [line for key, parts in whole.items() for line in unlike(parts, targets[key])]
+    if found and not (missing or unexpected or mismatched):
+        mismatched = [f"{name}: holds {top}" for name, x in tensors.items() if not math.isfinite(top := magnitude(x))]
+    if missing or unexpected or mismatched or not found:
+        raise mismatch(path, tensors, missing, unexpected, mismatched)
+    return {key: change(parts, factor(key, parts, declared)) for key, parts in found.items()}
+
+
+def unlike(parts, target):
+    """Yields why tensors cannot be those that change a weight, by their headers."""
+    out, into, *kernel = target.shape
+    rank = max((1, *parts["down"].shape[:1]))
+    shapes = {"down": (rank, into, *kernel), "up": (out, rank), "alpha": ()}
+    if "mid" in parts:
+        shapes |= {"down": (rank, into), "mid": (rank, rank, *kernel)}
+    for part, tensor in parts.items():
+        dtypes = [*DTYPES, *ALPHAS] if part == "alpha" else [*DTYPES]
+        if tensor.dtype not in dtypes:
+            yield f"{tensor.name}: dtype {tensor.dtype}, not one of {', '.join(dtypes)}"
+        shape = () if part == "alpha" and tensor.size == 1 else tensor.shape
+        if loading.squeezed(shape) != loading.squeezed(shapes[part]):
+            yield f"{tensor.name}: shape {tensor.shape}, not {shapes[part]}"
+
+
+def mismatch(path, tensors, missing, unexpected, mismatched):
+    """The error that names everything."""
+    groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
+    names = [f"{group}: {loading.shown(name)}" for group, names in groups.items() for name in names]
+    lora = any(name.endswith(ending) for name in tensors for ending in PARTS)
+    families = loading.families(tensors, FAMILIES if lora else FAMILIES | loading.FAMILIES)
+    message = [
+        f"The LoRA does not fit the model, nothing was changed: {len(names)} of its tensors are wrong.",
+        *(f"It looks like {family}." for family in islice(families, 1)),
+        *names,
+        f"Give a LoRA that was trained on a model of this architecture. Received: path={str(path)!r:.200}",
+    ]
+    return CheckpointMismatchError("\n  ".join(message), **groups)
+
+
+def magnitude(tensor):
+    """The largest magnitude in a tensor, NaN where it holds one."""
+    return largest(tensor) if tensor.dtype in DTYPES else abs(number(tensor))
+
+
+def number(tensor):
+    """The value of an alpha."""
+    return read(tensor).item()
+
+
+def change(parts, factor):
+    """Reads the tensors that change a weight; a kernel between the halves becomes part of the first one."""
+    down, up = read(parts["down"]), read(parts["up"])
+    if "mid" in parts:
+        mid = read(parts["mid"]).astype("float32")  # (rank, rank, height, width)
+        down = np.moveaxis(np.tensordot(mid, down.reshape(down.shape[:2]), (1, 0)), -1, 1)
+    return Change(down, up.reshape(up.shape[:2]), factor)
+
+
+def factor(key, parts, declared):
+    """What the product of the halves counts: alpha / rank, by a tensor of the file or else by its metadata."""
+    rank = parts["down"].shape[0]
+    if "alpha" in parts:
+        return number(parts["alpha"]) / rank
+    network, _, layer = key.partition("/")
+    alpha, patterns, root = declared[network]
+    alpha = next((value for end, value in patterns.items() if f".text_model.{layer}".endswith(f".{end}")), alpha)
+    return 1.0 if alpha is None else alpha / (math.sqrt(rank) if root else rank)
+
+
+def declarations(path):
+    """What the metadata says of each network: (alpha, alphas by the end of a layer's name, whether over √rank)."""
+    text = tensor_index.metadata(path).get(METADATA, "{}")
+    try:
+        options = json.loads(text)
+        return {
+            network: (
+                finite(options.get(f"{spelling.declared}lora_alpha")),
+                {end: finite(x) for end, x in (options.get(f"{spelling.declared}alpha_pattern") or {}).items()},
+                bool(options.get(f"{spelling.declared}use_rslora")),
+            )
+            for network, spelling in SPELLINGS.items()
+        }
+    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise CorruptCheckpointError(f"{path} has damaged metadata. Received: {METADATA}={text!r:.200}") from error
+
+
+def finite(alpha):
+    if alpha is not None and not math.isfinite(alpha):
+        raise ValueError(f"{alpha} is not finite")
+    return alpha

@@ -1,0 +1,36 @@
+"""Which reader understands a file: told by how it begins, never by what it is called."""
+
+from pathlib import Path
+
+from keras_diffusion.checkpoints.formats import pickle_file, safetensors
+
+
+def index(path):
+    """Lists the tensors of a safetensors file or of a pickle without reading their values.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A dict from names to `Tensor`, in the order of the file.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        CorruptCheckpointError: If the file is damaged or of another kind.
+        UnsafeCheckpointError: If a pickle asks for something that only hostile ones ask for.
+    """
+    return (pickle_file if is_pickle(path) else safetensors).index(path)
+
+
+def metadata(path):
+    """Returns what a file, which `index` has read, says about itself: a dict of str, empty for a pickle."""
+    return {} if is_pickle(path) else safetensors.metadata(path)
+
+
+def is_pickle(path):
+    """Whether a file begins as a pickle, or a zip archive with one, and not as safetensors do."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no such file. Received: path={str(path)!r:.200}")
+    with open(path, "rb") as file:
+        start = file.read(8)
+    return int.from_bytes(start, "little") > safetensors.MAX_HEADER and start.startswith((b"PK", b"\x80"))

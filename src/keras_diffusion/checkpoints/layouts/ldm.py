@@ -1,0 +1,154 @@
+"""What the original (LDM) files hold besides the tensors of the table of names, and the architecture they are of."""
+
+import re
+from itertools import count
+
+from keras_diffusion.architectures import (
+    Architecture,
+    AutoencoderShape,
+    DiffusionModelShape,
+    Level,
+    TextEncoderShape,
+)
+from keras_diffusion.checkpoints.formats.tensors import DTYPES, read, thirds
+from keras_diffusion.checkpoints.mapping.loading import families
+from keras_diffusion.errors import CheckpointMismatchError
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+UNPREFIXED = re.compile(re.escape(CLIP) + r"(?=embeddings\.|encoder\.|final_layer_norm\.)")
+LEFTOVERS = re.compile(  # names of tensors without a meaning here
+    r"(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|betas|logvar|scale_factor|lvlb_weights"
+    r"|posterior_(variance|log_variance_clipped|mean_coef[12])"
+    r"|model_ema\.(decay|num_updates)|first_stage_model\.(model_ema|loss)\..+"
+    r"|cond_stage_model\.(model\.)?(logit_scale|text_projection|attn_mask)"
+    r"|cond_stage_model\.model\.transformer\.resblocks\.23\..+"
+    r"|cond_stage_model\.transformer\.(text_model\.embeddings\.position_ids|text_projection\.weight)"
+)
+OPEN_CLIP_LAYERS = 23  # of the 24 of ViT-H/14
+HEAD_SIZE = 64  # of the text encoders, and of SD 2's UNet
+SD1_HEADS = 8
+EPSILON_OR_VELOCITY = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
+VELOCITY_DEVIATION = 0.09
+
+
+def canonical(tensors):
+    """The tensors by the names of the table: the text encoder with its prefix, and OpenCLIP's in_proj in thirds.
+
+    Where a tensor has both its old and its present name, it keeps the old one.
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        present = UNPREFIXED.sub(f"{CLIP}text_model.", name, count=1)
+        if name.endswith((".in_proj_weight", ".in_proj_bias")) and tensor.shape and tensor.shape[0] % 3 == 0:
+            renamed.update({f"{name}[{i}]": third for i, third in enumerate(thirds(tensor))})
+        else:
+            renamed[name if present in tensors else present] = tensor
+    return renamed
+
+
+def averaged(name):
+    """The name of the moving average (EMA) of a tensor of the UNet."""
+    return "model_ema." + name.removeprefix("model.").replace(".", "")
+
+
+def averages(tensors):
+    """The tensors with the moving averages (EMA) of the UNet in place of its weights.
+
+    Raises:
+        CheckpointMismatchError: If one is missing.
+    """
+    names = {name: averaged(name) for name in tensors if name.startswith(UNET)}
+    if missing := [average for average in names.values() if average not in tensors]:
+        raise CheckpointMismatchError(
+            f"The file does not hold moving averages (EMA) beside its weights: {len(missing)} of {len(names)} are "
+            f"missing. Load it with ema=False. Received: ema=True",
+            missing=missing,
+        )
+    return tensors | {name: tensors[average] for name, average in names.items()}
+
+
+def architecture(tensors):
+    """Infers an architecture from names and shapes.
+
+    Group norms have 32 groups, heads are those of Stable Diffusion 1 (8) or 2 (of 64 channels), and the prediction type
+    is that of Stable Diffusion 1.
+
+    Args:
+        tensors: A dict from canonical names to `Tensor`.
+
+    Returns:
+        An `Architecture`; whether all of its tensors are there is not checked.
+
+    Raises:
+        CheckpointMismatchError: If a tensor is missing, without which there is no telling.
+    """
+    path = str(next(iter(tensors.values())).path) if tensors else ""
+
+    def side(name, axis=0):
+        shape = tensors[name].shape if name in tensors else ()
+        if len(shape) <= axis:
+            raise CheckpointMismatchError(
+                f"This is no whole model of Stable Diffusion 1 or 2: it looks like "
+                f"{', '.join(families(tensors)) or 'nothing known'} and lacks {name}. Give a whole model. "
+                f"Received: {len(tensors)} tensors, path={path!r:.200}",
+                missing=[name],
+            )
+        return shape[axis]
+
+    def number(pattern):
+        """How many names there are of a pattern, counted from 0."""
+        return next(i for i in count() if pattern.format(i) not in tensors)
+
+    if open_clip := f"{OPEN_CLIP}token_embedding.weight" in tensors:
+        tokens, positions = f"{OPEN_CLIP}token_embedding.weight", f"{OPEN_CLIP}positional_embedding"
+        layers = min(number(OPEN_CLIP + "transformer.resblocks.{}.ln_1.weight"), OPEN_CLIP_LAYERS)
+    else:
+        tokens, positions = (f"{CLIP}text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
+        layers = number(CLIP + "text_model.encoder.layers.{}.layer_norm1.weight")
+    width = side(tokens, 1)
+    text_encoder = TextEncoderShape(
+        width=width,
+        layers=layers,
+        heads=max(1, width // HEAD_SIZE),
+        activation="gelu" if open_clip else "quick_gelu",
+        pad_token=0 if open_clip else 49407,
+        length=side(positions),
+        vocabulary=side(tokens),
+    )
+
+    blocks = next(i for i in count() if f"{UNET}input_blocks.{i + 1}.0.in_layers.2.weight" not in tensors)
+    downsamplers = next(i for i in count() if f"{UNET}input_blocks.{(i + 1) * (blocks + 1)}.0.op.weight" not in tensors)
+    levels = []
+    for i in range(downsamplers + 1):
+        block = f"{UNET}input_blocks.{1 + i * (blocks + 1)}"
+        channels = side(f"{block}.0.in_layers.2.weight")
+        depth = number(block + ".1.transformer_blocks.{}.norm1.weight")
+        levels.append(Level(channels, max(1, channels // HEAD_SIZE) if open_clip else SD1_HEADS, depth))
+    middle = f"{UNET}middle_block.1"
+    diffusion_model = DiffusionModelShape(
+        levels=tuple(levels),
+        blocks=blocks,
+        context=side(f"{middle}.transformer_blocks.0.attn2.to_k.weight", 1),
+        in_channels=side(f"{UNET}input_blocks.0.0.weight", 1),
+        out_channels=side(f"{UNET}out.2.weight"),
+        linear_projection=len(tensors[name].shape) == 2 if (name := f"{middle}.proj_in.weight") in tensors else False,
+    )
+
+    conv = VAE + "encoder.down.{}.block.{}.conv1.weight"
+    autoencoder = AutoencoderShape(
+        channels=tuple(side(conv.format(i, 0)) for i in range(max(1, number(conv.format("{}", 0))))),
+        blocks=number(conv.format(0, "{}")),
+        latent_channels=side(f"{VAE}post_quant_conv.weight", 1),
+    )
+    return Architecture("custom", text_encoder, diffusion_model, autoencoder)
+
+
+def predicts_velocity(tensors):
+    """Whether a model of Stable Diffusion 2 looks like one that predicts v.
+
+    Nothing in such a file says so. The deviation of one bias differs between the published models; the threshold is
+    ComfyUI's (`SD20.model_type`).
+    """
+    bias = tensors.get(EPSILON_OR_VELOCITY)
+    return bool(bias and bias.dtype in DTYPES and bias.size < 2**16 and read(bias).std() > VELOCITY_DEVIATION)

@@ -1,0 +1,244 @@
+"""Strict loading: everything is checked first, then all is assigned or nothing."""
+
+import math
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from keras_diffusion.checkpoints.formats.tensors import DTYPES, Tensor, blocks, largest, magnitude, number, single
+from keras_diffusion.checkpoints.mapping.deferred import fill
+from keras_diffusion.checkpoints.mapping.names import LAYOUTS, NETWORKS, rows
+from keras_diffusion.errors import CheckpointMismatchError
+from keras_diffusion.memory import Gift, aligned
+
+LIMITS = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # the least that rounds to infinity
+THREADS = min(8, os.cpu_count() or 1)  # that read and convert at a time: NumPy lets others run meanwhile
+
+FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
+    "a LoRA": r"lora[_.]",
+    "a textual inversion": r"^(emb_params|string_to_param\S*|<.*>) ",
+    "a ControlNet": r"^controlnet_|^control_model\.",
+    "AnimateDiff": r"motion_modules\.",
+    "SDXL": r"add_embedding\.|^conditioner\.|attn2\.to_k\.weight \(\d+, 2048\)",
+    "Stable Diffusion 3 or Flux": r"joint_blocks\.|double_blocks\.|^context_embedder\.",
+    "a single file in the original (LDM) layout": r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.",
+    "Stable Diffusion 2": r"attn2\.to_k\.weight \(\d+, 1024\)|token_embedding\.weight \(\d+, 1024\)",
+    "Stable Diffusion 1": r"attn2\.to_k\.weight \(\d+, 768\)|token_embedding\.weight \(\d+, 768\)",
+    "a unet": r"^time_embedding\.",
+    "a vae": r"quant_conv\.",
+    "a text_encoder": r"token_embedding\.",
+}
+SHAPES = {  # network → the field of an architecture that describes it
+    "text_encoder": "text_encoder",
+    "diffusion_model": "diffusion_model",
+    "image_encoder": "autoencoder",
+    "decoder": "autoencoder",
+}
+NOT_COMPUTED = {"linear_projection", "pad_token"}  # fields that do not change what a network computes
+
+
+class Target(NamedTuple):
+    """A variable to fill, the name of its tensor, and the tensor's layout."""
+
+    variable: Any
+    name: str
+    layout: str
+
+    @property
+    def shape(self):
+        """The shape of the tensor."""
+        return stored(np.broadcast_to(np.float32(), self.variable.shape), self.layout).shape
+
+
+class Part(NamedTuple):
+    """What is loaded from one folder of a checkpoint."""
+
+    label: str
+    tensors: dict[str, Tensor]
+    targets: list[Target]
+    known: set[str]  # names that may be there without being wanted
+
+
+def stored(values, layout):
+    """Turns values of a variable into those of its tensor."""
+    return LAYOUTS[layout][1](values)
+
+
+def targets(network, rows, ldm=False):
+    """Pairs the variables of a network with the rows of its table of names: with diffusers' names, or with LDM's."""
+    variables = {variable.path: variable for variable in network.variables}
+    if ldm:
+        return [Target(variables[row.path], row.ldm, row.ldm_layout) for row in rows]
+    return [Target(variables[row.path], row.diffusers, row.layout) for row in rows]
+
+
+def wanted(networks, architecture, ldm=False):
+    """Says what networks need of a checkpoint.
+
+    Args:
+        networks: A dict from names in `NETWORKS` to networks.
+        architecture: The `Architecture` of the checkpoint.
+        ldm: Whether names are LDM's instead of diffusers'.
+
+    Returns:
+        (targets, differences): A dict from parts to lists of `Target`, and a line for each field by which a network
+        would compute something else than the checkpoint's.
+
+    Raises:
+        TypeError: If a network has another name.
+    """
+    if unknown := sorted(networks.keys() - NETWORKS.keys()):
+        raise TypeError(f"The networks must be named {', '.join(NETWORKS)}. Received: {unknown}")
+    found, differences = {}, []
+    for name, network in networks.items():
+        found.setdefault(NETWORKS[name][0], []).extend(targets(network, rows(name, network.architecture), ldm))
+        ours, theirs = (asdict(getattr(a, SHAPES[name])) for a in (network.architecture, architecture))
+        differences += [
+            f"{name}: built with {field}={ours[field]}, the checkpoint says {theirs[field]}"
+            for field in ours
+            if field not in NOT_COMPUTED and ours[field] != theirs[field]
+        ]
+    return found, differences
+
+
+def load(parts, mismatched=()):
+    """Assigns every variable its tensor, or none.
+
+    Names, shapes and dtypes are compared first; where they all fit, every value is checked. Only then is anything
+    assigned. What is for variables without values is read once and kept meanwhile; variables that have values keep
+    them until then, and theirs is read again, a few tensors at a time.
+
+    Args:
+        parts: A list of `Part`.
+        mismatched: What is known already not to fit.
+
+    Raises:
+        CheckpointMismatchError: If any tensor is missing, unexpected, of another shape or dtype, not finite, or too
+            large for the dtype of its variable. Nothing has been assigned.
+        CorruptCheckpointError: If a file changes while it is read.
+    """
+    missing, unexpected, mismatched, pairs = [], [], list(mismatched), []
+    for label, tensors, wanted, known in parts:
+        for target in wanted:
+            if target.name in tensors:
+                pairs.append((f"{label}/{target.name}", tensors[target.name], target))
+            else:
+                missing.append(f"{label}/{target.name}")
+        names = known.union(target.name for target in wanted)
+        unexpected += [f"{label}/{name}" for name in tensors if name not in names]
+    mismatched += [f"{name}: {reason}" for name, *pair in pairs for reason in unlike(*pair)]
+    if missing or unexpected or mismatched:
+        raise mismatch(parts, missing, unexpected, mismatched)
+    with ThreadPoolExecutor(THREADS) as pool:
+        examined = pool.map(_examined, pairs)
+        kept, again = [], []
+        for (_, tensor, target), (reasons, values) in zip(pairs, examined, strict=True):
+            mismatched += reasons
+            if values is None:
+                again.append((tensor, target))
+            else:
+                kept.append((target.variable, [values]))
+        if mismatched:
+            raise mismatch(parts, missing, unexpected, mismatched)
+        fill(kept)
+        list(pool.map(_replace, again))
+
+
+def _examined(pair):
+    """Says why values do not fit, and where their variable has none yet, keeps them: they need not be read again."""
+    name, tensor, target = pair
+    values, top = (None, largest(tensor)) if target.variable._value is not None else _converted(tensor, target)
+    return [f"{name}: {reason}" for reason in unfit(top, target.variable.dtype)], values
+
+
+def _replace(pair):
+    tensor, target = pair
+    values, _ = _converted(tensor, target)
+    target.variable.assign(ops.convert_to_tensor(Gift(values), target.variable.dtype))
+
+
+def _converted(tensor, target):
+    """The values of a tensor as its variable has them, and their largest magnitude."""
+    dtype, top = target.variable.dtype, 0
+    if keeps_strides():
+        as_stored = _channels_last(target.shape, dtype)
+        values = LAYOUTS[target.layout][0](as_stored)
+    else:
+        values = aligned(np.empty, target.variable.shape, dtype)
+        as_stored = stored(values, target.layout)
+    floats = single if (tensor.dtype, dtype) == ("F16", "float32") else DTYPES[tensor.dtype][1]
+    for start, bits in blocks(tensor):
+        top = max(top, magnitude(bits))
+        rows = floats(bits).reshape(-1, *target.shape[1:])
+        with np.errstate(over="ignore"):
+            as_stored[start : start + len(rows)] = rows
+    return values, number(top, tensor.dtype)
+
+
+def _channels_last(shape, dtype):
+    """An array for a tensor (out, in, …) with its values in the order (out, …, in), which torch need not change."""
+    ends, window = shape[:2], shape[2:]
+    return np.moveaxis(aligned(np.empty, (*ends[:1], *window, *ends[1:]), dtype), -1, len(ends) - 1)
+
+
+@cache
+def keeps_strides():
+    """Whether the backend takes an array as it is whose axes lie in memory in another order than their own."""
+    turned = aligned(np.zeros, (2, 3), "float32").T
+    tensor = ops.convert_to_tensor(Gift(turned))
+    turned[2, 1] = 1
+    return float(tensor[2, 1]) == 1
+
+
+def unlike(tensor, target):
+    """Yields why a tensor cannot be that of a variable, by its header."""
+    if tensor.dtype not in DTYPES:
+        yield f"dtype {tensor.dtype}, not one of {', '.join(DTYPES)}"
+    if squeezed(tensor.shape) != squeezed(target.shape):
+        yield f"shape {tensor.shape}, not {target.shape}"
+
+
+def squeezed(shape):
+    """The shape of a matrix, also where it is stored as a 1×1 convolution."""
+    return shape[:2] if shape[2:] in ((1,), (1, 1)) else shape
+
+
+def unfit(top, dtype):
+    """Yields why values cannot be those of a variable, given their largest magnitude and its dtype."""
+    if not math.isfinite(top):
+        yield f"holds {top}"
+    elif top >= LIMITS.get(dtype, math.inf):
+        yield f"holds ±{top:.6g}, which overflows in {dtype}"
+
+
+def mismatch(parts, missing, unexpected, mismatched):
+    """The error that names everything."""
+    groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
+    names = [f"{group}: {shown(name)}" for group, names in groups.items() for name in names]
+    guesses = {part.label: next(families(part.tensors), None) for part in parts}
+    guesses = {label: family for label, family in guesses.items() if family and f"a {label}" not in family}
+    paths = [str(next(iter(part.tensors.values())).path) for part in parts if part.tensors]
+    message = [
+        f"The checkpoint does not fit the model, nothing was loaded: {len(names)} of its tensors are wrong.",
+        *(f"{label} looks like {family}." for label, family in guesses.items()),
+        *names,
+        f"Build the networks for the checkpoint's architecture, or give another one. Received: {', '.join(paths)}",
+    ]
+    return CheckpointMismatchError("\n  ".join(message), **groups)
+
+
+def shown(name):
+    """A name as far as a terminal should see it."""
+    return (name if name.isprintable() else ascii(name))[:200]
+
+
+def families(tensors, marks=FAMILIES):
+    """Yields what tensors look like, by name and shape, the most telling first."""
+    lines = "\n".join(f"{name} {tensor.shape}" for name, tensor in tensors.items())
+    return (family for family, mark in marks.items() if re.search(mark, lines, re.MULTILINE))

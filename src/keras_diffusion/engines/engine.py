@@ -1,0 +1,223 @@
+"""Compiles and runs the stages on the active backend, which only the modules of this folder may name."""
+
+import gc
+import threading
+import zlib
+from importlib.util import find_spec
+from weakref import WeakKeyDictionary
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_diffusion.engines.choice import FROZEN, USUAL, faster, pick, runner
+from keras_diffusion.engines.compile_cache import keep
+from keras_diffusion.engines.stages import (
+    Rows,
+    decode,
+    decode_in_strips,
+    denoise,
+    encode,
+    encode_image,
+    encode_skipping,
+)
+from keras_diffusion.errors import NumericalError
+from keras_diffusion.memory import trim
+from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.operations import computing
+from keras_diffusion.sampling.solvers import HISTORY
+
+ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output
+IN_STRIPS = ("eager",)  # ways where strips cost nothing: elsewhere each is more to compile
+
+
+class Engine:
+    """Runs the stages for one object, compiling each for the network it is given.
+
+    Args:
+        jit_compile: True for XLA on TensorFlow and `torch.compile` on torch; False for TensorFlow's plain graph and
+            eager torch. JAX compiles in any case. "openvino" has OpenVINO run the networks on the processor,
+            whatever the backend; each is compiled for one shape at a time, and again when its weights have changed.
+            "auto" compiles where there is much to compute, as the table `choice.AUTO` says, and is
+            False elsewhere.
+
+    Attributes:
+        compilations: How many times a stage was compiled, once for each network, image size and batch size; eager torch
+            compiles nothing.
+        strips: Whether images are decoded in strips of rows, the same image in less memory: True, False, or "auto", for
+            eager torch alone.
+    """
+
+    def __init__(self, jit_compile="auto"):
+        if jit_compile not in (True, False, "auto", "openvino"):
+            raise ValueError(
+                "`jit_compile` must be True, False, 'auto' or 'openvino'. "
+                f"Received: jit_compile={repr(jit_compile)[:200]}"
+            )
+        if jit_compile == "openvino" and not find_spec("openvino"):
+            raise ImportError(
+                "`jit_compile='openvino'` needs the package openvino; install it with: pip install openvino. "
+                "Received: jit_compile='openvino'"
+            )
+        keep()
+        self.jit_compile = jit_compile
+        self.compilations = 0
+        self.strips = "auto"
+        self._ways = WeakKeyDictionary()
+        self._compiled = {}
+        self._weights = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        """What is copied or pickled compiles anew."""
+        return type(self), (self.jit_compile,)
+
+    def unload(self):
+        """Lets go of everything compiled, and of the networks."""
+        with self._lock:
+            self._compiled.clear()
+            self._weights.clear()
+            self._ways.clear()
+        gc.collect()
+        trim()
+
+    def way(self, network, shape):
+        """How a network is run on an input of a shape (b, …): a name in `choice.WAYS`."""
+        ways = self._ways.setdefault(network, {})
+        if shape not in ways:
+            ways[shape] = pick(self.jit_compile, network, shape)
+        return ways[shape]
+
+    def run(self, stage, network, *inputs):
+        """Runs `stage(network, *inputs)`, compiled; (tuples of) NumPy arrays and backend tensors in, tensors out."""
+        way = self.way(network, tuple(inputs[0].shape))
+        if stage in ONLY_ON_BACKENDS and way == "openvino":
+            way = USUAL[keras.backend.backend()]
+        with self._lock:
+            place = stage, network.name, way  # a steered diffusion model leaves the plain one what was compiled for it
+            compiled_for, compiled = self._compiled.get(place, (None, None))
+            if compiled_for is not network:
+                compiled = runner(way)(stage, network, self._traced)
+                self._compiled[place] = network, compiled
+        with computing(**faster(way)):
+            return compiled(*_tensors(inputs))
+
+    def _traced(self):
+        self.compilations += 1
+
+    def _forget_stale(self, network, shape):
+        """Has a network compiled again that had other weights, where a compiled graph does not look them up."""
+        if self.way(network, shape) in FROZEN:
+            weights = checksum(network)
+            with self._lock:
+                if self._weights.get(network) != weights:
+                    self._compiled = {place: pair for place, pair in self._compiled.items() if pair[0] is not network}
+                    self._weights[network] = weights
+
+    def encode(self, text_encoder, tokens, clip_skip=0):
+        """Tokens (b, n) → context, a float32 array (b, n, d), without the last `clip_skip` blocks."""
+        self._forget_stale(text_encoder, tokens.shape)
+        stage, *inputs = (encode_skipping, tokens, np.int32(clip_skip)) if clip_skip else (encode, tokens)
+        return finite("text encoding", self.run(stage, text_encoder, *inputs))
+
+    def encode_image(self, image_encoder, image):
+        """Images (b, h, w, 3) in [-1, 1] → latents, a float32 array (b, h/f, w/f, c)."""
+        self._forget_stale(image_encoder, image.shape)
+        return finite("image encoding", self.run(encode_image, image_encoder, image.astype("float32")))
+
+    def decode(self, decoder, latents):
+        """Latents → images, a uint8 array (b, h, w, 3)."""
+        self._forget_stale(decoder, latents.shape)
+        in_strips = self.way(decoder, latents.shape) in IN_STRIPS if self.strips == "auto" else self.strips
+        stage = decode_in_strips if in_strips else decode
+        trim()
+        return finite("decoding", self.run(stage, decoder, latents)).round().astype("uint8")
+
+    def denoise(
+        self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1, scales=None, guided=None,
+        shallow=None, deep=None,
+    ):  # fmt: skip
+        """Runs a sampler's table, yielding after every step.
+
+        Args:
+            diffusion_model: The network.
+            latents: float32 (b, h, w, c), where the table starts.
+            conditions: `Conditions`, of float32 arrays.
+            table: A `samplers.Table`.
+            step_noise: Function of an array of k steps that returns unit noise (k, b, h, w, c).
+            rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph. The
+                result is the same.
+            scales: (rows, n), how much each ControlNet has a say in every row, for a steered network.
+            guided: bool (rows,), which rows follow the guidance; the others take the prompt alone, in half the time
+                but with OpenVINO, which would compile for it. None guides all.
+            shallow: The network for rows that are not deep, where `diffusion_model` is whole, see `deep_cache.split`.
+            deep: bool (rows,), which rows run the whole network; the first one, and each that is guided otherwise than
+                the row before it. None: all.
+
+        Yields:
+            (step, timestep, latents): the number of the step just run, from 0, its timestep, and the latents after it,
+            a float32 array.
+
+        Raises:
+            NumericalError: If the latents are not finite.
+        """
+        trim()
+        count = len(table.rows)
+        guided, deep = (np.ones(count, bool) if which is None else which for which in (guided, deep))
+        for network in filter(None, (diffusion_model, shallow)):
+            self._forget_stale(network, latents.shape)
+        network_alone = self.way(diffusion_model, latents.shape) in FROZEN
+        if network_alone or shallow or not guided.all():  # the rest is outside, or not all rows are alike
+            rows_per_call = 1
+        frequencies = diffusion_model.architecture.diffusion_model.frequencies
+        columns = table.rows.astype("float32")
+        levels = np.stack([table.alphas, table.sigmas], axis=-1)[1:].astype("float32")
+        levels[-1] = 1.0, 0.0  # what is known ends as it was, also where a sampler leaves a trace of noise
+        embeddings = timestep_embedding(table.rows[:, 0], frequencies)
+        quiet = ops.zeros((rows_per_call, *latents.shape))
+        history = ops.zeros((HISTORY, *latents.shape))
+        conditions = _tensors(conditions)
+        unguided = conditions._replace(context=conditions.context[-len(latents) :], rescale=None)
+        if network_alone:  # it is compiled for one shape: the negative prompts stay, and have no say
+            unguided = conditions._replace(guidance=ops.ones_like(conditions.guidance), rescale=None)
+        for first in range(0, count, rows_per_call):
+            index = np.arange(first, first + rows_per_call).clip(max=count - 1)
+            noise = step_noise(table.steps[index]) if table.stochastic else quiet
+            rows = Rows(columns[index], levels[index], embeddings[index], noise)
+            if scales is not None:
+                rows = rows._replace(scales=scales[index])
+            here = np.int32(min(rows_per_call, count - first))
+            given = conditions if guided[first] else unguided
+            if deep[first]:
+                latents, history, *kept = self.run(denoise, diffusion_model, latents, history, here, rows, given)
+            else:
+                given = given._replace(controls=())
+                latents, history = self.run(denoise, shallow, latents, history, here, rows, given, tuple(kept))
+            step, timestep = table.steps[index[-1]], table.rows[index[-1], 0]
+            current = finite(f"denoising step {step + 1}", latents)
+            if step not in table.steps[index[-1] + 1 :]:  # some solvers take two rows for a step
+                yield int(step), float(timestep), current
+
+
+def _tensors(structure):
+    return keras.tree.map_structure(lambda x: None if x is None else ops.convert_to_tensor(x), structure)
+
+
+def checksum(network):
+    """A number that changes with the weights of a network."""
+    value = 0
+    for variable in network.variables:
+        array = ops.convert_to_numpy(variable)
+        value = zlib.crc32(array.ravel("K").view("uint8"), value)  # as it lies in memory: to turn it takes time
+    return value
+
+
+def finite(stage, tensor):
+    """Returns the tensor as a NumPy array, or says which stage went wrong."""
+    array = ops.convert_to_numpy(tensor)
+    if not np.isfinite(array).all():
+        raise NumericalError(
+            f"{stage.capitalize()} gave values that are not finite: {np.isfinite(array).mean():.1%} of them are. "
+            "This happens when half precision overflows or a weight is damaged; try dtype='float32'."
+        )
+    return array

@@ -1,0 +1,375 @@
+"""The networks as static OpenVINO graphs: one row of `LOWERINGS` for each kind of layer.
+
+Inside a graph feature maps are (b, c, h, w) and tokens (b, n, c); inputs and outputs are those of the network.
+"""
+
+from functools import partial, reduce
+from threading import Lock
+
+import keras
+import numpy as np
+from keras import ops
+from openvino import Core, Model
+from openvino import opset13 as ov
+
+from keras_diffusion.engines import compile_cache
+from keras_diffusion.engines.winograd import BY_FOUR, BY_TWO, TAPS
+from keras_diffusion.networks import layers
+from keras_diffusion.networks.text_encoder import ACTIVATIONS, EncoderLayer
+
+PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+TO_INSIDE, TO_OUTSIDE = (0, 3, 1, 2), (0, 2, 3, 1)
+# With fewer tiles, Winograd's kernels, two or four times as large, cost more memory than they save time. Larger feature
+# maps do not stay in a processor's cache while their tiles are taken.
+FEWEST_TILES, FEWEST_CHANNELS, LARGEST_MAP = 64, 32, 2**23
+ONCE = "context"  # the input that is the same at every step of an image; its keys and values are a hundredth of a step
+
+
+def openvino(stage, network, traced):
+    """Has OpenVINO run the network, and the backend the little arithmetic around it."""
+    compiled_for = compiled = None
+    turn = Lock()  # of the threads: what is compiled computes one thing at a time, on all cores
+
+    def predict(inputs):
+        nonlocal compiled_for, compiled
+        arrays = [np.ascontiguousarray(ops.convert_to_numpy(x)) for x in keras.tree.flatten(inputs)]
+        shapes = [array.shape for array in arrays]
+        with turn:
+            if compiled_for != shapes:
+                traced()
+                compiled_for, compiled = shapes, compile_network(network, shapes)
+            outputs = compiled(*arrays)
+        return keras.tree.map_structure(ops.convert_to_tensor, outputs)
+
+    return lambda *inputs: stage(predict, *inputs)
+
+
+def faster(way):
+    return {}
+
+
+def compile_network(network, shapes):
+    """Compiles a network for inputs of fixed shapes.
+
+    Args:
+        network: A network of this package.
+        shapes: The shape of each of its inputs.
+
+    Returns:
+        A function of NumPy arrays, one for each input, that returns the output as a NumPy array, or a list of outputs.
+
+    Raises:
+        TypeError: If the network has a layer without a row in `LOWERINGS`.
+    """
+    parameters = [
+        ov.parameter(shape, np.dtype(x.dtype) if "int" in x.dtype else np.float32, name=x.name)
+        for x, shape in zip(network.inputs, shapes, strict=True)
+    ]
+    inputs = [transpose(x, TO_INSIDE) if is_map(x) else x.output(0) for x in parameters]
+    outputs = network._run_through_graph(inputs, operation_fn=lambda layer: partial(lower, layer))
+    results = [transpose(x, TO_OUTSIDE) if is_map(x) else x for x in keras.tree.flatten(outputs)]
+    model, precision = Model(results, parameters, network.name), PRECISIONS[network.layers[-1].compute_dtype]
+    run = in_two(model, precision) if ONCE in [x.name for x in network.inputs] else compiled(model, precision)
+    structure = keras.tree.map_structure(lambda _: None, outputs)  # and not the graph, which holds all weights
+    return lambda *arrays: keras.tree.pack_sequence_as(structure, run(arrays))
+
+
+def compiled(model, precision):
+    """Compiles a model to a function of a list of arrays that returns such a list."""
+    hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    if compile_cache.chosen() and (folder := compile_cache.folder("openvino")):
+        hints["CACHE_DIR"] = str(folder)
+        for i, operation in enumerate(model.get_ordered_ops()):  # it is found again by names, which count up else
+            operation.set_friendly_name(str(i))
+        for i, output in enumerate(model.outputs):
+            output.get_tensor().set_names({f"output {i}"})
+    run = Core().compile_model(model, "CPU", hints)
+    return lambda arrays: list(run(arrays).values())
+
+
+def in_two(model, precision):
+    """The same, but what depends on the input `ONCE` alone is computed only when that changes."""
+    parameters, sources = model.get_parameters(), {}
+    for node in model.get_ordered_ops():
+        own = {node.get_friendly_name()} if node in parameters else set()
+        sources[node.get_name()] = own.union(*(sources[x.get_node().get_name()] for x in node.input_values()))
+
+    def alone(node):
+        return sources[node.get_name()] == {ONCE}
+
+    kept, given = [], []
+    for output in [output for node in model.get_ordered_ops() if alone(node) for output in node.outputs()]:
+        takers = [taker for taker in output.get_target_inputs() if not alone(taker.get_node())]
+        if takers:
+            kept.append(output)
+            given.append(ov.parameter(output.get_shape(), output.get_element_type()))
+        for taker in takers:
+            taker.replace_source_output(given[-1].output(0))
+    index = [x.get_friendly_name() for x in parameters].index(ONCE)
+    once = parameters.pop(index)
+    first = compiled(Model(kept, [once], ONCE), precision)
+    rest = compiled(Model(model.get_results(), [*parameters, *given], model.get_friendly_name()), precision)
+    known = values = None
+
+    def run(arrays):
+        nonlocal known, values
+        arrays = list(arrays)
+        array = arrays.pop(index)
+        if not np.array_equal(known, array):
+            known, values = array.copy(), first([array])
+        return rest([*arrays, *values])
+
+    return run
+
+
+def lower(layer, *inputs):
+    """The output of a layer."""
+    if type(layer) not in LOWERINGS:
+        raise TypeError(
+            f"OpenVINO runs the layers of this package's networks; {layer.name!r} is another one. Use another "
+            f"`jit_compile`. Received: {type(layer).__name__}"
+        )
+    return LOWERINGS[type(layer)](layer, *inputs)
+
+
+def is_map(x):
+    return len(x.shape) == 4
+
+
+def constant(values):
+    """A float32 constant, which shares the memory of a weight where that is possible."""
+    array = keras.ops.convert_to_numpy(values)
+    return ov.constant(np.ascontiguousarray(array, "float32"), shared_memory=True)
+
+
+def transpose(x, order):
+    return ov.transpose(x, np.array(order)).output(0)
+
+
+def reshape(x, shape):
+    return ov.reshape(x, np.array(shape), special_zero=False).output(0)
+
+
+def over_channels(vector, x):
+    """A weight (c,), to be combined with x."""
+    return constant(keras.ops.reshape(vector, (1, -1, 1, 1) if is_map(x) else (1, 1, -1)))
+
+
+# ---- Keras' own layers
+
+
+def dense(layer, x):
+    return affine(x, keras.ops.convert_to_numpy(layer.kernel), layer.bias if layer.use_bias else None)
+
+
+def affine(x, kernel, bias):
+    x = pointwise(x, kernel) if is_map(x) else ov.matmul(x, constant(kernel.T), False, True)
+    if bias is not None:
+        shape = (1, -1, 1, 1) if is_map(x) else (1,) * (len(x.shape) - 1) + (-1,)
+        x = ov.add(x, constant(keras.ops.reshape(bias, shape)))
+    return x.output(0)
+
+
+def pointwise(x, kernel):
+    """A 1×1 convolution with a kernel (c, d)."""
+    return ov.convolution(x, constant(kernel.T[:, :, None, None]), [1, 1], [0, 0], [0, 0], [1, 1])
+
+
+def conv(layer, x, padding=None):
+    before, after = padding or ((1, 1) if layer.padding == "same" else (0, 0))
+    kernel, bias = keras.ops.convert_to_numpy(layer.kernel), over_channels(layer.bias, x)
+    plain = (layer.strides, layer.padding, layer.compute_dtype) == ((1, 1), "same", "float32")
+    if plain and (algorithm := fastest(x, layer.filters)):
+        return winograd(algorithm, x, kernel, bias)
+    kernel = constant(kernel.transpose(3, 2, 0, 1))
+    x = ov.convolution(x, kernel, list(layer.strides), [before] * 2, [after] * 2, [1, 1])
+    return ov.add(x, bias).output(0)
+
+
+def fastest(x, filters):
+    """Winograd's algorithm that pays for a convolution of x, or None."""
+    batch, channels, height, width = x.shape
+    if min(channels, filters) < FEWEST_CHANNELS or batch * channels * height * width > LARGEST_MAP:
+        return None
+    for algorithm in (BY_FOUR, BY_TWO):
+        if -(-height // algorithm.tile) * -(-width // algorithm.tile) >= FEWEST_TILES:
+            return algorithm
+    return None
+
+
+def winograd(algorithm, x, kernel, bias):
+    """A 3×3 convolution as in winograd.py, in operations of which OpenVINO changes no layout.
+
+    Every value of a tile's transform is a convolution by channel, every product a 1×1 convolution.
+    """
+    tile, outputs, weights, inputs = algorithm
+    _, channels, height, width = x.shape
+    ends = [1 - side % -tile for side in (height, width)]
+    kernels = np.kron(weights, weights) @ kernel.reshape(TAPS**2, -1)
+    kernels = kernels.astype("float32").reshape(-1, *kernel.shape[2:])
+    values = []
+    for (i, j), kernel in zip(np.ndindex(len(inputs), len(inputs)), kernels, strict=True):
+        taps = np.broadcast_to(np.outer(inputs[i], inputs[j]), (channels, 1, 1, *inputs.shape))
+        values.append(pointwise(ov.group_convolution(x, constant(taps), [tile] * 2, [1, 1], ends, [1, 1]), kernel))
+    rows = [[weighted(row, values[j :: len(inputs)]) for j in range(len(inputs))] for row in outputs]
+    cells = [ov.add(weighted(column, row), bias) for row in rows for column in outputs]
+    x = ov.depth_to_space(ov.concat(cells, 1), "blocks_first", tile)
+    return cut(x, height, width)
+
+
+def weighted(weights, terms):
+    """The sum of terms, each times a number; those times zero are left out."""
+    return reduce(ov.add, [ov.multiply(x, constant(w)) for w, x in zip(weights, terms, strict=True) if w])
+
+
+def cut(x, height, width):
+    """x[:, :, :height, :width]"""
+    if list(x.shape)[2:] != [height, width]:
+        x = ov.slice(x, np.array([0, 0]), np.array([height, width]), np.array([1, 1]), np.array([2, 3]))
+    return x.output(0)
+
+
+def embedding(layer, x):
+    return ov.gather(constant(layer.embeddings), x, np.array(0)).output(0)
+
+
+def layer_norm(layer, x):
+    x = ov.mvn(x, np.array([-1]), True, layer.epsilon, "inside_sqrt")
+    return ov.add(ov.multiply(x, over_channels(layer.gamma, x)), over_channels(layer.beta, x)).output(0)
+
+
+def activation(layer, x):
+    if layer.activation is not keras.activations.silu:
+        raise TypeError(f"Only SiLU has a row here. Received: activation={layer.activation!r:.200}")
+    return ov.swish(x).output(0)
+
+
+def rescaling(layer, x):
+    return ov.multiply(x, constant(np.float32(layer.scale))).output(0)
+
+
+def add(layer, terms):
+    first, *others = terms
+    for other in others:
+        first = ov.add(first, other).output(0)
+    return first
+
+
+def channels_of(layer, x, key):
+    """x[..., start:stop] of a feature map."""
+    _, channels = key
+    start, stop, step = (np.array([i]) for i in channels.indices(x.shape[1]))
+    return ov.slice(x, start, stop, step, np.array([1])).output(0)
+
+
+# ---- Layers of layers.py and of the text encoder
+
+
+def group_norm(layer, x):
+    gamma, beta = (constant(weight) for weight in (layer.gamma, layer.beta))
+    x = ov.group_normalization(x, gamma, beta, layer.groups, layer.epsilon)
+    return (ov.swish(x) if layer.silu else x).output(0)
+
+
+def attention(layer, x, context=None):
+    def split(x):
+        return transpose(reshape(x, (x.shape[0], x.shape[1], layer.heads, -1)), (0, 2, 1, 3))
+
+    context = x if context is None else context
+    query, key, value = lower(layer.to_q, x), lower(layer.to_k, context), lower(layer.to_v, context)
+    out = ov.scaled_dot_product_attention(split(query), split(key), split(value), causal=layer.causal)
+    return lower(layer.to_out, reshape(transpose(out, (0, 2, 1, 3)), query.shape))
+
+
+def feed_forward(layer, x):
+    kernel, bias = (keras.ops.convert_to_numpy(weight) for weight in (layer.net_0_proj.kernel, layer.net_0_proj.bias))
+    halves = zip(np.split(kernel, 2, axis=-1), np.split(bias, 2), strict=True)
+    x, gate = (affine(x, *half) for half in halves)  # two products, into which OpenVINO fuses what follows
+    return lower(layer.net_2, ov.multiply(x, ov.gelu(gate, "erf")).output(0))
+
+
+def alongside(x, context):
+    copies = context.shape[0] // x.shape[0]
+    return ov.concat([x] * copies, 0).output(0) if copies > 1 else x
+
+
+def join(layer, x, skip):
+    return ov.concat([x, alongside(skip, x)], 1).output(0)
+
+
+def transformer_block(layer, x, context):
+    x = alongside(ov.add(x, attention(layer.attn1, lower(layer.norm1, x))).output(0), context)
+    x = ov.add(x, attention(layer.attn2, lower(layer.norm2, x), context)).output(0)
+    return ov.add(x, feed_forward(layer.ff, lower(layer.norm3, x))).output(0)
+
+
+def to_tokens(x):
+    return transpose(reshape(x, (*x.shape[:2], -1)), (0, 2, 1))
+
+
+def to_map(x, shape):
+    return reshape(transpose(x, (0, 2, 1)), shape)
+
+
+def spatial_transformer(layer, x, context):
+    tokens = lower(layer.proj_in, to_tokens(group_norm(layer.norm, x)))
+    for block in layer.blocks:
+        tokens = transformer_block(block, tokens, context)
+    residual = alongside(x, context)
+    return ov.add(to_map(lower(layer.proj_out, tokens), residual.shape), residual).output(0)
+
+
+def spatial_attention(layer, x):
+    attended = attention(layer.attention, to_tokens(group_norm(layer.group_norm, x)))
+    return ov.add(x, to_map(attended, x.shape)).output(0)
+
+
+def residual_block(layer, x, time=None):
+    residual = lower(layer.conv_shortcut, x) if layer.conv_shortcut else x
+    x = conv(layer.conv1, group_norm(layer.norm1, x))
+    if time is not None:
+        time = lower(layer.time_emb_proj, time)
+        x = ov.add(x, reshape(time, (*time.shape, 1, 1))).output(0)
+    return ov.add(conv(layer.conv2, group_norm(layer.norm2, x)), residual).output(0)
+
+
+def downsample(layer, x):
+    return conv(layer.conv, x, padding=layer.pad.padding[0])
+
+
+def upsample(layer, x, like=None):
+    rows, columns = (2 * side for side in list(x.shape)[2:])
+    x = ov.interpolate(
+        x, np.array([rows, columns]), "nearest", "sizes", axes=np.array([2, 3]),
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
+    rows, columns = list((x if like is None else like).shape)[2:]
+    return conv(layer.conv, cut(x, rows, columns))
+
+
+def encoder_layer(layer, x):
+    x = ov.add(x, attention(layer.self_attn, lower(layer.layer_norm1, x))).output(0)
+    hidden = lower(layer.mlp_fc1, lower(layer.layer_norm2, x))
+    quick = layer.activation is ACTIVATIONS["quick_gelu"]
+    hidden = ov.swish(hidden, np.array(1.702, "float32")) if quick else ov.gelu(hidden, "erf")
+    return ov.add(x, lower(layer.mlp_fc2, hidden.output(0))).output(0)
+
+
+LOWERINGS = {
+    layers.Dense: dense,
+    layers.Conv2D: conv,
+    keras.layers.Embedding: embedding,
+    keras.layers.LayerNormalization: layer_norm,
+    keras.layers.Activation: activation,
+    keras.layers.Rescaling: rescaling,
+    keras.layers.Add: add,
+    layers.GroupNorm: group_norm,
+    layers.SpatialTransformer: spatial_transformer,
+    layers.SpatialAttention: spatial_attention,
+    layers.ResidualBlock: residual_block,
+    layers.Downsample: downsample,
+    layers.Upsample: upsample,
+    layers.Join: join,
+    EncoderLayer: encoder_layer,
+    type(keras.Input((1,))[..., :1]._keras_history.operation): channels_of,  # the indexing of a symbolic tensor
+}

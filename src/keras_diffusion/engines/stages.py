@@ -1,0 +1,138 @@
+"""The stages, each a function of a network and of arrays.
+
+Whatever may differ between two images of the same size (prompt, seed, sampler, number of steps, guidance) is an array,
+so that nothing is compiled twice.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_diffusion.engines import strips
+from keras_diffusion.sampling.solvers import HISTORY
+
+
+def encode(network, tokens):
+    """Tokens (b, n) → context (b, n, d)."""
+    return ops.cast(network(with_positions(tokens)), "float32")
+
+
+def encode_skipping(network, tokens, clip_skip):
+    """Tokens (b, n) → context (b, n, d) without the last blocks, see `TextEncoder.skip`."""
+    return ops.cast(network.skip(with_positions(tokens), clip_skip), "float32")
+
+
+def with_positions(tokens):
+    return [tokens, ops.broadcast_to(ops.arange(tokens.shape[1], dtype="int32"), tokens.shape)]
+
+
+def encode_image(network, image):
+    """Images (b, h, w, 3) in [-1, 1] → latents."""
+    return ops.cast(network(image), "float32")
+
+
+class Rows(NamedTuple):
+    """Some rows of a sampler's table, k of them.
+
+    Args:
+        columns: (k, columns), see `samplers`.
+        levels: (k, 2), the share of signal and of noise in the latents after each row.
+        embeddings: (k, frequencies), of the timesteps.
+        noise: (k, b, h, w, c), unit noise for the rows that add some.
+        scales: (k, n), how much each of n ControlNets has a say, for a network that takes them.
+    """
+
+    columns: Any
+    levels: Any
+    embeddings: Any
+    noise: Any
+    scales: Any = None
+
+
+class Conditions(NamedTuple):
+    """What latents (b, h, w, c) are drawn from, the same in every row. None leaves out the computation.
+
+    Args:
+        context: (b, n, d), or (2b, n, d) with the negative prompts first, for guidance.
+        guidance: (b,), how far to go from the negative prompt to the prompt (Ho & Salimans 2022, equation 6).
+        rescale: (b,), how far to bring the deviation of a guided prediction back to that of the prompt's own (Lin et
+            al. 2023, equations 15 and 16).
+        extra: (b, h, w, k), what the network sees beside the latents.
+        drawn: bool (b, h, w, 1), where latents are drawn; elsewhere they stay those of `known`.
+        known: (b, h, w, c), the latents of a picture.
+        noise: (b, h, w, c), the unit noise that covers them until the last row.
+        controls: The image of each ControlNet, (b, height, width, 3) in [0, 1].
+    """
+
+    context: Any
+    guidance: Any
+    rescale: Any = None
+    extra: Any = None
+    drawn: Any = None
+    known: Any = None
+    noise: Any = None
+    controls: Any = ()
+
+
+def denoise(network, latents, history, count, rows, conditions, kept=()):
+    """Runs the first `count` rows of a sampler's table.
+
+    Args:
+        network: The diffusion model.
+        latents: (b, h, w, c), x_n.
+        history: (HISTORY, b, h, w, c), the latest estimates h, newest first.
+        count: How many of the rows to run.
+        rows: `Rows`.
+        conditions: `Conditions`.
+        kept: What the network takes besides, and another one returned (see `deep_cache`).
+
+    Returns:
+        The new `latents` and `history`; then what a network returns beside its prediction, of the only row.
+    """
+    context, guidance, rescale, extra, drawn, known, known_noise, controls = conditions
+    copies = context.shape[0] // latents.shape[0]
+
+    def row_of(i, latents, history):
+        _, p, q, a, d, *b = ops.unstack(rows.columns[i])
+        seen = latents if extra is None else ops.concatenate([latents, extra], axis=-1)
+        inputs = [seen, rows.embeddings[i][None], context]
+        if controls:
+            inputs += [rows.scales[i][None], *controls]
+        prediction, *keep = keras.tree.flatten(network([*inputs, *kept]))
+        prediction = ops.cast(prediction, "float32")
+        if copies == 2:
+            negative, positive = ops.split(prediction, 2)
+            prediction = negative + _column(guidance) * (positive - negative)
+            if rescale is not None:
+                shrink = _deviation(positive) / ops.maximum(_deviation(prediction), keras.config.epsilon())
+                prediction = prediction * (1.0 + _column(rescale) * (shrink - 1.0))
+        history = ops.concatenate([(p * latents + q * prediction)[None], history[:-1]])
+        latents = a * latents + d * rows.noise[i] + sum(b[j] * history[j] for j in range(HISTORY))
+        if drawn is not None:
+            alpha, sigma = ops.unstack(rows.levels[i])
+            latents = ops.where(drawn, latents, alpha * known + sigma * known_noise)
+        return latents, history, *keep
+
+    if rows.columns.shape[0] == 1:
+        return row_of(0, latents, history)
+    return ops.fori_loop(0, count, lambda i, state: row_of(i, *state), (latents, history))
+
+
+def _column(x):
+    return ops.reshape(x, (-1, 1, 1, 1))
+
+
+def _deviation(x):
+    return ops.std(x, axis=(1, 2, 3), keepdims=True)
+
+
+def decode(network, latents):
+    """Latents → images (b, h, w, 3) in 0…255, not yet rounded."""
+    return (ops.clip(ops.cast(network(latents), "float32"), -1.0, 1.0) + 1.0) * 127.5
+
+
+def decode_in_strips(network, latents):
+    """The same with less memory, see `strips`."""
+    return decode(partial(strips.decode, network), latents)

@@ -1,0 +1,111 @@
+"""Decodes in strips of rows: the same image, and at no time a whole feature map beside another that is made of it.
+
+Convolutions see a row of each neighbour, and group normalisation has the statistics of all strips, so nothing is
+blended and there are no seams.
+"""
+
+from functools import partial
+from math import prod
+
+from keras import ops
+
+from keras_diffusion.memory import trim
+from keras_diffusion.networks import graphs, layers
+
+# Values of a strip, at most, before the resolution is doubled; less is decoded at once. The strips of Stable Diffusion
+# are then as large as what the C library always gives back when it is freed, 32 MB.
+STRIP = 2**21
+
+
+class Strips:
+    """A feature map (b, h, w, c) as a list of its strips, from top to bottom. Who reads it, empties it."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+
+def decode(decoder, latents):
+    """Computes `decoder(latents)`; latents (b, h, w, c) of static size → images (b, factor · h, factor · w, 3)."""
+    return graphs.Walk(decoder, lambda layer: partial(_apply, layer))(latents)
+
+
+def _apply(layer, x):
+    if type(layer) is layers.Upsample and not isinstance(x, Strips):
+        parts = _split(x)
+        x = Strips(parts) if len(parts) > 1 else x
+    if not isinstance(x, Strips):
+        return layer(x)
+    trim()
+    return IN_STRIPS[type(layer)](layer, x)
+
+
+def _split(x):
+    """Splits a feature map into strips of at most `STRIP` values, or of one row."""
+    height = x.shape[1]
+    count = min(height, -(-prod(x.shape) // STRIP))
+    return ops.split(x, [height * i // count for i in range(1, count)], axis=1) if count > 1 else [x]
+
+
+def _convolved(conv, parts, prepare):
+    """Yields `conv(prepare(part))` for each part of a list, and then lets go of the part."""
+    above = []
+    for i in range(len(parts)):
+        below = [part[:, :1] for part in parts[i + 1 : i + 2]]
+        x = ops.concatenate([*above, parts[i], *below], axis=1)
+        above = [ops.copy(parts[i][:, -1:])]
+        rows, start = x.shape[1], min(i, 1)
+        x = conv(prepare(x))
+        factor = x.shape[1] // rows
+        yield x[:, factor * start : factor * (rows - len(below))]
+        del x
+        parts[i] = None
+
+
+def _normalised(norm, parts):
+    """The function that a group normalisation is on a feature map of these parts."""
+    count = sum(part.shape[1] for part in parts)
+    parts = [ops.cast(part, "float32") for part in parts]
+    mean = sum(part.shape[1] / count * ops.mean(part, axis=(1, 2), keepdims=True) for part in parts)
+    variance = sum(
+        part.shape[1] / count * ops.mean(ops.square(part - mean), axis=(1, 2), keepdims=True) for part in parts
+    )
+    return lambda part: norm.normalise(part, mean, variance)
+
+
+def residual_block(layer, x):
+    normalise, shortcut = _normalised(layer.norm1, x.parts), layer.conv_shortcut or (lambda part: part)
+    hidden, parts = [], []
+    for i, part in enumerate(_convolved(layer.conv1, x.parts, normalise)):
+        hidden.append(part)
+        parts.append(shortcut(x.parts[i]))
+    trim()
+    normalise = _normalised(layer.norm2, hidden)
+    for i, part in enumerate(_convolved(layer.conv2, hidden, normalise)):
+        parts[i] = part + parts[i]
+    return Strips(parts)
+
+
+def upsample(layer, x):
+    parts = [part for strip in x.parts for part in _split(strip)]
+    x.parts.clear()
+    return Strips(list(_convolved(layer.conv, parts, layer.upsample)))
+
+
+def group_norm(layer, x):
+    normalise = _normalised(layer, x.parts)
+    for i, part in enumerate(x.parts):
+        x.parts[i] = normalise(part)
+    return x
+
+
+def conv(layer, x):
+    """The last one: its output is an image in one piece."""
+    return ops.concatenate(list(_convolved(layer, x.parts, lambda part: part)), axis=1)
+
+
+IN_STRIPS = {
+    layers.ResidualBlock: residual_block,
+    layers.Upsample: upsample,
+    layers.GroupNorm: group_norm,
+    layers.Conv2D: conv,
+}

@@ -1,0 +1,60 @@
+"""Runs a stage with TensorFlow: as a plain graph, or compiled by XLA."""
+
+import os
+
+import keras
+import tensorflow as tf
+
+from keras_diffusion.engines.choice import device
+from keras_diffusion.engines.winograd import winograd
+from keras_diffusion.networks import graphs
+
+
+def graph(stage, network, traced, jit_compile=False):
+    if not jit_compile and _converts(network) and not graphs.nested(network):
+        network = _in_turn(network)
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def run(*inputs):
+        traced()
+        return stage(network, *inputs)
+
+    concrete = {}  # TensorFlow warns of a function that is traced for many shapes, unless it is called by them
+
+    def call(*inputs):
+        shapes = tuple(x if x is None else x.shape for x in keras.tree.flatten(inputs))
+        if shapes not in concrete:
+            concrete[shapes] = run.get_concrete_function(*inputs)
+        return concrete[shapes](*inputs)
+
+    return call
+
+
+def xla(stage, network, traced):
+    return graph(stage, network, traced, jit_compile=True)
+
+
+def _converts(network):
+    """Whether layers compute in another dtype than that of their weights."""
+    return any(layer.variable_dtype != layer.compute_dtype for layer in network._flatten_layers())
+
+
+def _in_turn(network):
+    """The network with layers that read their weights after their inputs: a graph converts all at the start else."""
+    def waiting(layer):
+        def call(*inputs, **options):
+            with tf.control_dependencies(list(filter(tf.is_tensor, keras.tree.flatten((inputs, options))))):
+                return layer(*inputs, **options)
+
+        return call
+
+    return graphs.Walk(network, waiting)
+
+
+def faster(way):
+    """Winograd's convolutions were measured to be faster under XLA on processors."""
+    return {"convolve": winograd} if way == "xla" and device() == "cpu" else {}
+
+
+def keep(folder):
+    os.environ.setdefault("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={folder}")  # read with the first device

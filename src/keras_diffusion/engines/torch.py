@@ -1,0 +1,119 @@
+"""Runs a stage with torch, eagerly or compiled; layers compute in fewer passes over memory than by Keras' operations.
+
+These are for layers that are called without gradients; the arguments are those of the functions in `operations`.
+"""
+
+import os
+
+import keras
+import torch
+from keras import ops
+from torch.nn import functional
+
+from keras_diffusion.networks import graphs, operations
+
+HIDDEN = 2**22  # hidden values of a feed-forward layer in memory at a time: 16 MB
+# Weights of a convolution that are reordered at a time, 32 MB: of as much as that, glibc gives every time new memory,
+# which the system first fills with zeros.
+KERNEL = 2**23
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def eager(stage, network, traced):
+    network = graphs.Walk(network)
+
+    @torch.no_grad()
+    def run(*inputs):
+        return stage(network, *inputs)
+
+    return run
+
+
+def inductor(stage, network, traced):
+    """Has `torch.compile` see operations alone: it cannot follow Keras' layers, and gives up on most of them."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    run, compiled = eager(stage, network, traced), {}
+
+    @torch.no_grad()
+    def call(*inputs):
+        leaves = keras.tree.flatten(inputs)
+        shapes, given = tuple(x if x is None else x.shape for x in leaves), [x for x in leaves if x is not None]
+
+        def by_values(values, given):
+            given = iter(given)
+            arrays = keras.tree.map_structure(lambda x: x if x is None else next(given), inputs)
+            with keras.StatelessScope(zip(network.variables, values, strict=True)):
+                return run(*arrays)
+
+        values = [variable.value for variable in network.variables]
+        if shapes not in compiled:
+            traced()
+            graph = make_fx(by_values, tracing_mode="fake")(values, given)  # without computing
+            compiled[shapes] = torch.compile(graph, dynamic=False)
+        return compiled[shapes](values, given)
+
+    return call
+
+
+def faster(way):
+    """`FUSED`; but torch.compile fails on oneDNN's operation."""
+    return FUSED if way == "eager" else {**FUSED, "project": operations.project}
+
+
+def keep(folder):
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def attend(layer, query, key, value):
+    """In one operation, without copies of what it attends to."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return functional.scaled_dot_product_attention(query, key, value, is_causal=layer.causal).transpose(1, 2)
+
+
+def convolve(layer, x):
+    """With the bias; Keras would copy the feature map twice to change its layout to the one it has."""
+    kernel, bias = map(ops.convert_to_tensor, (layer.kernel, layer.bias))
+    x, kernel, parts = x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), _parts(kernel, kernel.numel(), KERNEL)
+    outputs = [
+        functional.conv2d(x, *part, layer.strides, layer.padding)
+        for part in zip(kernel.chunk(parts), bias.chunk(parts), strict=True)
+    ]
+    return (torch.cat(outputs, dim=1) if parts > 1 else outputs[0]).permute(0, 2, 3, 1)
+
+
+def project(layer, x):
+    """With the bias; by oneDNN on processors, since MKL, which torch takes, is half as fast on those of AMD."""
+    kernel = ops.convert_to_tensor(layer.kernel).T
+    bias = ops.convert_to_tensor(layer.bias) if layer.use_bias else None
+    if ONEDNN and x.device.type == "cpu" and x.dtype == kernel.dtype == torch.float32:
+        return torch.ops.mkldnn._linear_pointwise(x, kernel, bias, "none", [], "")
+    return functional.linear(x, kernel, bias)
+
+
+def feed(layer, x):
+    """For groups of positions, with few hidden values in memory at a time."""
+
+    def feed_part(part):
+        x, gate = layer.net_0_proj(part).chunk(2, dim=-1)
+        return layer.net_2(functional.gelu(gate).mul_(x))
+
+    return torch.cat([feed_part(part) for part in x.chunk(_parts(x, 8 * x.numel(), HIDDEN), dim=1)], dim=1)
+
+
+def _parts(x, size, limit):
+    """In how many parts to compute with so many values: a processor's memory is what is slow, a GPU's is not."""
+    return -(-size // limit) if x.device.type == "cpu" else 1
+
+
+def moments(x):
+    mean = x.mean((1, 2), keepdim=True)
+    return mean, (x - mean).square_().mean((1, 2), keepdim=True)
+
+
+def modulate(x, scale, shift, silu):
+    x = shift.addcmul(x, scale)
+    return functional.silu(x, inplace=True) if silu else x
+
+
+FUSED = {function.__name__: function for function in (attend, convolve, project, feed, moments, modulate)}

@@ -1,0 +1,77 @@
+"""3×3 convolutions in fewer multiplications: Winograd's algorithm (Lavin & Gray 2015, arXiv:1509.09308).
+
+It pays where a compiler fuses the copies of tiles into the products around them, as XLA does on processors.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from keras import ops
+
+from keras_diffusion.networks.operations import convolve
+
+TAPS = 3  # weights along a side
+FEWEST_TILES, FEWEST_CHANNELS = 16, 32  # less does not pay for the transforms
+
+
+class Algorithm(NamedTuple):
+    """F(tile × tile, 3 × 3): outputs along a side of a tile, and the transforms of one dimension."""
+
+    tile: int
+    output: np.ndarray
+    weight: np.ndarray
+    input: np.ndarray
+
+
+def algorithm(*points):
+    """The algorithm whose transforms are products of polynomials at points and infinity."""
+    tile, points = len(points) + 2 - TAPS, np.array(points)
+    others = [np.delete(points, i) for i in range(len(points))]
+    norms = [np.prod(point - other) for point, other in zip(points, others, strict=True)]
+    return Algorithm(
+        tile,
+        output=np.vstack([np.vander(points, tile, increasing=True), np.eye(tile)[-1]]).T,
+        weight=np.vstack([np.vander(points, TAPS, increasing=True) / np.array(norms)[:, None], np.eye(TAPS)[-1]]),
+        input=np.vstack([*(np.append(np.poly(other)[::-1], 0.0) for other in others), np.poly(points)[::-1]]),
+    )
+
+
+BY_FOUR = algorithm(0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))  # a quarter of the error of the usual 0, ±1, ±2
+BY_TWO = algorithm(0.0, 1.0, -1.0)  # 16 products for 4 outputs instead of 36 for 16, of kernels of half the size
+
+
+def winograd(layer, x):
+    """`operations.convolve` for float32 feature maps that are large enough for it; others are left to the backend.
+
+    Args:
+        layer: The `Conv2D`.
+        x: (b, h, w, c), of static size but for b.
+
+    Returns:
+        (b, h, w, d). The error is that of a direct convolution in float32: 1.4e-5 with 320 channels of unit variance.
+    """
+    _, height, width, channels = ops.shape(x)
+    tile = BY_FOUR.tile
+    outputs, weights, inputs = (np.kron(matrix, matrix) for matrix in BY_FOUR[1:])  # of two dimensions
+    rows, columns = -(-height // tile), -(-width // tile)
+    small = rows * columns < FEWEST_TILES or min(channels, layer.filters) < FEWEST_CHANNELS
+    if small or (layer.strides, layer.padding) != ((1, 1), "same") or layer.compute_dtype != "float32":
+        return convolve(layer, x)
+    side = tile + TAPS - 1
+    x = ops.pad(x, ((0, 0), (1, tile * rows - height + 1), (1, tile * columns - width + 1), (0, 0)))
+    last = tile * (rows - 1) + 1, tile * (columns - 1) + 1
+    tiles = [x[:, i : i + last[0] : tile, j : j + last[1] : tile] for i, j in np.ndindex(side, side)]
+    tiles = _transform(inputs, ops.stack(tiles))  # (36, b, rows, columns, c)
+    nothing = 0.0 * x[0, 1, 1, 0]  # has a compiler transform the kernel here, not all of a network's at the start
+    kernel = ops.add(layer.kernel, nothing)
+    kernel = _transform(weights, ops.reshape(kernel, (TAPS**2, channels, layer.filters)))
+    products = ops.matmul(ops.reshape(tiles, (side**2, -1, channels)), kernel)
+    x = ops.reshape(_transform(outputs, products), (tile, tile, -1, rows, columns, layer.filters))
+    x = ops.reshape(ops.transpose(x, (2, 3, 0, 4, 1, 5)), (-1, tile * rows, tile * columns, layer.filters))
+    return ops.add(x[:, :height, :width], layer.bias)
+
+
+def _transform(matrix, x):
+    """Applies a matrix (n, m) to the first axis of (m, …)."""
+    product = ops.matmul(matrix.astype("float32"), ops.reshape(x, (x.shape[0], -1)))
+    return ops.reshape(product, (len(matrix), *x.shape[1:]))

@@ -1,0 +1,258 @@
+"""How a picture was made, written into its file: the text `parameters` that A1111 and its readers know.
+
+    a slice of pizza
+    Negative prompt: blue
+    Steps: 25, Sampler: Euler a, CFG scale: 3.0, Seed: 7, Size: 64x64, Version: keras-diffusion 0.1.0
+
+A PNG holds it in a text chunk, a JPEG or WebP in the EXIF tag UserComment. Format: `create_infotext` and
+`parse_generation_parameters` of AUTOMATIC1111's stable-diffusion-webui 1.10. A prompt that these lines cannot carry,
+such as one with a line "Negative prompt:", stands in quotes in the last one too, where its readers look last.
+"""
+
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+LARGEST_TEXT = 32_000  # UTF-16 units; a JPEG has room for 32,700
+LARGEST_FILE = 2**28  # bytes
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+ENCODINGS = {b"ASCII\0\0\0": "latin-1", b"UNICODE\0": "utf-16-be", b"\0" * 8: "utf-8"}
+
+PROMPTS = ("Prompt", "Negative prompt")
+EMPHASIS = {"None": False, "Original": True}
+MODELS_OWN = {"Sampler settings": "model"}  # the sampler was not chosen, so it came with the model's own schedule
+_SETTING = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+class Field(NamedTuple):
+    """A setting that is an argument of `text_to_image`."""
+
+    argument: str
+    write: Callable = str
+    read: Callable = str
+
+
+FIELDS = {
+    "Prompt": Field("prompt"),
+    "Negative prompt": Field("negative_prompt"),
+    "Steps": Field("num_steps", read=int),
+    "Sampler": Field("sampler"),
+    "CFG scale": Field("unconditional_guidance_scale", read=float),
+    "Seed": Field("seed", read=int),
+    "Clip skip": Field("clip_skip", lambda blocks: str(blocks + 1), lambda text: int(text) - 1),
+    "Emphasis": Field("prompt_weighting", list(EMPHASIS).__getitem__, EMPHASIS.__getitem__),
+    "Long prompts": Field("long_prompts"),
+}
+MEANT = {"Clip skip": "1", "Emphasis": "Original", "Long prompts": "chunk"}  # by A1111's silence
+OURS = {"negative_prompt": "", "clip_skip": 0, "prompt_weighting": False, "long_prompts": "error"}
+
+
+def settings(img_width, img_height, version, **arguments):
+    """Names the arguments of a call of `text_to_image` as A1111 does.
+
+    Args:
+        img_width: Width of the picture in pixels.
+        img_height: Its height.
+        version: That of this package.
+        **arguments: The other arguments that one picture has: of image i in a batch, the seed is seed + i. None counts
+            as not given.
+
+    Returns:
+        A dict of str.
+    """
+    given = OURS | {name: value for name, value in arguments.items() if value is not None}
+    named = {name: field.write(given[field.argument]) for name, field in FIELDS.items() if field.argument in given}
+    return named | {"Size": f"{img_width}x{img_height}", "Version": f"keras-diffusion {version}"}
+
+
+def arguments(settings):
+    """The way back: what to call `text_to_image` with for the same picture.
+
+    Args:
+        settings: What `read` returns. What A1111 does not write is what A1111 does, such as weighting prompts.
+
+    Returns:
+        A dict of keyword arguments.
+
+    Raises:
+        ValueError: If a setting is not one that the library has.
+    """
+    settings = MEANT | settings
+    found = {}
+    try:
+        for name, field in FIELDS.items():
+            if name in settings:
+                found[field.argument] = field.read(settings[name])
+        if "Size" in settings:
+            name = "Size"
+            found["img_width"], found["img_height"] = map(int, settings[name].split("x"))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"The setting {name!r} cannot be followed. Received: {settings[name]!r:.200}") from error
+    if MODELS_OWN.items() <= settings.items():
+        found.pop("sampler", None)
+    return found
+
+
+def to_text(settings):
+    """Writes settings as A1111 does.
+
+    Args:
+        settings: A dict of str, the prompts under "Prompt" and "Negative prompt". Lone surrogates become U+FFFD, as
+            they do in the tokenizer.
+
+    Returns:
+        A str, from which `from_text` reads the same.
+
+    Raises:
+        ValueError: If it is too long, or a name has characters that no reader takes.
+    """
+    settings = {name: _whole(value) for name, value in settings.items()}
+    expected = dict.fromkeys(PROMPTS, "") | settings
+    text = _compose(settings)
+    read = from_text(text)
+    if lost := [name for name in PROMPTS if read.get(name) != expected[name]]:
+        text = _compose(settings, lost)
+    if len(text.encode("utf-16-le")) // 2 > LARGEST_TEXT:
+        raise ValueError(
+            f"A picture can hold {LARGEST_TEXT} characters about how it was made. Shorten the prompt or save it "
+            f"without. Received: {len(text)} characters"
+        )
+    if from_text(text) != expected:
+        raise ValueError(f"These settings cannot be read back; see their names. Received: {settings!r:.200}")
+    return text
+
+
+def from_text(text):
+    """Reads what A1111, this library and many others write.
+
+    Args:
+        text: A str, whatever is in it.
+
+    Returns:
+        A dict of str: "Prompt", "Negative prompt" and all settings of the last line.
+    """
+    lines = text.strip().split("\n")
+    found = _settings(lines[-1])
+    if len(found) >= 3 or "Version" in found:
+        lines.pop()
+    else:
+        found = {}
+    prompts, name = {name: [] for name in PROMPTS}, "Prompt"
+    for line in map(str.strip, lines):
+        if line.startswith("Negative prompt:"):
+            name = "Negative prompt"
+            line = line.removeprefix("Negative prompt:").strip()
+        prompts[name].append(line)
+    return {name: "\n".join(lines).lstrip("\n") for name, lines in prompts.items()} | found
+
+
+def _whole(value):
+    return str(value).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _compose(settings, quoted=()):
+    prompt, negative = (_CONTROL.sub(" ", settings.get(name, "")) for name in PROMPTS)
+    last = [f"{name}: {_quote(value)}" for name, value in settings.items() if name not in PROMPTS]
+    last += [f"{name}: {json.dumps(settings.get(name, ''), ensure_ascii=False)}" for name in quoted]
+    return "\n".join(filter(None, [prompt, negative and f"Negative prompt: {negative}", ", ".join(last)]))
+
+
+def _quote(value):
+    plain = value.isprintable() and value == value.strip() and not set(value) & set(',:"')
+    return value if plain else json.dumps(value, ensure_ascii=False)
+
+
+def _settings(line):
+    found, position = {}, 0
+    while position < len(line):
+        if match := _SETTING.match(line, position):
+            name, value = match.groups()
+            found[name] = _unquote(value)
+            position = match.end()
+        else:
+            position = line.find(",", position) + 1 or len(line)
+    return found
+
+
+def _unquote(value):
+    try:
+        return json.loads(value) if value.startswith('"') else value
+    except ValueError:
+        return value
+
+
+def write(path, image, settings=None, format=None):
+    """Saves an image, with how it was made if that is given.
+
+    Args:
+        path: Where to; a path or an open file.
+        image: uint8 array (h, w, 3).
+        settings: A dict of str, see `settings`; None writes nothing but the image.
+        format: "PNG", "JPEG" or "WEBP"; None takes the one that the suffix of `path` says.
+
+    Raises:
+        ValueError: If the settings cannot be written, or there is no such format.
+        OSError: If the file cannot be written.
+    """
+    from PIL import Image, PngImagePlugin
+
+    format = format or FORMATS.get(Path(path).suffix.lower())
+    if format not in FORMATS.values():
+        raise ValueError(f"The file's suffix must be one of {', '.join(FORMATS)}. Received: path={str(path)!r:.200}")
+    extras = {}
+    if settings is not None and format == "PNG":
+        extras["pnginfo"] = PngImagePlugin.PngInfo()
+        extras["pnginfo"].add_text("parameters", to_text(settings))
+    elif settings is not None:
+        extras["exif"] = Image.Exif()
+        extras["exif"].get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + to_text(settings).encode("utf-16-be")
+    Image.fromarray(image).save(path, format, quality=95, **extras)
+
+
+def read(path):
+    """Reads how a picture was made; its pixels are not decoded.
+
+    Args:
+        path: A PNG, JPEG or WebP file, from anyone.
+
+    Returns:
+        A dict of str, see `from_text`; empty if the picture does not say.
+
+    Raises:
+        ValueError: If the file is no such picture, is damaged, or holds absurdly much.
+        OSError: If there is no such file.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if path.stat().st_size > LARGEST_FILE or not path.is_file():
+        raise ValueError(f"A picture is a file of at most {LARGEST_FILE} bytes. Received: path={str(path)!r:.200}")
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(file, formats=sorted(set(FORMATS.values()))) as image:
+                text = image.info.get("parameters") or _decode(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT))
+        except Exception as error:  # whatever a damaged file leads Pillow to
+            raise ValueError(
+                f"This is no PNG, JPEG or WebP, or a damaged one. Received: path={str(path)!r:.200}"
+            ) from error
+    if not isinstance(text, str) or not text:
+        return {}
+    if len(text) > 2 * LARGEST_TEXT:
+        raise ValueError(f"The picture's parameters are too long. Received: {len(text)} characters")
+    return from_text(text)
+
+
+def _decode(comment):
+    """The text of an EXIF UserComment: eight bytes name its encoding, and writers differ in the order of two bytes."""
+    if not isinstance(comment, bytes):
+        return comment
+    encoding, content = ENCODINGS.get(comment[:8]), comment[8:]
+    if encoding == "utf-16-be" and content[1::2].count(0) > content[::2].count(0):
+        encoding = "utf-16-le"
+    return content.decode(encoding, "replace") if encoding else None

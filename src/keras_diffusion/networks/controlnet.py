@@ -1,0 +1,143 @@
+"""The ControlNet: a copy of the diffusion model's way down that reads an image and adds to its skip connections."""
+
+from itertools import pairwise
+
+import keras
+from keras import layers, ops
+
+from keras_diffusion.architectures import SD14
+from keras_diffusion.arguments import choice
+from keras_diffusion.networks.diffusion_model import blocks, descend, embed_time
+from keras_diffusion.networks.graphs import refuse_own_call
+from keras_diffusion.networks.layers import conv, dense
+from keras_diffusion.networks.network import Network, construction
+
+CHANNEL_ORDERS = ("rgb", "bgr")
+
+
+@keras.saving.register_keras_serializable("keras_diffusion")
+class ControlNet(Network):
+    """Reads an image (edges, depth, a pose, …) and says what the diffusion model is to add to follow it.
+
+    A network built at random adds nothing: the layers that write are zero until they are trained.
+
+    Source: Zhang, Rao and Agrawala 2023, arXiv:2302.05543; `ControlNet` in cldm/cldm.py of lllyasviel/ControlNet.
+
+    Args:
+        img_height: Height of the image in pixels, or None to take any multiple of the latent factor.
+        img_width: Likewise, its width.
+        max_text_length: Number of context vectors, or None for any number.
+        architecture: The `Architecture` whose diffusion model it steers.
+        conditioning: Widths of the layers that read the image, each but the last at twice the resolution of the next.
+        channel_order: "rgb", or "bgr" if it was trained on images with blue first; it is given rgb in any case.
+        initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
+        dtype: A Keras dtype policy or its name; None for the global one.
+        name: Name of the model.
+
+    Call arguments, as a list or by name:
+        latent: (b, h, w, input channels), unit variance.
+        timestep_embedding: (b, frequencies), what `timestep_embedding` returns.
+        context: (b, max_text_length, context width), the text encoder's output.
+        image: (b, h · factor, w · factor, 3) in [0, 1].
+
+    Returns:
+        A list of residuals for `DiffusionModel.steer`: one for each skip connection and one for the middle.
+
+    Raises:
+        ValueError: If `conditioning` does not lead from the image to the latents, or for another `channel_order`.
+    """
+
+    def __init__(
+        self,
+        img_height=None,
+        img_width=None,
+        max_text_length=None,
+        architecture=SD14,
+        conditioning=(16, 32, 96, 256),
+        channel_order="rgb",
+        initialize=True,
+        dtype=None,
+        name="controlnet",
+    ):
+        shape, factor = architecture.diffusion_model, architecture.autoencoder.factor
+        latent_size = architecture.autoencoder.latent_size(img_height, img_width)
+        choice("channel_order", channel_order, CHANNEL_ORDERS)
+        if 2 ** (len(conditioning) - 1) != factor:
+            raise ValueError(
+                f"`conditioning` must hold {factor.bit_length()} widths, to halve an image down to its latents. "
+                f"Received: conditioning={conditioning!r:.200}"
+            )
+        with construction(dtype, initialize):
+            latent = keras.Input((*latent_size, shape.in_channels), name="latent")
+            timestep = keras.Input((shape.frequencies,), name="timestep_embedding")
+            context = keras.Input((max_text_length, shape.context), name="context")
+            image = keras.Input((img_height, img_width, 3), name="image")
+
+            residual, attend = blocks(shape, embed_time(shape, timestep), context)
+
+            # Conditioning flow
+            silu = layers.Activation("silu")
+            hint = image if channel_order == "rgb" else ops.flip(image, axis=-1)
+            hint = silu(conv(conditioning[0], "controlnet_cond_embedding_conv_in")(hint))
+            for i, (width, next_width) in enumerate(pairwise(conditioning)):
+                hint = silu(conv(width, f"controlnet_cond_embedding_blocks_{2 * i}")(hint))
+                hint = layers.ZeroPadding2D(1)(hint)
+                hint = silu(conv(next_width, f"controlnet_cond_embedding_blocks_{2 * i + 1}", 2, "valid")(hint))
+
+            # Downsampling and middle flow
+            x = conv(shape.levels[0].channels, "conv_in")(latent)
+            with construction(dtype, initialize=False):
+                x = x + conv(shape.levels[0].channels, "controlnet_cond_embedding_conv_out")(hint)
+            skips, middle = descend(shape, x, residual, attend)
+
+            # Exit flow
+            with construction(dtype, initialize=False):
+                residuals = [dense(skip.shape[-1], f"controlnet_down_blocks_{i}")(skip) for i, skip in enumerate(skips)]
+                residuals.append(dense(middle.shape[-1], "controlnet_mid_block")(middle))
+        super().__init__(
+            [latent, timestep, context, image],
+            residuals,
+            architecture,
+            name,
+            img_height=img_height,
+            img_width=img_width,
+            max_text_length=max_text_length,
+            conditioning=tuple(conditioning),
+            channel_order=channel_order,
+        )
+
+
+def steered(diffusion_model, controlnets):
+    """Makes one network of a diffusion model and the ControlNets that steer it; it shares their layers.
+
+    Args:
+        diffusion_model: A `DiffusionModel`.
+        controlnets: A tuple of `ControlNet`. Where they take fewer channels of latents, as beside a model for
+            inpainting, they get the first ones.
+
+    Returns:
+        A model that takes a list: the inputs of the diffusion model, then scales (b, number of ControlNets), then the
+        image of each, (b, height, width, 3) in [0, 1]. It returns the prediction.
+
+    Raises:
+        TypeError: If the diffusion model has a `call` of its own.
+    """
+    refuse_own_call(diffusion_model)
+    inputs, residuals = control(diffusion_model, controlnets)
+    prediction = diffusion_model.steer(inputs[:3], residuals)
+    return Network(inputs, prediction, diffusion_model.architecture, "steered_diffusion_model")
+
+
+def control(diffusion_model, controlnets):
+    """The inputs of a steered network, see `steered`, and the residuals that its ControlNets make of them."""
+    latent, timestep, context = (keras.Input(x.shape[1:]) for x in diffusion_model.inputs)
+    scales = keras.Input((len(controlnets),))
+    images = [keras.Input(controlnet.inputs[-1].shape[1:]) for controlnet in controlnets]
+    scaled = []
+    for i, (controlnet, image) in enumerate(zip(controlnets, images, strict=True)):
+        channels = controlnet.architecture.diffusion_model.in_channels
+        again = keras.Model(controlnet.inputs, controlnet.outputs, name=f"controlnet_{i}")  # under a name of its own
+        scale = ops.reshape(scales[:, i], (-1, 1, 1, 1))
+        scaled.append([scale * x for x in again([latent[..., :channels], timestep, context, image])])
+    residuals = [sum(together) for together in zip(*scaled, strict=True)]
+    return [latent, timestep, context, scales, *images], residuals

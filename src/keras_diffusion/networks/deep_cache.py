@@ -1,0 +1,40 @@
+"""DeepCache (Ma et al. 2023, arXiv:2312.00858): a diffusion model whose deep features serve several steps."""
+
+import keras
+
+from keras_diffusion.networks.controlnet import control
+from keras_diffusion.networks.diffusion_model import BRANCH
+from keras_diffusion.networks.graphs import refuse_own_call
+from keras_diffusion.networks.network import Network
+
+
+def split(diffusion_model, controlnets=()):
+    """Makes two networks that share the layers of a diffusion model, and of the ControlNets that steer it.
+
+    Args:
+        diffusion_model: A `DiffusionModel`.
+        controlnets: A tuple of `ControlNet`.
+
+    Returns:
+        (whole, shallow). `whole` takes what the diffusion model takes, or with ControlNets what `controlnet.steered`
+        takes. It returns a list: the prediction and what to keep, namely the deep features and the residuals of the
+        ControlNets that shallow layers meet. `shallow` takes a list, the inputs of the diffusion model and what was
+        kept, and returns the prediction.
+
+    Raises:
+        TypeError: If the diffusion model has a `call` of its own.
+    """
+    refuse_own_call(diffusion_model)
+    inputs, wanted = diffusion_model.inputs, [*diffusion_model.outputs, diffusion_model.deep]
+    if controlnets:
+        inputs, residuals = control(diffusion_model, controlnets)
+        outputs = [*diffusion_model.steer(inputs[:3], residuals, outputs=wanted), *residuals[: BRANCH + 1]]
+        given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in (*inputs[:3], *outputs[1:])]
+        prediction = diffusion_model.reuse(given[:3], given[3], given[4:])
+    else:  # two flat graphs, which every engine can run
+        outputs, given, prediction = wanted, [*inputs, diffusion_model.deep], diffusion_model.outputs[0]
+    architecture = diffusion_model.architecture
+    return (
+        Network(inputs, outputs, architecture, "whole_diffusion_model"),
+        Network(given, prediction, architecture, "shallow_diffusion_model"),
+    )

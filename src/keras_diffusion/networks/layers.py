@@ -1,0 +1,290 @@
+"""The parts that two or more networks share: attention, residual blocks, normalisation and resampling.
+
+Every layer builds its own parts and states its output shape, so that Keras need not trace it to build a model.
+Layer names are those of diffusers' modules: the path of a variable is its name in a checkpoint.
+"""
+
+import keras
+from keras import ops
+
+from keras_diffusion.networks.network import kernel_initializer
+from keras_diffusion.networks.operations import how_to
+
+
+def dense(units, name, use_bias=True):
+    """A dense layer, also in place of every 1×1 convolution."""
+    return Dense(units, use_bias=use_bias, kernel_initializer=kernel_initializer.get(), name=name)
+
+
+def conv(channels, name, strides=1, padding="same"):
+    """A 3×3 convolution."""
+    return Conv2D(channels, 3, strides, padding, kernel_initializer=kernel_initializer.get(), name=name)
+
+
+class Dense(keras.layers.Dense):
+    """Keras' own, computed as `operations` says; the class keeps its name, which is part of a .weights.h5 file."""
+
+    def call(self, x):
+        return how_to("project")(self, x)
+
+
+class Conv2D(keras.layers.Conv2D):
+    """Likewise."""
+
+    def call(self, x):
+        return how_to("convolve")(self, x)
+
+
+def embedding(size, width, name):
+    """A learned embedding, (…,) integers to (…, width)."""
+    initializer = kernel_initializer.get()
+    if initializer == "glorot_uniform":
+        initializer = keras.initializers.RandomNormal(stddev=0.02)
+    return keras.layers.Embedding(size, width, embeddings_initializer=initializer, name=name)
+
+
+def layer_norm(name):
+    """CLIP's and the transformers' layer normalisation; the statistics are float32."""
+    return keras.layers.LayerNormalization(epsilon=1e-5, name=name)
+
+
+class GroupNorm(keras.layers.Layer):
+    """Group normalisation (Wu & He 2018) of feature maps (b, h, w, c), with an optional SiLU; float32 inside."""
+
+    def __init__(self, groups, epsilon=1e-5, silu=False, **kwargs):
+        super().__init__(**kwargs)
+        self.groups, self.epsilon, self.silu = groups, epsilon, silu
+
+    def build(self, x_shape):
+        self.gamma = self.add_weight(shape=x_shape[-1:], initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=x_shape[-1:], initializer="zeros", name="beta")
+
+    def call(self, x):
+        x = ops.cast(x, "float32")
+        return self.normalise(x, *how_to("moments")(x))
+
+    def normalise(self, x, mean, variance):
+        """Normalises a part of a float32 feature map by the mean and variance (b, 1, 1, c) of the whole."""
+        channels = x.shape[-1]
+        grouped = (-1, 1, 1, self.groups, channels // self.groups)
+        mean, variance = ops.reshape(mean, grouped), ops.reshape(variance, grouped)
+        group_mean = ops.mean(mean, -1, keepdims=True)  # (b, 1, 1, g, 1)
+        group_variance = ops.mean(variance + ops.square(mean - group_mean), -1, keepdims=True)
+        gamma = ops.reshape(ops.cast(self.gamma, "float32"), grouped[1:])
+        beta = ops.reshape(ops.cast(self.beta, "float32"), grouped[1:])
+        scale = gamma * ops.rsqrt(group_variance + self.epsilon)
+        shift = beta - group_mean * scale
+        scale, shift = (ops.reshape(part, (-1, 1, 1, channels)) for part in (scale, shift))
+        return ops.cast(how_to("modulate")(x, scale, shift, self.silu), self.compute_dtype)
+
+    def compute_output_shape(self, x_shape):
+        return x_shape
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head attention (Vaswani et al. 2017) of x (b, n, c) over itself or over a context (b, m, d)."""
+
+    def __init__(self, heads, qkv_bias=False, causal=False, **kwargs):
+        super().__init__(**kwargs)
+        self.heads, self.qkv_bias, self.causal = heads, qkv_bias, causal
+
+    def build(self, x_shape, context_shape=None):
+        width = x_shape[-1]
+        self.to_q, self.to_k, self.to_v = (dense(width, name, self.qkv_bias) for name in ("to_q", "to_k", "to_v"))
+        self.to_out = dense(width, "to_out")
+        self.to_q.build(x_shape)
+        self.to_k.build(context_shape or x_shape)
+        self.to_v.build(context_shape or x_shape)
+        self.to_out.build(x_shape)
+
+    def call(self, x, context=None):
+        context = x if context is None else context
+        query, key, value = self.split(self.to_q(x)), self.split(self.to_k(context)), self.split(self.to_v(context))
+        out = how_to("attend")(self, query, key, value)
+        return self.to_out(ops.reshape(out, ops.shape(x)))
+
+    def split(self, x):
+        """(b, n, c) → (b, n, heads, c / heads)"""
+        return ops.reshape(x, (-1, ops.shape(x)[1], self.heads, x.shape[-1] // self.heads))
+
+    def compute_output_shape(self, x_shape, context_shape=None):
+        return x_shape
+
+
+def alongside(x, context):
+    """Repeats x (b, …) for a context (k · b, …): until here, the halves of a guided batch are the same."""
+    copies = (context.shape[0] or 1) // (x.shape[0] or 1)
+    return ops.concatenate([x] * copies) if copies > 1 else x
+
+
+class FeedForward(keras.layers.Layer):
+    """The transformer's GEGLU (Shazeer 2020): half of a dense layer, gated by the exact GELU of the other half."""
+
+    def build(self, x_shape):
+        width = x_shape[-1]
+        self.net_0_proj, self.net_2 = dense(8 * width, "net_0_proj"), dense(width, "net_2")
+        self.net_0_proj.build(x_shape)
+        self.net_2.build((*x_shape[:-1], 4 * width))
+
+    def call(self, x):
+        return how_to("feed")(self, x)
+
+    def compute_output_shape(self, x_shape):
+        return x_shape
+
+
+class TransformerBlock(keras.layers.Layer):
+    """Self-attention, cross-attention and feed-forward, each after a layer normalisation and with a residual."""
+
+    def __init__(self, heads, **kwargs):
+        super().__init__(**kwargs)
+        self.norm1, self.attn1 = layer_norm("norm1"), Attention(heads, name="attn1")
+        self.norm2, self.attn2 = layer_norm("norm2"), Attention(heads, name="attn2")
+        self.norm3, self.ff = layer_norm("norm3"), FeedForward(name="ff")
+
+    def build(self, x_shape, context_shape):
+        for layer in (self.norm1, self.attn1, self.norm2, self.norm3, self.ff):
+            layer.build(x_shape)
+        self.attn2.build(x_shape, context_shape)
+
+    def call(self, x, context):
+        x = alongside(x + self.attn1(self.norm1(x)), context)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+    def compute_output_shape(self, x_shape, context_shape):
+        return x_shape
+
+
+class SpatialTransformer(keras.layers.Layer):
+    """Transformer blocks over the positions of a feature map (b, h, w, c) that attend to the context (b, m, d)."""
+
+    def __init__(self, heads, depth, groups, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = GroupNorm(groups, epsilon=1e-6, name="norm")
+        self.blocks = [TransformerBlock(heads, name=f"transformer_blocks_{i}") for i in range(depth)]
+
+    def build(self, x_shape, context_shape):
+        channels = x_shape[-1]
+        self.proj_in, self.proj_out = dense(channels, "proj_in"), dense(channels, "proj_out")
+        for layer in (self.norm, self.proj_in, self.proj_out):
+            layer.build(x_shape)
+        for block in self.blocks:
+            block.build((x_shape[0], None, channels), context_shape)
+
+    def call(self, x, context):
+        residual, (_, height, width, channels) = alongside(x, context), ops.shape(x)
+        x = self.proj_in(self.norm(x))
+        x = ops.reshape(x, (-1, height * width, channels))
+        for block in self.blocks:
+            x = block(x, context)
+        x = ops.reshape(x, (-1, height, width, channels))
+        return self.proj_out(x) + residual
+
+    def compute_output_shape(self, x_shape, context_shape):
+        return x_shape
+
+
+class SpatialAttention(keras.layers.Layer):
+    """The autoencoder's single-head attention over the positions of a feature map (b, h, w, c)."""
+
+    def __init__(self, groups, **kwargs):
+        super().__init__(**kwargs)
+        self.group_norm = GroupNorm(groups, epsilon=1e-6, name="group_norm")
+        self.attention = Attention(heads=1, qkv_bias=True, name="attention")
+
+    def build(self, x_shape):
+        self.group_norm.build(x_shape)
+        self.attention.build((x_shape[0], None, x_shape[-1]))
+
+    def call(self, x):
+        _, height, width, channels = ops.shape(x)
+        attended = self.attention(ops.reshape(self.group_norm(x), (-1, height * width, channels)))
+        return x + ops.reshape(attended, (-1, height, width, channels))
+
+    def compute_output_shape(self, x_shape):
+        return x_shape
+
+
+class ResidualBlock(keras.layers.Layer):
+    """Two normalised 3×3 convolutions and a residual; the diffusion model adds its timestep in between."""
+
+    def __init__(self, channels, groups, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.norm1, self.conv1 = GroupNorm(groups, epsilon, silu=True, name="norm1"), conv(channels, "conv1")
+        self.norm2, self.conv2 = GroupNorm(groups, epsilon, silu=True, name="norm2"), conv(channels, "conv2")
+        self.time_emb_proj = self.conv_shortcut = None
+
+    def build(self, x_shape, time_shape=None):
+        inner_shape = self.compute_output_shape(x_shape)
+        self.norm1.build(x_shape)
+        self.conv1.build(x_shape)
+        self.norm2.build(inner_shape)
+        self.conv2.build(inner_shape)
+        if time_shape:
+            self.time_emb_proj = dense(self.channels, "time_emb_proj")
+            self.time_emb_proj.build(time_shape)
+        if x_shape[-1] != self.channels:
+            self.conv_shortcut = dense(self.channels, "conv_shortcut")
+            self.conv_shortcut.build(x_shape)
+
+    def call(self, x, time=None):
+        residual = self.conv_shortcut(x) if self.conv_shortcut else x
+        x = self.conv1(self.norm1(x))
+        if time is not None:
+            x = x + self.time_emb_proj(time)[:, None, None]
+        return self.conv2(self.norm2(x)) + residual
+
+    def compute_output_shape(self, x_shape, time_shape=None):
+        return (*x_shape[:-1], self.channels)
+
+
+class Downsample(keras.layers.Layer):
+    """A 3×3 convolution of stride 2 over explicit zero padding: (before, after) on both sides."""
+
+    def __init__(self, channels, padding, **kwargs):
+        super().__init__(**kwargs)
+        self.pad = keras.layers.ZeroPadding2D((padding, padding))
+        self.conv = conv(channels, "conv", strides=2, padding="valid")
+
+    def build(self, x_shape):
+        self.conv.build(self.pad.compute_output_shape(x_shape))
+
+    def call(self, x):
+        return self.conv(self.pad(x))
+
+    def compute_output_shape(self, x_shape):
+        return self.conv.compute_output_shape(self.pad.compute_output_shape(x_shape))
+
+
+class Join(keras.layers.Layer):
+    """Appends the channels of a skip connection, (b, h, w, d) to x (b, h, w, c) or (k · b, h, w, c)."""
+
+    def call(self, x, skip):
+        return ops.concatenate([x, alongside(skip, x)], axis=-1)
+
+    def compute_output_shape(self, x_shape, skip_shape):
+        return (*x_shape[:-1], x_shape[-1] + skip_shape[-1])
+
+
+class Upsample(keras.layers.Layer):
+    """Nearest-neighbour doubling, cut to the size of `like` where that is odd, and a 3×3 convolution."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.upsample = keras.layers.UpSampling2D(2)
+        self.conv = conv(channels, "conv")
+
+    def build(self, x_shape, like_shape=None):
+        self.conv.build(x_shape)
+
+    def call(self, x, like=None):
+        x = self.upsample(x)
+        if like is not None:
+            _, height, width, _ = ops.shape(like)
+            x = x[:, :height, :width]
+        return self.conv(x)
+
+    def compute_output_shape(self, x_shape, like_shape=None):
+        return (*(like_shape or self.upsample.compute_output_shape(x_shape))[:3], self.conv.filters)

@@ -1,0 +1,86 @@
+"""What all networks share: how their layers are initialised and in which dtype, their configuration, their files."""
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_diffusion.architectures import STORED, Architecture
+from keras_diffusion.memory import Gift, aligned
+
+kernel_initializer = ContextVar("kernel initializer", default="glorot_uniform")
+
+
+class Blank(keras.initializers.Zeros):
+    """Zeros that take up neither time nor memory until something else is written."""
+
+    def __call__(self, shape, dtype=None):
+        return ops.convert_to_tensor(Gift(aligned(np.zeros, shape, dtype)), dtype)
+
+
+@keras.saving.register_keras_serializable("keras_diffusion")
+class StoredPolicy(keras.DTypePolicy):
+    """Weights that are stored in half precision, and computed with in float32: a layer's when its turn comes."""
+
+    def _parse_name(self, name):
+        return STORED[name]
+
+
+@contextmanager
+def construction(dtype=None, initialize=True):
+    """Gives the layers built inside it their dtype policy and, on request, random values.
+
+    Args:
+        dtype: A Keras dtype policy or its name, or a name in `STORED`; None keeps the global policy.
+        initialize: Whether kernels start at random. False leaves them zero, for a loader that fills every one.
+    """
+    policy = keras.config.dtype_policy()
+    token = kernel_initializer.set("glorot_uniform" if initialize else Blank())
+    try:
+        keras.config.set_dtype_policy(StoredPolicy(dtype) if str(dtype) in STORED else dtype or policy)
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+        kernel_initializer.reset(token)
+
+
+class Network(keras.Model):
+    """A functional model whose configuration is its constructor's arguments.
+
+    Attributes:
+        reader: What `load_weights` calls, with the network and a path: `checkpoints/layouts/keras_files.py` sets
+            it, so that networks know no files. Without it, Keras' own is called.
+    """
+
+    reader = None
+
+    def __init__(self, inputs, outputs, architecture, name, **config):
+        super().__init__(inputs, outputs, name=name)
+        self.architecture = architecture
+        self._config = {"name": name, **config}
+
+    def get_config(self):
+        dtype = self.layers[-1].dtype_policy.name
+        return {**self._config, "architecture": self.architecture.get_config(), "dtype": dtype}
+
+    def load_weights(self, filepath, *arguments, **options):
+        """Loads the weights of KerasCV's network of this name, or our own: all of them or, on an error, none.
+
+        Args:
+            filepath: A `.weights.h5` or `.h5` file.
+
+        Raises:
+            CheckpointError: If the file is damaged or does not fit.
+            ValueError: If Keras' options to load a part are given: loading is strict.
+        """
+        if self.reader is None:
+            return super().load_weights(filepath, *arguments, **options)
+        if any(arguments) or any(options.values()):
+            raise ValueError(f"Weights are loaded strictly, without options. Received: {(arguments, options)!r:.200}")
+        self.reader(self, filepath)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**{**config, "architecture": Architecture.from_config(config["architecture"])})

@@ -1,0 +1,97 @@
+"""The CLIP text encoder: tokens to a context."""
+
+import keras
+from keras import layers, ops
+
+from keras_diffusion.architectures import SD14
+from keras_diffusion.networks.layers import Attention, dense, embedding, layer_norm
+from keras_diffusion.networks.network import Network, construction
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
+    "gelu": lambda x: ops.gelu(x, approximate=False),
+}
+
+
+@keras.saving.register_keras_serializable("keras_diffusion")
+class TextEncoder(Network):
+    """Turns tokens into the context that steers the diffusion model.
+
+    Source: `CLIPTextModel` of transformers (Radford et al. 2021).
+
+    Args:
+        max_length: Number of tokens of a prompt, padding included.
+        vocab_size: Number of known tokens; None takes the architecture's.
+        architecture: The `Architecture` to build.
+        initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
+        dtype: A Keras dtype policy or its name; None for the global one.
+        name: Name of the model.
+
+    Call arguments:
+        tokens: (b, max_length) integers, the tokenizer's.
+        positions: (b, max_length) or (1, max_length) integers, 0, 1, 2, …
+
+    Returns:
+        Context (b, max_length, width).
+    """
+
+    def __init__(
+        self, max_length=77, vocab_size=None, architecture=SD14, initialize=True, dtype=None, name="text_encoder"
+    ):
+        shape = architecture.text_encoder
+        vocab_size = vocab_size or shape.vocabulary
+        with construction(dtype, initialize):
+            tokens = keras.Input((max_length,), dtype="int32", name="tokens")
+            positions = keras.Input((max_length,), dtype="int32", name="positions")
+            x = layers.Add()([
+                embedding(vocab_size, shape.width, "embeddings_token_embedding")(tokens),
+                embedding(shape.length, shape.width, "embeddings_position_embedding")(positions),
+            ])
+            for i in range(shape.layers):
+                x = EncoderLayer(shape.heads, shape.activation, name=f"encoder_layers_{i}")(x)
+            context = layer_norm("final_layer_norm")(x)
+        super().__init__([tokens, positions], context, architecture, name, max_length=max_length, vocab_size=vocab_size)
+
+    def skip(self, inputs, blocks):
+        """Computes the context without the last blocks; the final layer normalisation stays.
+
+        Source: diffusers' `clip_skip`. A1111 counts from 1: its "Clip skip" is `blocks` + 1.
+
+        Args:
+            inputs: The list [tokens, positions].
+            blocks: How many blocks to leave out, 0 to layers - 1; an int, also as a tensor.
+
+        Returns:
+            Context (b, max_length, width).
+        """
+        tokens, positions = inputs
+        x = self.get_layer("embeddings_token_embedding")(tokens)
+        x = x + self.get_layer("embeddings_position_embedding")(positions)
+        count = self.architecture.text_encoder.layers
+        states = [x := self.get_layer(f"encoder_layers_{i}")(x) for i in range(count)]
+        x = ops.take(ops.stack(states), count - 1 - blocks, axis=0)
+        return self.get_layer("final_layer_norm")(x)
+
+
+class EncoderLayer(keras.layers.Layer):
+    """Causal self-attention and a two-layer perceptron, each after a layer normalisation and with a residual."""
+
+    def __init__(self, heads, activation, **kwargs):
+        super().__init__(**kwargs)
+        self.layer_norm1, self.layer_norm2 = layer_norm("layer_norm1"), layer_norm("layer_norm2")
+        self.self_attn = Attention(heads, qkv_bias=True, causal=True, name="self_attn")
+        self.activation = ACTIVATIONS[activation]
+
+    def build(self, x_shape):
+        width = x_shape[-1]
+        self.mlp_fc1, self.mlp_fc2 = dense(4 * width, "mlp_fc1"), dense(width, "mlp_fc2")
+        for layer in (self.layer_norm1, self.self_attn, self.layer_norm2, self.mlp_fc1):
+            layer.build(x_shape)
+        self.mlp_fc2.build((*x_shape[:-1], 4 * width))
+
+    def call(self, x):
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp_fc2(self.activation(self.mlp_fc1(self.layer_norm2(x))))
+
+    def compute_output_shape(self, x_shape):
+        return x_shape

@@ -1,0 +1,297 @@
+"""Samplers: a solver, a timestep spacing and a prediction type, made into a table of numbers that a loop can run.
+
+    h_n     = p_n x_n + q_n model(x_n, t_n)
+    x_{n+1} = a_n x_n + sum_j b_{n,j} h_{n-j} + d_n z_n
+
+`build` returns the `Table` of this recurrence. Each row asks the network once, and nothing in a row depends on the
+latents, so one loop runs every sampler.
+
+Every sampler is that of diffusers 0.42, except where diffusers departs from the paper or cannot run:
+
+    ddim, pndm; linspace, trailing    takes all steps for equally long (issues 11347, 12633); here a step ends where the
+                                      next begins
+    pndm; v_prediction                combines velocities of different timesteps (issue 14816); here their noise
+    pndm, euler_ancestral, dpm2;      refuses
+      sample
+    leading; 1000 steps               starts at timestep 1000: an IndexError, or a level visited twice; here the offset
+                                      gives way
+    dpmpp_2m, dpmpp_2m_sde, unipc;    leading with 999 steps, leading and linspace with 1000: divides by zero or fails;
+                                      here all levels differ
+    trailing; 61, 103, ... steps      makes one step too many, to timestep -1
+    lcm; more than 50 steps           refuses; here there are then as many distilled timesteps as steps
+    ddpm                              adds noise of deviation 1e-10 in its last step
+    start; pndm, lms                  goes on as if there had been steps before; here the solver begins anew
+    squaredcos_cap_v2; karras         cuts timesteps to whole numbers and can lose its place (issue 12771); here they
+                                      are rounded
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+
+import numpy as np
+
+from keras_diffusion.arguments import choice, whole_number
+from keras_diffusion.sampling import solvers
+from keras_diffusion.sampling.schedules import SPACINGS, noise_levels, noise_schedule
+from keras_diffusion.sampling.solvers import COLUMNS, HISTORY, D, P, Q
+
+__all__ = ["COLUMNS", "HISTORY", "SAMPLERS", "SPACINGS", "Table", "build", "label", "noise_schedule", "resolve"]
+
+# (p, q) of h = p x + q prediction, for the estimate a solver works on and the prediction of the network.
+# Salimans and Ho 2022 (arXiv:2202.00512), appendix D: velocity = alpha noise - sigma denoised.
+ESTIMATES = {
+    "noise": {
+        "epsilon": lambda alpha, sigma: (0, 1),
+        "v_prediction": lambda alpha, sigma: (sigma, alpha),
+        "sample": lambda alpha, sigma: (1 / sigma, -alpha / sigma),
+    },
+    "denoised": {
+        "epsilon": lambda alpha, sigma: (1 / alpha, -sigma / alpha),
+        "v_prediction": lambda alpha, sigma: (alpha, -sigma),
+        "sample": lambda alpha, sigma: (0, 1),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One row of `SAMPLERS`: a solver and how diffusers' Stable Diffusion pipelines run it.
+
+    Args:
+        solver: Function of `Levels` (and eta) that returns a `Plan`.
+        estimate: What h estimates, "noise" or "denoised".
+        spacing: The spacing it uses unless told otherwise.
+        eta: Share of the ancestral noise it adds, 0 to 1; None if it has no such choice.
+        to_clean: Whether the last step ends at a clean latent; otherwise at the level of timestep 0.
+        reserve: Grid points spent on the clean end, 0 or 1.
+        whole: Spacings whose timesteps are rounded.
+        karras: Extremes of its Karras levels: those of the timesteps "visited" or those "trained".
+        scaled: Whether the starting noise has the deviation sigma of the first level, instead of 1, unless leading.
+        spellings: Other names people know it by: of A1111's menu, where it has one, k-diffusion's and ComfyUI's, and
+            diffusers' class.
+    """
+
+    solver: Callable
+    estimate: str
+    spacing: str
+    eta: float | None = None
+    to_clean: bool = True
+    reserve: int = 0
+    whole: tuple = ("linspace", "karras")
+    karras: str = "visited"
+    scaled: bool = False
+    spellings: tuple = ()
+
+
+_leading = partial(Sampler, spacing="leading")
+_k_diffusion = partial(Sampler, estimate="noise", spacing="linspace", whole=(), scaled=True)
+_log_snr = partial(Sampler, estimate="denoised", spacing="linspace", reserve=1, karras="trained")
+
+SAMPLERS = {
+    "ddim": _leading(solvers.ddim, "denoised", eta=0.0, to_clean=False, spellings=("DDIM", "DDIMScheduler")),
+    "ddpm": _leading(solvers.ddim, "denoised", eta=1.0, spellings=("DDPM", "DDPMScheduler")),
+    "pndm": _leading(solvers.pndm, "noise", to_clean=False, spellings=("PLMS", "PNDMScheduler")),
+    "keras_cv": Sampler(solvers.ddim, "denoised", "keras_cv", eta=0.0, spellings=("KerasCV",)),
+    "euler": _k_diffusion(solvers.euler, eta=0.0, spellings=("Euler", "k_euler", "EulerDiscreteScheduler")),
+    "euler_ancestral": _k_diffusion(
+        solvers.euler,
+        eta=1.0,
+        spellings=("Euler a", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
+    ),
+    "heun": _k_diffusion(solvers.heun, spellings=("Heun", "k_heun", "HeunDiscreteScheduler")),
+    "lms": _k_diffusion(solvers.lms, spellings=("LMS", "k_lms", "LMSDiscreteScheduler")),
+    "dpm2": _k_diffusion(solvers.dpm2, whole=("karras",), spellings=("DPM2", "k_dpm_2", "KDPM2DiscreteScheduler")),
+    "dpmpp_2m": _log_snr(
+        solvers.dpmpp_2m,
+        eta=0.0,
+        spellings=("DPM++ 2M", "k_dpmpp_2m", "DPM-Solver++(2M)", "DPMSolverMultistepScheduler"),
+    ),
+    "dpmpp_2m_sde": _log_snr(solvers.dpmpp_2m, eta=1.0, spellings=("DPM++ 2M SDE", "k_dpmpp_2m_sde")),
+    "unipc": _log_snr(solvers.unipc, spellings=("UniPC", "uni_pc_bh2", "UniPCMultistepScheduler")),
+    "lcm": Sampler(solvers.lcm, "denoised", "lcm", spellings=("LCM", "LCMScheduler")),
+}
+
+
+def _key(name):
+    return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p"))
+
+
+_SPELLINGS = {_key(spelling): name for name, row in SAMPLERS.items() for spelling in (name, *row.spellings)}
+_KARRAS = re.compile("(.*?)(karras|ka)?")  # "DPM++ 2M Karras", "k_dpmpp_2m_ka"
+
+
+def resolve(name):
+    """Returns the name in `SAMPLERS` that a spelling stands for, and whether it asks for Karras levels.
+
+    Capitals, spaces and punctuation do not count.
+
+    Args:
+        name: A name in `SAMPLERS`, a diffusers class, or a name from A1111's menu, as "DPM++ 2M Karras"; see the table.
+
+    Returns:
+        (name, karras), a str and a bool.
+
+    Raises:
+        ValueError: if there is no such sampler, with the names there are.
+    """
+    key, karras = _KARRAS.fullmatch(_key(name) if isinstance(name, str) else "").groups()
+    if key not in _SPELLINGS:
+        raise ValueError(f"The sampler must be one of {', '.join(SAMPLERS)}. Received: sampler={repr(name)[:200]}")
+    return _SPELLINGS[key], karras is not None
+
+
+def label(name):
+    """What A1111's menu calls a sampler, where it has it, as "DPM++ 2M Karras"."""
+    name, karras = resolve(name)
+    return SAMPLERS[name].spellings[0] + " Karras" * karras
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A sampler in numbers: what the denoising loop does, row by row.
+
+    Args:
+        rows: float64 (rows, len(COLUMNS)), the columns t, p, q, a, d, b0, b1, ...
+        alphas: float64 (rows + 1,), the share of signal in the latent that each row starts from, then in the result.
+        sigmas: float64 (rows + 1,), the share of noise, likewise. Entering a table means starting from
+            `alphas[0] * latent + sigmas[0] * noise`.
+        steps: int (rows,), the step that each row belongs to, counted from 0 and not from `start`. Solvers that add
+            noise have one row a step, so it also numbers the noise.
+        initial_scale: What unit noise is multiplied by to become the first latent when there is no image to start from.
+        stochastic: Whether any row adds noise.
+    """
+
+    rows: np.ndarray
+    alphas: np.ndarray
+    sigmas: np.ndarray
+    steps: np.ndarray
+    initial_scale: float
+    stochastic: bool
+
+
+def between(steps, start, end):
+    """Which rows belong to steps that lie between two fractions of all of them.
+
+    Args:
+        steps: (rows,), as in a `Table`.
+        start: A fraction, from 0 to 1.
+        end: Likewise.
+
+    Returns:
+        A bool array (rows,).
+    """
+    steps = np.asarray(steps) - steps[0]
+    return (steps / (steps[-1] + 1) >= start) & ((steps + 1) / (steps[-1] + 1) <= end)
+
+
+def every(steps, n, *columns):
+    """Which rows belong to every n-th step, counted anew wherever any of the columns changes.
+
+    Args:
+        steps: (rows,), as in a `Table`.
+        n: An int of at least 1.
+        *columns: (rows,) or (rows, k), numbers that are the same in all rows of a step.
+
+    Returns:
+        A bool array (rows,).
+    """
+    steps, changed = np.asarray(steps), np.zeros(len(steps), bool)
+    for column in columns:
+        changed[1:] |= (np.diff(np.float64(column).reshape(len(steps), -1), axis=0) != 0).any(axis=1)
+    return (steps - np.maximum.accumulate(np.where(changed, steps, steps[0]))) % n == 0
+
+
+def build(
+    name,
+    num_steps=None,
+    *,
+    prediction_type="epsilon",
+    spacing=None,
+    karras=False,
+    eta=None,
+    alphas_cumprod=None,
+    steps_offset=1,
+    set_alpha_to_one=None,
+    timesteps=None,
+    start=0,
+):
+    """Returns the table of a sampler. The defaults are those of diffusers' Stable Diffusion pipelines.
+
+    Args:
+        name: A name in `SAMPLERS` or another spelling of it, see `resolve`.
+        num_steps: Number of steps, from 1 to the number of training timesteps.
+        prediction_type: What the network predicts: "epsilon", "v_prediction" or "sample".
+        spacing: How timesteps are chosen: a name in `SPACINGS`, or "karras", which is linspace with `karras=True`.
+        karras: Whether to spread the noise levels as Karras et al. 2022 do.
+        eta: Share of ancestral noise, from 0 to 1, for the samplers that have the choice.
+        alphas_cumprod: float (num_train_timesteps,), see `noise_schedule`.
+        steps_offset: What leading spacing adds to its timesteps, where there is room.
+        set_alpha_to_one: Whether the last step ends at a clean latent; otherwise at the noise level of timestep 0.
+        timesteps: The timesteps themselves, decreasing, instead of `num_steps` and `spacing`.
+        start: Number of steps left out at the noisy end (image to image).
+
+    Returns:
+        A `Table`.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if an argument is out of its range, or the sampler is not defined for them together.
+    """
+    name, named_karras = resolve(name)
+    sampler, karras = SAMPLERS[name], karras or named_karras or spacing == "karras"
+    convert = ESTIMATES[sampler.estimate][choice("prediction_type", prediction_type, ESTIMATES["noise"])]
+    alphas_cumprod = noise_schedule() if alphas_cumprod is None else _falling("alphas_cumprod", alphas_cumprod, 1)
+    if spacing in (None, "karras"):
+        spacing = "linspace" if karras else sampler.spacing
+    if timesteps is None:
+        timesteps = _timesteps(sampler, spacing, num_steps, len(alphas_cumprod), steps_offset)
+    elif num_steps is None:
+        timesteps = _falling("timesteps", timesteps, len(alphas_cumprod))
+    else:
+        raise ValueError(f"Give `num_steps` or `timesteps`, not both. Received: num_steps={repr(num_steps)[:200]}")
+    if set_alpha_to_one is None:
+        set_alpha_to_one = sampler.to_clean or karras or spacing == "keras_cv"
+    extremes = sampler.karras if karras else None
+    levels = noise_levels(alphas_cumprod, timesteps, extremes, "karras" in sampler.whole, set_alpha_to_one)
+    initial_scale = levels.sigmas[0] if sampler.scaled and spacing != "leading" else 1.0
+    start = whole_number("start", start, 0, len(levels) - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rows, levels, steps = sampler.solver(levels.visit(np.arange(start, len(levels))), **_eta(sampler, eta))
+        rows[:, P], rows[:, Q] = convert(levels.alphas[:-1], levels.sigmas[:-1])
+    if not np.isfinite(rows).all():
+        raise ValueError(
+            f"{name} cannot start from a latent without any signal when the network predicts {prediction_type}; ddim "
+            f"with v_prediction can. Received: alphas_cumprod=[..., {alphas_cumprod[-1]}]"
+        )
+    return Table(rows, levels.alphas, levels.sigmas, steps + start, float(initial_scale), bool(rows[:, D].any()))
+
+
+def _timesteps(sampler, spacing, num_steps, num_train_timesteps, steps_offset):
+    num_steps = whole_number("num_steps", num_steps, 1, num_train_timesteps)
+    steps_offset = whole_number("steps_offset", steps_offset, 0, num_train_timesteps)
+    spread = SPACINGS[choice("spacing", spacing, SPACINGS)]
+    timesteps = spread(num_train_timesteps, num_steps, sampler.reserve, steps_offset)
+    return timesteps.round() if spacing in sampler.whole else timesteps
+
+
+def _falling(name, values, bound):
+    array = np.asarray(values, "float64")
+    if array.ndim != 1 or not array.size or not (array[0] < bound and array[-1] >= 0 and (np.diff(array) < 0).all()):
+        raise ValueError(
+            f"`{name}` must be a list of numbers that decrease, from less than {bound} to at least 0. "
+            f"Received: {name}={repr(values)[:200]}"
+        )
+    return array
+
+
+def _eta(sampler, eta):
+    """The keyword arguments of the solver: eta if it has the choice."""
+    if eta is None:
+        return {} if sampler.eta is None else {"eta": sampler.eta}
+    if sampler.eta is None or isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta <= 1:
+        having = ", ".join(name for name, row in SAMPLERS.items() if row.eta is not None)
+        raise ValueError(f"`eta` must be a number from 0 to 1, and only for {having}. Received: eta={repr(eta)[:200]}")
+    return {"eta": float(eta)}

@@ -1,0 +1,199 @@
+"""Solvers: from the noise levels of a trajectory to the coefficients of one affine recurrence.
+
+    h_n     = p_n x_n + q_n model(x_n, t_n)
+    x_{n+1} = a_n x_n + sum_j b_{n,j} h_{n-j} + d_n z_n
+
+x is the latent with unit variance, z fresh noise, h an estimate of the noise or of the denoised latent: two columns, p
+and q, make it from whatever the network predicts (`samplers.py`). A solver is a function of the levels that returns a
+`Plan` with the other columns.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_diffusion.sampling.schedules import Levels
+
+HISTORY = 5  # of h: PNDM repeats a timestep, which pushes the oldest noise of its fourth order one row further back
+COLUMNS = ("t", "p", "q", "a", "d", *(f"b{j}" for j in range(HISTORY)))
+T, P, Q, A, D, B = range(6)
+
+
+class Plan(NamedTuple):
+    """What a solver returns: the rows of the recurrence, without p and q.
+
+    Args:
+        rows: float64 (rows, columns), see `COLUMNS`.
+        levels: `Levels` of the latent that every row starts from, and of the result.
+        steps: int (rows,), the step that a row belongs to.
+    """
+
+    rows: np.ndarray
+    levels: Levels
+    steps: np.ndarray
+
+
+def _plan(levels, a, b, d=0.0, steps=None):
+    rows = np.zeros((len(levels), len(COLUMNS)))
+    rows[:, T], rows[:, A], rows[:, D] = levels.timesteps, a, d
+    rows[:, B : B + b.shape[1]] = b
+    return Plan(rows, levels, np.arange(len(levels)) if steps is None else steps)
+
+
+def _from_to(values):
+    return values[:-1], values[1:]
+
+
+def _column(values):
+    return values[:, np.newaxis]
+
+
+def _noise_step(levels):
+    """a and b of x' = a x + b noise if the noise stays the same: Song et al. 2020 (arXiv:2010.02502), equation 13."""
+    return levels.alphas[1:] / levels.alphas[:-1], levels.alphas[1:] * np.diff(levels.ratios)
+
+
+def ddim(levels, eta):
+    """DDIM, and DDPM where eta is 1: Song et al. 2020 (arXiv:2010.02502), equations 12 and 16."""
+    alpha, next_alpha, sigma, next_sigma = *_from_to(levels.alphas), *_from_to(levels.sigmas)
+    fresh = eta * next_sigma / sigma * np.sqrt(1 - (alpha / next_alpha) ** 2)
+    a = np.sqrt(next_sigma**2 - fresh**2) / sigma
+    return _plan(levels, a, _column(next_alpha - a * alpha), fresh)
+
+
+def euler(levels, eta):
+    """Euler, and Euler ancestral where eta is 1: Karras et al. 2022 (arXiv:2206.00364), algorithm 2 without churn.
+
+    The ancestral split of the next level into what Euler reaches and what fresh noise adds is k-diffusion's
+    `get_ancestral_step`.
+    """
+    (ratio, next_ratio), (alpha, next_alpha) = _from_to(levels.ratios), _from_to(levels.alphas)
+    fresh = eta * next_ratio / ratio * np.sqrt(ratio**2 - next_ratio**2)
+    reached = np.sqrt(next_ratio**2 - fresh**2)
+    return _plan(levels, next_alpha / alpha, _column(next_alpha * (reached - ratio)), next_alpha * fresh)
+
+
+def heun(levels):
+    """Heun's second order, two rows a step: Karras et al. 2022 (arXiv:2206.00364), algorithm 1.
+
+    The second row starts from Euler's result, so it only adds half the change of the noise. The last step is Euler's.
+    """
+    rows = np.arange(2 * len(levels) - 1)
+    steps, second = rows // 2, rows % 2
+    a, b = _noise_step(levels)
+    b = _column(b[steps]) * np.array([[1, 0], [1 / 2, -1 / 2]])[second]
+    return _plan(levels.visit(steps + second), np.where(second, 1, a[steps]), b, steps=steps)
+
+
+def dpm2(levels):
+    """DPM-Solver-2, two rows a step: Lu et al. 2022 (arXiv:2206.00927), algorithm 1, as k-diffusion's `sample_dpm_2`.
+
+    The first row goes to the midpoint, the second goes back and takes the whole step with the noise found there. The
+    last step is Euler's.
+    """
+    levels = levels.with_midpoints()
+    a, b = _noise_step(levels)
+    b = np.stack([b, np.zeros_like(b)], axis=1)
+    back = a[1::2] * b[:-1:2, 0]
+    b[1::2] += np.stack([back, -back], axis=1)
+    return _plan(levels, a, b, steps=np.arange(len(levels)) // 2)
+
+
+def lms(levels):
+    """Linear multistep of order 4, Adams-Bashforth with uneven steps: k-diffusion's `sample_lms`.
+
+    The weight of an earlier noise is the integral, over the step, of the Lagrange polynomial that is 1 at its level and
+    0 at the others; two Gauss-Legendre nodes integrate a cubic exactly.
+    """
+    order, ratios = 4, levels.ratios
+    nodes = np.array([-1, 1]) / np.sqrt(3)
+    b = np.zeros((len(levels), order))
+    for n in range(len(levels)):
+        known = ratios[max(n + 1 - order, 0) : n + 1][::-1]
+        half, middle = (ratios[n + 1] - ratios[n]) / 2, (ratios[n + 1] + ratios[n]) / 2
+        at = _column(middle + half * nodes)
+        for j, level in enumerate(known):
+            others = np.delete(known, j)
+            b[n, j] = np.prod((at - others) / (level - others), axis=1).sum() * half
+    return _plan(levels, _noise_step(levels)[0], _column(levels.alphas[1:]) * b)
+
+
+# The Adams-Bashforth weights of PNDM, row by row. Row 1 makes the first step again, with the mean of the noise at its
+# two ends, and starts from what row 0 reached; no later row uses its noise, for timestep 1 is asked once more.
+PLMS = np.array(
+    [
+        [1, 0, 0, 0, 0],
+        [1 / 2, -1 / 2, 0, 0, 0],
+        [3 / 2, 0, -1 / 2, 0, 0],
+        [23 / 12, -16 / 12, 0, 5 / 12, 0],
+        [55 / 24, -59 / 24, 37 / 24, 0, -9 / 24],
+        [55 / 24, -59 / 24, 37 / 24, -9 / 24, 0],
+    ]
+)
+
+
+def pndm(levels):
+    """PNDM by pseudo linear multistep alone (PLMS): Liu et al. 2022 (arXiv:2202.09778), equation 12.
+
+    It starts as CompVis' `plms.py` does, with the first step made twice, so it has one row more than steps.
+    """
+    visits = np.r_[: min(len(levels), 2), 1 : len(levels)]
+    rows = np.arange(len(visits))
+    steps = np.maximum(rows - 1, 0)
+    a, b = _noise_step(levels)
+    b = _column(b[steps]) * PLMS[np.minimum(rows, len(PLMS) - 1)]
+    return _plan(levels.visit(visits), np.where(rows == 1, 1, a[steps]), b, steps=steps)
+
+
+def _growth(levels):
+    """How much longer, in log-SNR, a step is than the one before; 0 for the first and the last, made with order 1."""
+    h = np.diff(levels.log_snrs)
+    growth = np.zeros(len(levels))
+    growth[1:-1] = h[1:-1] / h[:-2]
+    return growth
+
+
+def dpmpp_2m(levels, eta):
+    """DPM-Solver++(2M), and SDE-DPM-Solver++(2M) where eta is 1: Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
+
+    Between the two, eta shares the step as k-diffusion's `sample_dpmpp_2m_sde` does. The last step is of order 1.
+    """
+    alpha, next_alpha, sigma, next_sigma = *_from_to(levels.alphas), *_from_to(levels.sigmas)
+    decay = (next_sigma * alpha) / (next_alpha * sigma)  # e^-h
+    a = next_sigma / sigma * decay**eta
+    gain = next_alpha * (1 - decay ** (1 + eta))
+    slope = gain / 2 * _growth(levels)
+    return _plan(levels, a, np.stack([gain + slope, -slope], axis=1), next_sigma * np.sqrt(1 - decay ** (2 * eta)))
+
+
+def unipc(levels):
+    """UniPC of order 2 with B(h) = e^h - 1: Zhao et al. 2023 (arXiv:2302.04867), for the denoised latent.
+
+    Its predictor is DPM-Solver++(2M). Its corrector makes the previous step again, knowing the denoised latent at its
+    end; both keep the same share of x, so all it changes is the weights of three denoised latents.
+    """
+    plan = dpmpp_2m(levels, eta=0)
+    h = np.diff(levels.log_snrs)[:-1]
+    growth = _growth(levels)[:-1]
+    bh = np.expm1(-h)
+    first = (-bh / h - 1) / bh  # the right-hand sides of UniC's linear system
+    second = 2 * ((1 + bh / h) / h - 1 / 2) / bh
+    earlier = (first - second) * growth / (1 + growth)
+    latest = first - earlier
+    latest[:1] = 1 / 2  # order 1
+    bend = (earlier - 1 / 2) * growth
+    change = np.stack([latest, bend - latest, -bend], axis=1) * _column(-levels.alphas[1:-1] * bh)
+    plan.rows[1:, B : B + 3] += plan.rows[1:, [A]] * change
+    return plan
+
+
+def lcm(levels):
+    """Multistep latent consistency sampling: Luo et al. 2023 (arXiv:2310.04378).
+
+    c_skip and c_out are those of Song et al. 2023 (arXiv:2303.01469), appendix C, with the constants of LCM's authors.
+    """
+    sigma_data, timestep_scaling = 0.5, 10.0
+    scaled = timestep_scaling * levels.timesteps
+    skip = sigma_data**2 / (scaled**2 + sigma_data**2)
+    out = scaled / np.hypot(scaled, sigma_data)
+    return _plan(levels, levels.alphas[1:] * skip, _column(levels.alphas[1:] * out), levels.sigmas[1:])

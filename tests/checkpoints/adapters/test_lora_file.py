@@ -1,0 +1,223 @@
+"""LoRA files: their names, their parts, and what is wrong with them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from keras_diffusion.architectures import SD14, SD21
+from keras_diffusion.checkpoints.adapters.lora_file import METADATA, changes, spellings, weights
+from keras_diffusion.checkpoints.mapping.names import rows
+from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.text_encoder import TextEncoder
+
+from ...golden import lora
+
+LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
+
+
+@pytest.fixture(scope="module")
+def targets():
+    options = {"architecture": lora.ARCHITECTURE, "initialize": False}
+    return weights({"text_encoder": TextEncoder(**options), "diffusion_model": DiffusionModel(**options)})
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes tensors as a file."""
+
+    def write(tensors, **options):
+        save_file(tensors, tmp_path / "some.safetensors", **options)
+        return tmp_path / "some.safetensors"
+
+    return write
+
+
+def equal(ours, theirs):
+    return ours.keys() == theirs.keys() and all(
+        all(map(np.array_equal, change, theirs[key])) for key, change in ours.items()
+    )
+
+
+@pytest.mark.parametrize("architecture", [SD14, SD21, lora.ARCHITECTURE], ids=lambda a: a.name)
+def test_no_two_layers_are_spelled_alike(architecture):
+    keys = [
+        f"{name}/{row.diffusers.removesuffix('.weight')}"
+        for name in ("text_encoder", "diffusion_model")
+        for row in rows(name, architecture)
+    ]
+    seen = {}
+    for key in keys:
+        for spelling in set(spellings(key)):
+            assert seen.setdefault(spelling, key) == key
+
+
+SPELLED = {  # writer → what it replaced in a name of today's peft
+    "diffusers with transformers 4": ((r"^text_encoder\.", "text_encoder.text_model."),),
+    "diffusers 0.17": (
+        (r"^(text_encoder.*)\.lora_A", r"\1.lora_linear_layer.down"),
+        (r"^(text_encoder.*)\.lora_B", r"\1.lora_linear_layer.up"),
+        (r"\.lora_A", ".lora.down"),
+        (r"\.lora_B", ".lora.up"),
+    ),
+    "diffusers 0.16": (
+        (r"^text_encoder\.", "text_encoder.text_model."),
+        (r"(q|k|v|out)_proj\.lora_", r"to_\1.lora_"),
+        (r"(attn\d)\.(to_[qkv]|to_out)(\.0)?\.lora_A", r"\1.processor.\2_lora.down"),
+        (r"(attn\d)\.(to_[qkv]|to_out)(\.0)?\.lora_B", r"\1.processor.\2_lora.up"),
+        (r"(self_attn\.\w+)\.lora_A", r"\1_lora.down"),
+        (r"(self_attn\.\w+)\.lora_B", r"\1_lora.up"),
+    ),
+    "unet.save_attn_procs": ((r"^unet\.", ""),),
+}
+
+
+@pytest.mark.parametrize("writer", SPELLED)
+def test_names_of_many_years(targets, write, writer):
+    today = load_file(lora.FILES["peft"])
+    if "0.16" in writer:
+        today = {name: x for name, x in today.items() if "to_out" not in name or "text" not in name}
+
+    def renamed(name):
+        for pattern, new in SPELLED[writer]:
+            name = re.sub(pattern, new, name)
+        return name
+
+    expected = changes(write(today), targets)
+    tensors = {renamed(name): tensor for name, tensor in today.items()}
+    assert tensors.keys() != today.keys()
+    assert len(tensors) == len(today)
+    assert equal(changes(write(tensors), targets), expected)
+
+
+def test_halves_of_half_precision_and_of_another_rank_of_axes(targets, write):
+    tensors = {
+        f"{Q}.lora_down.weight": np.ones((2, 16, 1, 1), "float16"),
+        f"{Q}.lora_up.weight": np.ones((16, 2, 1, 1), "float16"),
+        f"{Q}.alpha": np.array([4], "int64"),
+    }
+    [(key, change)] = changes(write(tensors), targets).items()
+    assert change.factor == 2.0
+    added = change.added(targets[key], scale=0.5)
+    assert added.dtype == np.float32
+    np.testing.assert_array_equal(added, np.full((16, 16), 2.0))
+
+
+def test_a_kernel_between_the_halves(targets, write):
+    random = np.random.default_rng(0)
+    down, mid, up = (random.normal(size=shape).astype("float32") for shape in ((3, 16), (3, 3, 3, 3), (16, 3)))
+    tensors = {
+        f"{CONV}.lora_down.weight": down[..., None, None],
+        f"{CONV}.lora_mid.weight": mid,
+        f"{CONV}.lora_up.weight": up[..., None, None],
+    }
+    [(key, change)] = changes(write(tensors), targets).items()
+    expected = np.einsum("bi,abhw,oa->hwio", down, mid, up)
+    np.testing.assert_allclose(change.added(targets[key], scale=1.0), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ({}, 1.0),
+        ({"unet.lora_alpha": 8}, 4.0),
+        ({"unet.lora_alpha": 8, "unet.use_rslora": True}, 8 / 2**0.5),
+        ({"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.to_q": 1, "to_k": 3}}, 0.5),
+        ({"text_encoder.lora_alpha": 8}, 1.0),
+    ],
+)
+def test_alpha_in_the_metadata(targets, write, options, factor):
+    tensors = {f"{LAYER}.lora_A.weight": zeros(2, 16), f"{LAYER}.lora_B.weight": zeros(16, 2)}
+    [change] = changes(write(tensors, metadata={METADATA: json.dumps(options)}), targets).values()
+    assert change.factor == factor
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"unet.lora_alpha": "8"}',
+        '{"unet.lora_alpha": NaN}',
+        '{"unet.alpha_pattern": {"a": []}}',
+        '{"unet.alpha_pattern": 3}',
+        "[" * 10**5,
+        '{"unet.lora_alpha": 1' + "0" * 400 + "}",
+    ],
+    ids=lambda text: text[:30],
+)
+def test_damaged_metadata(targets, write, text):
+    tensors = load_file(lora.FILES["peft"])
+    with pytest.raises(CorruptCheckpointError, match=r"metadata.*Received"):
+        changes(write(tensors, metadata={METADATA: text}), targets)
+
+
+def zeros(*shape, dtype="float32"):
+    return np.zeros(shape, dtype)
+
+
+HALVES = {f"{Q}.lora_down.weight": zeros(2, 16), f"{Q}.lora_up.weight": zeros(16, 2)}
+WRONG = {  # what is wrong → (tensors, None to leave one out, words of the message)
+    "no tensors": (dict.fromkeys(HALVES), "nothing was changed"),
+    "one half": ({f"{Q}.lora_up.weight": None}, "missing: .*attn1.to_q: up"),
+    "only alpha": (dict.fromkeys(HALVES) | {f"{Q}.alpha": zeros()}, "attn1.to_q: down"),
+    "unknown layer": ({"lora_unet_nothing.lora_down.weight": zeros(1, 2)}, "unexpected: lora_unet_nothing"),
+    "unknown part": ({f"{Q}.bias": zeros(1)}, "unexpected: .*bias"),
+    "not text": ({"\x1b[2J": zeros(1)}, r"unexpected: '\\x1b\[2J'"),
+    "named twice": ({f"{LAYER}.lora_A.weight": zeros(2, 16)}, "unexpected: .*to_q.lora_"),
+    "bias": ({"lora_unet_conv_norm_out.lora_down.weight": zeros(1, 2)}, "unexpected"),
+    "ranks differ": ({f"{Q}.lora_up.weight": zeros(16, 3)}, r"shape \(16, 3\), not \(16, 2\)"),
+    "width": ({f"{Q}.lora_down.weight": zeros(2, 15)}, r"shape \(2, 15\), not \(2, 16\)"),
+    "rank 0": ({f"{Q}.lora_down.weight": zeros(0, 16), f"{Q}.lora_up.weight": zeros(16, 0)}, r"not \(1, 16\)"),
+    "scalar": ({f"{Q}.lora_down.weight": zeros()}, r"shape \(\)"),
+    "kernel of a matrix": ({f"{Q}.lora_mid.weight": zeros(2, 2, 3, 3)}, r"not \(2, 2\)"),
+    "dtype": ({f"{Q}.lora_up.weight": zeros(16, 2, dtype="int32")}, "dtype I32, not one of F32"),
+    "alphas": ({f"{Q}.alpha": zeros(2)}, r"shape \(2,\), not \(\)"),
+    "dtype of alpha": ({f"{Q}.alpha": zeros(dtype="int8")}, "dtype I8"),
+    "NaN": ({f"{Q}.lora_up.weight": np.full((16, 2), np.nan, "float32")}, "holds nan"),
+    "infinite alpha": ({f"{Q}.alpha": np.array(np.inf)}, "holds inf"),
+    "SDXL": ({"lora_te1_text_model_x.lora_down.weight": zeros(1, 2)}, "a LoRA for SDXL"),
+    "SDXL by width": (
+        {"unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": zeros(1, 2048)},
+        "a LoRA for SDXL",
+    ),
+    "SD 2": ({f"{Q.replace('attn1_to_q', 'attn2_to_k')}.lora_down.weight": zeros(1, 1024)}, "for Stable Diffusion 2"),
+    "SD 1": ({f"{Q.replace('attn1_to_q', 'attn2_to_k')}.lora_down.weight": zeros(1, 768)}, "for Stable Diffusion 1"),
+    "Flux": ({"transformer.x.lora_A.weight": zeros(1, 2)}, "Stable Diffusion 3 or Flux"),
+    "DoRA": ({f"{Q}.dora_scale": zeros(1, 16)}, "a DoRA, which is not supported"),
+    "LoHa": ({f"{Q}.hada_w1_a": zeros(1, 16)}, "a LoHa, which is not supported"),
+    "LoKr": ({f"{Q}.lokr_w1": zeros(1, 16)}, "a LoKr, which is not supported"),
+    "a model": (dict.fromkeys(HALVES) | {"time_embedding.linear_1.weight": zeros(1)}, "looks like a unet"),
+    "a word": (dict.fromkeys(HALVES) | {"emb_params": zeros(1, 16)}, "looks like a textual inversion"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_fit_is_named(targets, write, case):
+    tensors, words = WRONG[case]
+    tensors = {name: tensor for name, tensor in {**HALVES, **tensors}.items() if tensor is not None}
+    with pytest.raises(CheckpointMismatchError, match=words) as caught:
+        changes(write(tensors), targets)
+    assert "Received: path=" in str(caught.value)
+
+
+def test_everything_is_named_at_once(targets, write):
+    tensors = load_file(lora.FILES["kohya"])
+    names = [name for name in tensors if name.endswith("lora_up.weight")]
+    missing, wrong = names[::7], names[3::7]
+    for name in missing:
+        tensors["x" + name] = tensors.pop(name)
+    for name in wrong:
+        tensors[name] = zeros(1, 2)
+    with pytest.raises(CheckpointMismatchError) as caught:
+        changes(write(tensors), targets)
+    assert len(caught.value.missing) == len(missing)
+    assert sorted(caught.value.unexpected) == sorted("x" + name for name in missing)
+    assert len(caught.value.mismatched) == len(wrong)
+    assert all(name in str(caught.value) for name in wrong)

@@ -1,0 +1,451 @@
+"""The engine: what is compiled, that loops agree, and what happens to values that are not finite."""
+
+import re
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_diffusion import StableDiffusion
+from keras_diffusion.architectures import TINY, Level
+from keras_diffusion.components import VAE_DTYPE
+from keras_diffusion.engines.choice import faster
+from keras_diffusion.engines.engine import Engine, checksum
+from keras_diffusion.engines.stages import Conditions, Rows, decode
+from keras_diffusion.engines.stages import denoise as stage
+from keras_diffusion.errors import NumericalError
+from keras_diffusion.networks import operations
+from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.layers import Attention, GroupNorm
+from keras_diffusion.networks.text_encoder import TextEncoder
+from keras_diffusion.sampling import noise
+from keras_diffusion.sampling.samplers import COLUMNS, HISTORY, SAMPLERS, build
+
+# Importing openvino forks, which JAX warns about once it runs.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
+SHAPE = (8, 8, 4)
+COMPILES = keras.backend.backend() != "torch"
+
+
+@pytest.fixture(scope="module")
+def network():
+    keras.utils.set_random_seed(0)
+    return DiffusionModel(architecture=TINY)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine()
+
+
+def denoise(engine, network, sampler="dpmpp_2m", num_steps=5, guidance=3.0, copies=2, seeds=(0, 1), **options):
+    context = np.random.default_rng(0).standard_normal((copies * len(seeds), 77, TINY.text_encoder.width), "float32")
+    loop = engine.denoise(
+        network,
+        noise.starting_noise(seeds, SHAPE),
+        Conditions(context, np.full(len(seeds), guidance, "float32")),
+        build(sampler, num_steps),
+        lambda steps: noise.step_noise(seeds, SHAPE, steps),
+        **options,
+    )
+    return list(loop)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m", "euler_ancestral"])
+@pytest.mark.parametrize("rows_per_call", [4, 32])
+def test_rows_in_one_graph_give_what_single_rows_give(engine, network, sampler, rows_per_call):
+    *_, (step, timestep, one_by_one) = denoise(engine, network, sampler)
+    *_, (last_step, last_timestep, together) = denoise(engine, network, sampler, rows_per_call=rows_per_call)
+
+    assert (step, timestep) == (last_step, last_timestep)
+    np.testing.assert_allclose(together, one_by_one, rtol=0, atol=1e-6)
+
+
+def test_the_loop_computes_the_recurrence(engine, network):
+    """Against the definition in `samplers`, with the network called directly and guidance written out."""
+    seeds, guidance, table = (0, 1), 3.0, build("euler_ancestral", 3)
+    generator = np.random.default_rng(0)
+    negative, positive = generator.standard_normal((2, 2, 77, TINY.text_encoder.width), "float32")
+    x, history = noise.starting_noise(seeds, SHAPE).astype("float64"), []
+    for (t, p, q, a, d, *b), step in zip(table.rows, table.steps, strict=True):
+        embedding = network_embedding(t)
+
+        def model(context, x=x, embedding=embedding):
+            inputs = {"latent": x.astype("float32"), "timestep_embedding": embedding, "context": context}
+            return keras.ops.convert_to_numpy(network({k: keras.ops.convert_to_tensor(v) for k, v in inputs.items()}))
+
+        prediction = (1 - guidance) * model(negative) + guidance * model(positive)
+        history.insert(0, p * x + q * prediction)
+        z = noise.step_noise(seeds, SHAPE, [step])[0]
+        x = a * x + d * z + sum(weight * h for weight, h in zip(b, history, strict=False))
+
+    *_, (_, _, latents) = denoise(engine, network, "euler_ancestral", 3, guidance)
+    np.testing.assert_allclose(latents, x, rtol=1e-4, atol=1e-4)
+
+
+def network_embedding(timestep):
+    """The sinusoidal embedding, from its formula."""
+    half = TINY.diffusion_model.frequencies // 2
+    angles = timestep * 10000.0 ** (-np.arange(half) / half)
+    return np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (2, 1)).astype("float32")
+
+
+def test_rows_without_guidance_take_the_prompt_alone(engine, network, monkeypatch):
+    contexts, run = [], engine.run
+    monkeypatch.setattr(engine, "run", lambda *inputs: contexts.append(len(inputs[-1].context)) or run(*inputs))
+    guided = np.array([True, False, False, True, True])
+    for rows_per_call in (1, 4):
+        contexts.clear()
+        *_, (_, _, mixed) = denoise(engine, network, guided=guided, rows_per_call=rows_per_call)
+        assert contexts == [4, 2, 2, 4, 4]
+    *_, (_, _, without) = denoise(engine, network, guided=guided & False)
+    *_, (_, _, scale_of_one) = denoise(engine, network, guidance=1.0)
+    *_, (_, _, everywhere) = denoise(engine, network)
+    np.testing.assert_allclose(without, scale_of_one, rtol=1e-4, atol=1e-4)
+    assert np.abs(mixed - without).max() > 1e-3
+    assert np.abs(mixed - everywhere).max() > 1e-3
+
+
+@pytest.mark.skipif(not COMPILES, reason="eager torch compiles nothing")
+def test_nothing_is_compiled_twice(network):
+    engine = Engine()
+    denoise(engine, network)
+    assert engine.compilations == 1
+
+    for sampler in SAMPLERS:
+        denoise(engine, network, sampler, num_steps=3, guidance=9.0, seeds=(5, 9))
+    denoise(engine, network, num_steps=12)
+    assert engine.compilations == 1
+
+    denoise(engine, network, seeds=(0,))
+    assert engine.compilations == 2  # another batch size
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a warning of TensorFlow's")
+def test_many_sizes_raise_no_warning(engine, caplog):
+    import tensorflow as tf
+
+    decoder = Decoder(architecture=TINY)
+    tf.get_logger().addHandler(caplog.handler)
+    for size in range(1, 8):
+        engine.decode(decoder, np.zeros((1, size, 1, 4), "float32"))
+    tf.get_logger().removeHandler(caplog.handler)
+    assert not caplog.records
+
+
+@pytest.mark.skipif(not COMPILES, reason="eager torch compiles nothing")
+def test_contexts_of_another_length_are_compiled_once():
+    engine, encoder = Engine(), TextEncoder(architecture=TINY)
+    for clip_skip in (0, 1, 1, 0):
+        engine.encode(encoder, np.zeros((1, 77), "int32"), clip_skip)
+    assert engine.compilations == 2  # with blocks left out, and without
+
+
+def test_another_network_takes_its_place(network):
+    engine = Engine()
+    keras.utils.set_random_seed(1)
+    other = DiffusionModel(architecture=TINY)
+    *_, (_, _, first) = denoise(engine, network)
+    *_, (_, _, second) = denoise(engine, other)
+    *_, (_, _, third) = denoise(engine, network)
+
+    assert not np.allclose(first, second)
+    np.testing.assert_array_equal(first, third)
+
+
+def test_loaded_weights_take_effect(network, engine):
+    *_, (_, _, before) = denoise(engine, network)
+    weights = network.get_weights()
+    network.set_weights([w * 0.5 for w in weights])
+    *_, (_, _, after) = denoise(engine, network)
+    network.set_weights(weights)
+
+    assert not np.allclose(before, after)
+
+
+def test_values_that_are_not_finite_name_the_stage(engine):
+    keras.utils.set_random_seed(0)
+    network = DiffusionModel(architecture=TINY)
+    bias = network.get_layer("conv_out").bias
+    bias.assign(np.full(bias.shape, np.nan))
+    with pytest.raises(NumericalError, match="Denoising step 1 "):
+        denoise(engine, network)
+
+    decoder = Decoder(architecture=TINY)
+    with pytest.raises(NumericalError, match="Decoding"):
+        engine.decode(decoder, np.full((1, *SHAPE), np.inf, "float32"))
+
+    encoder = TextEncoder(architecture=TINY)
+    encoder.get_layer("final_layer_norm").beta.assign(np.full(TINY.text_encoder.width, np.inf))
+    with pytest.raises(NumericalError, match="Text encoding"):
+        engine.encode(encoder, np.zeros((1, 77), "int32"))
+
+
+def test_images_are_rounded_and_clipped(engine):
+    """Latents of any size give bytes; a decoder whose last bias is known gives known bytes."""
+    decoder = Decoder(architecture=TINY, initialize=False)
+    decoder.get_layer("conv_out").bias.assign([-3.0, 0.0, 0.5])
+    images = engine.decode(decoder, np.zeros((1, 2, 3, 4), "float32"))
+
+    assert images.dtype == np.uint8
+    assert images.shape == (1, 16, 24, 3)
+    assert np.unique(images.reshape(-1, 3), axis=0).tolist() == [[0, 128, 191]]
+
+
+# ---- What a compiled step is made of
+
+
+def test_attention_scores_stay_small(network, engine, monkeypatch):
+    """At 64 × 64 latents all scores of a layer would be 64 times as many."""
+    sizes, softmax = [], ops.softmax
+    monkeypatch.setattr(ops, "softmax", lambda x: sizes.append(np.prod(x.shape)) or softmax(x))
+    latents = noise.starting_noise((0,), (64, 64, 4))
+    context = np.zeros((2, 77, TINY.text_encoder.width), "float32")
+    next(engine.denoise(network, latents, Conditions(context, np.float32([3.0])), build("ddim", 1), None))
+    assert all(size < 2 * operations.SCORES for size in sizes)
+    assert sizes or keras.backend.backend() == "torch"
+
+
+only_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="lowers a JAX program")
+# Heads of Stable Diffusion 1's widths, 40 and 160.
+WIDE_HEADS = replace(
+    TINY, diffusion_model=replace(TINY.diffusion_model, levels=(Level(80, 2, 1), Level(320, 2, 1)), groups=8)
+)
+CARDS = {  # compute capability, and the widths of heads that cuDNN attends over
+    "T4": ((7, 5), ()),
+    "A100": ((8, 0), (40,)),
+    "H100": ((9, 0), (40, 160)),
+}
+
+
+@only_jax
+@pytest.mark.parametrize(
+    ("capability", "width"),
+    [((0, 0), 0), ((7, 0), 0), ((7, 5), 0), ((8, 0), 128), ((8, 9), 128), ((9, 0), 256), ((10, 0), 256)],
+)
+def test_which_cards_have_flash_attention(capability, width):
+    from keras_diffusion.engines.jax import widest_flash_head
+
+    assert widest_flash_head(capability) == width
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """A function that lowers a stage for a card that is not there, to the lines of its program."""
+    import jax
+    from jax import export
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    def lower(capability, stage, network, *inputs):
+        monkeypatch.setattr("keras_diffusion.engines.jax.compute_capability", lambda: capability)
+        monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+        monkeypatch.setattr(
+            cudnn, "check_compute_capability", lambda least: capability >= tuple(map(int, least.split(".")))
+        )
+
+        def run(variables, *inputs):
+            with keras.StatelessScope(zip(network.variables, variables, strict=True)):
+                return stage(network, *inputs)
+
+        variables = [jax.ShapeDtypeStruct(variable.shape, variable.dtype) for variable in network.variables]
+        checks = [export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")]
+        with operations.computing(**faster("jit")):
+            exported = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=checks)(variables, *inputs)
+        return exported.mlir_module().splitlines()
+
+    return lower
+
+
+def array(*shape):
+    import jax
+
+    return jax.ShapeDtypeStruct(shape, "float32")
+
+
+def step_inputs(architecture):
+    shape = architecture.diffusion_model
+    rows = Rows(array(1, len(COLUMNS)), array(1, 2), array(1, shape.frequencies), array(1, 2, *SHAPE))
+    conditions = Conditions(array(4, 77, shape.context), array(2))
+    return array(2, *SHAPE), array(HISTORY, 2, *SHAPE), array(), rows, conditions
+
+
+def lines(program, operation):
+    return [line for line in program if re.search(rf"\b{operation}\b", line)]
+
+
+@only_jax
+@pytest.mark.parametrize("card", CARDS)
+def test_the_program_for_cuda(program, card):
+    """Each convolution once and channels last as it comes; half precision and float32 where each belongs."""
+    capability, widths = CARDS[card]
+    half = DiffusionModel(architecture=WIDE_HEADS, dtype="mixed_float16")
+    code = program(capability, stage, half, *step_inputs(WIDE_HEADS))
+
+    def number(kind):
+        return sum(isinstance(layer, kind) for layer in half._flatten_layers())
+
+    heads = [layer.to_q.units // layer.heads for layer in half._flatten_layers() if isinstance(layer, Attention)]
+    fused = sum(width in widths for width in heads)
+    halves, flash = r"\(tensor<\S+xf16>, tensor<\S+xf16>", r"custom_call @__cudnn\$fmhaSoftmax"
+    assert len(lines(code, "stablehlo.convolution")) == number(keras.layers.Conv2D)
+    assert len(lines(code, f"stablehlo.{flash}")) == fused
+    for operation in ("convolution", "dot_general", flash):
+        assert all(re.search(halves, line) for line in lines(code, f"stablehlo.{operation}"))
+    # Query, key twice, value and result where we attend, the result where cuDNN does; none of feature maps.
+    assert len(lines(code, "stablehlo.transpose")) == 5 * (len(heads) - fused) + fused
+    assert len(lines(code, "stablehlo.exponential")) >= len(heads) - fused
+    # Softmax, norms and what is summed for them: float32. Only the timestep's embedding, (b, c), is not.
+    for operation in ("exponential", "rsqrt", "reduce", "logistic"):
+        assert not [line for line in lines(code, f"stablehlo.{operation}") if re.search(r"<(\d+x){3,}f16>", line)]
+    assert len(lines(code, "stablehlo.rsqrt")) == number(GroupNorm) + number(keras.layers.LayerNormalization)
+
+
+@only_jax
+def test_the_autoencoder_for_cuda_has_no_half_precision(program):
+    code = program((9, 0), decode, Decoder(architecture=TINY, dtype=VAE_DTYPE), array(1, *SHAPE))
+    assert lines(code, "stablehlo.convolution")
+    assert not [line for line in code if "f16" in line]
+
+
+@only_jax
+def test_programs_of_an_image():
+    """One for each stage, whatever the number of steps; and another image compiles nothing."""
+    import jax
+
+    compiled, ran = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **about: "backend_compile" in event and compiled.append(about)
+    )
+    model = StableDiffusion(preset=TINY)
+    run = model._engine.run
+    model._engine.run = lambda stage, *given: ran.append(stage.__name__) or run(stage, *given)
+    model.text_to_image("a cat", num_steps=3, seed=0, verbose=0)
+    assert ran == ["encode", "encode", "denoise", "denoise", "denoise", "decode"]
+    assert model._engine.compilations == 3
+    compiled.clear()
+    model.text_to_image("a dog", num_steps=7, sampler="heun", seed=1, verbose=0)
+    assert not compiled
+
+
+# ---- OpenVINO
+
+
+@pytest.fixture
+def openvino():
+    pytest.importorskip("openvino")
+    return Engine("openvino")
+
+
+def test_openvino_gives_the_same(network, engine, openvino):
+    for options in {"copies": 2}, {"copies": 1}, {"rows_per_call": 4}:
+        *_, (_, _, expected) = denoise(engine, network, **options)
+        *_, (_, _, latents) = denoise(openvino, network, **options)
+        np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-4)
+
+
+def test_openvino_compiles_once_for_a_shape(network, openvino):
+    for sampler in ("ddim", "heun"):
+        denoise(openvino, network, sampler, num_steps=3)
+    assert openvino.compilations == 1
+    denoise(openvino, network, seeds=(0,))
+    assert openvino.compilations == 2
+
+
+def test_openvino_is_not_compiled_again_where_guidance_pauses(network, engine, openvino):
+    guided = np.array([False, True, True, False, False])
+    *_, (_, _, expected) = denoise(engine, network, guided=guided)
+    *_, (_, _, latents) = denoise(openvino, network, guided=guided)
+    np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-4)
+    assert openvino.compilations == 1
+
+
+def test_openvino_sees_loaded_weights(network, openvino):
+    test_loaded_weights_take_effect(network, openvino)
+    assert openvino.compilations == 2
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only torch has weights in another order in memory")
+def test_a_checksum_turns_no_weights():
+    values = np.zeros((64, 64, 3, 3), "float32").transpose(2, 3, 1, 0)
+    network = SimpleNamespace(variables=[ops.convert_to_tensor(values)])
+    before = checksum(network)
+    tracemalloc.start()
+    assert checksum(network) == before
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1.5 * values.nbytes  # Keras copies them once
+    network.variables[0][0, 0, 0, 1] = 1
+    assert checksum(network) != before
+
+
+def test_openvino_encodes_and_decodes(engine, openvino):
+    keras.utils.set_random_seed(0)
+    tokens, latents = np.arange(77, dtype="int32")[None], noise.starting_noise((0,), SHAPE)
+    encoder, decoder, image_encoder = (network(architecture=TINY) for network in (TextEncoder, Decoder, ImageEncoder))
+    image = latents.repeat(2, axis=1).repeat(2, axis=2)[..., :3]
+    for run in (
+        lambda engine: engine.encode(encoder, tokens),
+        lambda engine: engine.encode_image(image_encoder, image),
+        lambda engine: engine.decode(decoder, latents).astype(float) / 255,
+    ):
+        np.testing.assert_allclose(run(openvino), run(engine), rtol=0, atol=1 / 255)
+
+
+def test_openvino_serves_many_threads(openvino):
+    keras.utils.set_random_seed(0)
+    decode = partial(openvino.decode, Decoder(architecture=TINY))
+    latents = [noise.starting_noise((seed,), (8 + seed // 24, 8, 4)) for seed in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(decode, latents))
+    for alone, image in zip(map(decode, latents), together, strict=True):
+        np.testing.assert_array_equal(image, alone)
+
+
+def test_openvino_must_be_installed(monkeypatch):
+    monkeypatch.setattr("keras_diffusion.engines.engine.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install openvino"):
+        Engine("openvino")
+
+
+@pytest.mark.parametrize("jit_compile", [None, 2, "yes"])
+def test_jit_compile_is_checked(jit_compile):
+    with pytest.raises(ValueError, match="Received: jit_compile="):
+        Engine(jit_compile)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What torch is given to compile, which takes minutes and is left out; eager torch rounds as it does."""
+    torch, graphs = pytest.importorskip("torch"), []
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: graphs.append(graph) or graph)
+    if keras.backend.backend() == "torch":
+        monkeypatch.setattr("keras_diffusion.engines.torch.ONEDNN", False)
+    return graphs
+
+
+def test_compiled_code_gives_the_same(network, engine, graphs):
+    *_, (_, _, plain) = denoise(engine, network, num_steps=2)
+    *_, (_, _, compiled) = denoise(Engine(jit_compile=True), network, num_steps=2)
+    np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="others compile in their own way")
+def test_torch_compiles_whole_graphs_that_take_the_weights(network, engine, graphs):
+    compiled = Engine(jit_compile=True)
+    test_loaded_weights_take_effect(network, compiled)
+    assert compiled.compilations == len(graphs) == 1
+    encoder, tokens = TextEncoder(architecture=TINY), np.arange(77, dtype="int32")[None]
+    for clip_skip in (0, 1, 2, 1):
+        expected, found = (engine.encode(encoder, tokens, clip_skip) for engine in (engine, compiled))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert compiled.compilations == len(graphs) == 3
+    modules = [{type(module).__name__ for module in graph.modules()} for graph in graphs]
+    assert modules == [{"by_values"}] * 3  # operations, and no layer

@@ -1,0 +1,72 @@
+"""Decoding in strips: the same image, and no whole feature map beside another."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_diffusion.architectures import TINY
+from keras_diffusion.engines import strips
+from keras_diffusion.engines.engine import Engine
+from keras_diffusion.networks import operations
+from keras_diffusion.networks.decoder import Decoder
+
+pytestmark = pytest.mark.backend
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    keras.utils.set_random_seed(0)
+    return Decoder(architecture=TINY)
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """The number of values that every convolution was given."""
+    sizes, convolve = [], operations.convolve
+
+    def counting(layer, x):
+        sizes.append(int(np.prod(x.shape)))
+        return convolve(layer, x)
+
+    monkeypatch.setattr("keras_diffusion.engines.engine.faster", lambda way: {"convolve": counting})
+    return sizes
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 4), (2, 7, 5, 4), (1, 1, 3, 4), (1, 13, 2, 4)])
+@pytest.mark.parametrize("values", [1, 300, 2**21])
+def test_strips_give_the_same(decoder, monkeypatch, shape, values):
+    """One row at a time, some rows, and all at once."""
+    monkeypatch.setattr(strips, "STRIP", values)
+    latents = np.random.default_rng(0).standard_normal(shape, "float32")
+    expected, found = (keras.ops.convert_to_numpy(f(keras.ops.convert_to_tensor(latents)))
+                       for f in (decoder, lambda x: strips.decode(decoder, x)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+def test_only_small_parts_are_convolved(decoder, monkeypatch, sizes):
+    latents, engine = np.random.default_rng(0).standard_normal((1, 16, 16, 4), "float32"), Engine()
+    engine.strips = False
+    whole = engine.decode(decoder, latents)
+    largest, _ = max(sizes), sizes.clear()
+    monkeypatch.setattr(strips, "STRIP", 2**8)
+    engine.strips = True
+    np.testing.assert_allclose(engine.decode(decoder, latents).astype(int), whole, rtol=0, atol=1)
+    assert max(sizes) < largest / 8
+
+
+def test_strips_are_the_rule_where_nothing_is_compiled(decoder, monkeypatch):
+    used = []
+    monkeypatch.setattr(strips, "decode", lambda decoder, latents: used.append(1) or decoder(latents))
+    Engine(False).decode(decoder, np.zeros((1, 2, 2, 4), "float32"))
+    assert bool(used) == (keras.backend.backend() == "torch")
+
+
+def test_a_network_of_ones_own_is_called(decoder):
+    class Own(keras.Model):
+        def call(self, latents):
+            return latents[..., :3] * 0.5
+
+    engine = Engine()
+    engine.strips = True
+    images = engine.decode(Own(), np.ones((1, 2, 2, 4), "float32"))
+    assert (images == 191).all()

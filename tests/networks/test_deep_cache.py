@@ -1,0 +1,257 @@
+"""DeepCache: against the whole network with the deep features put into their place by hand."""
+
+from functools import partial
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_diffusion import StableDiffusion
+from keras_diffusion.architectures import TINY
+from keras_diffusion.networks import deep_cache, diffusion_model
+from keras_diffusion.networks.controlnet import ControlNet, steered
+from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.layers import Join
+from keras_diffusion.sampling import noise
+from keras_diffusion.sampling.samplers import build, every
+
+from ..golden import comparison, networks
+
+# Importing openvino forks, which JAX warns about once it runs.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
+QUICK = {"prompt": "a cat", "num_steps": 5, "seed": 3, "verbose": 0, "output": "latents"}
+GUIDANCE = 3.0
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return StableDiffusion(preset=TINY)
+
+
+@pytest.fixture(scope="module")
+def draw(model):
+    return partial(model.text_to_image, **QUICK)
+
+
+def inputs(timestep, batch=2):
+    shape = TINY.diffusion_model
+    return [
+        ops.convert_to_tensor(x)
+        for x in (
+            networks.uniform(f"latent {timestep}", (batch, 8, 8, shape.in_channels)),
+            timestep_embedding([timestep] * batch, shape.frequencies),
+            networks.uniform("context", (batch, 77, shape.context)),
+        )
+    ]
+
+
+def spliced(network, given, features=None):
+    """The prediction and the features that meet the first feature map on the way up, or with others in their place."""
+    first, met = [], []
+
+    def call(layer):
+        def called(*arguments):
+            if isinstance(layer, Join) and arguments[1] is first[0]:
+                met.append(arguments[0] if features is None else features)
+                arguments = met[0], first[0]
+            result = layer(*arguments)
+            if layer.name == "conv_in":
+                first.append(result)
+            return result
+
+        return called
+
+    prediction = network._run_through_graph(given, operation_fn=call)
+    return prediction, met[0]
+
+
+def difference(x, y):
+    assert x.shape == y.shape
+    return np.abs(ops.convert_to_numpy(x) - ops.convert_to_numpy(y)).max()
+
+
+def share_weights(source, model):
+    for name in ("diffusion_model", "text_encoder"):
+        getattr(model, name).set_weights(getattr(source, name).get_weights())
+
+
+def test_the_networks_are_the_whole_one_and_its_end():
+    network = DiffusionModel(architecture=TINY)
+    whole, shallow = deep_cache.split(network)
+    expected, features = spliced(network, inputs(500))
+    prediction, kept = whole(inputs(500))
+    assert difference(prediction, expected) < 1e-6
+    assert difference(kept, features) < 1e-6
+
+    later, _ = spliced(network, inputs(400), features)
+    assert difference(shallow([*inputs(400), kept]), later) < 1e-6
+    assert difference(later, network(inputs(400))) > 1e-2
+    assert {id(v) for v in (*whole.variables, *shallow.variables)} == {id(v) for v in network.variables}
+    assert len(shallow.variables) < len(network.variables) / 2
+
+
+def test_another_branch_point_shows(monkeypatch):
+    monkeypatch.setattr(diffusion_model, "BRANCH", 1)
+    with pytest.raises(AssertionError):
+        test_the_networks_are_the_whole_one_and_its_end()
+
+
+@pytest.mark.parametrize(("sampler", "interval"), [("dpmpp_2m", (0, 1)), ("heun", (0, 1)), ("ddim", (0.4, 1))])
+def test_a_generation_is_the_recurrence_with_features_of_earlier_steps(model, draw, sampler, interval):
+    table, n = build(sampler, QUICK["num_steps"]), 2
+    negative, positive = (ops.convert_to_tensor(model.encode_text(text)) for text in ("", QUICK["prompt"]))
+    x, history, previous = np.float64(table.initial_scale) * noise.starting_noise([3], (8, 8, 4)), [], None
+    for (t, p, q, a, _, *b), step in zip(table.rows, table.steps, strict=True):
+        guided = step >= interval[0] * QUICK["num_steps"]
+        if guided != previous:  # features are of a batch with or without the negative prompt
+            features, since, previous = {}, step, guided
+        embedding = timestep_embedding([t], TINY.diffusion_model.frequencies)
+
+        def predict(name, context, x=x, embedding=embedding, fresh=(step - since) % n == 0, features=features):
+            given = [*map(ops.convert_to_tensor, (x.astype("float32"), embedding)), context]
+            prediction, features[name] = spliced(model.diffusion_model, given, None if fresh else features[name])
+            return ops.convert_to_numpy(prediction)
+
+        prediction = predict("positive", positive)
+        if guided:
+            without = predict("negative", negative)
+            prediction = without + GUIDANCE * (prediction - without)
+        history.insert(0, p * x + q * prediction)
+        x = a * x + sum(weight * h for weight, h in zip(b, history, strict=False))
+
+    options = {"sampler": sampler, "guidance_interval": interval, "unconditional_guidance_scale": GUIDANCE}
+    latents = draw(deep_cache=n, **options)
+    np.testing.assert_allclose(latents, x, rtol=1e-4, atol=1e-4)
+    assert difference(latents, draw(**options)) > 1e-3
+
+
+def test_one_step_is_no_cache(draw):
+    np.testing.assert_array_equal(draw(deep_cache=1), draw())
+    np.testing.assert_array_equal(draw(deep_cache=1, guidance_interval=(0, 0.5)), draw(guidance_interval=(0, 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"deep_cache": 2}, "dsdsd"),
+        ({"deep_cache": 9}, "dssss"),
+        ({"deep_cache": 2, "sampler": "heun"}, "ddssddssd"),
+        ({"deep_cache": 3, "guidance_interval": (0.2, 1)}, "ddssd"),
+        ({"deep_cache": 2, "image": np.zeros((64, 64, 3), "uint8"), "strength": 0.6}, "dsd"),
+    ],
+)
+def test_which_rows_run_the_whole_network(model, draw, monkeypatch, options, expected):
+    rows, run = [], model._engine.run
+    names = {"whole_diffusion_model": "d", "shallow_diffusion_model": "s"}
+    monkeypatch.setattr(
+        model._engine, "run", lambda stage, net, *given: rows.append(names.get(net.name)) or run(stage, net, *given)
+    )
+    seen = []
+    draw(callback=lambda step, *_: seen.append(step), **options)
+    assert "".join(filter(None, rows)) == expected
+    assert seen == [step for step, *_ in model.denoise(**{**QUICK, **options})]
+
+
+def test_rows_are_counted_anew_where_a_column_changes():
+    steps, columns = np.array([3, 3, 4, 4, 5, 6, 7, 8]), np.array([[1.0, 2.0]] * 5 + [[1.0, 0.0]] * 3)
+    assert every(steps, 1, columns).all()
+    assert every(steps, 2).tolist() == [True, True, False, False, True, False, True, False]
+    assert every(steps, 2, columns).tolist() == [True, True, False, False, True, True, False, True]
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="eager torch compiles nothing")
+def test_nothing_is_compiled_twice():
+    model = StableDiffusion(preset=TINY)
+    model.text_to_image(**QUICK, deep_cache=2)
+    compiled = model._engine.compilations
+    for options in ({"deep_cache": 3}, {"deep_cache": 2, "sampler": "heun"}, {"deep_cache": 4, "eta": 1.0}):
+        model.text_to_image(**QUICK, **options)
+    assert model._engine.compilations == compiled
+    model.text_to_image(**QUICK)
+    assert model._engine.compilations == compiled + 1  # the plain network
+
+
+def test_weights_that_change_take_effect(model, draw):
+    before, bias = draw(deep_cache=2), model.diffusion_model.get_layer("conv_out").bias
+    kept = ops.convert_to_numpy(bias).copy()
+    bias.assign(kept + 1)
+    after = draw(deep_cache=2)
+    bias.assign(kept)
+    assert difference(before, after) > 1e-3
+    np.testing.assert_array_equal(draw(deep_cache=2), before)
+
+
+def test_half_precision_costs_no_more_than_without(draw):
+    model = StableDiffusion(preset=TINY, dtype="mixed_bfloat16")
+    share_weights(draw.func.__self__, model)
+    without, error = (np.std(model.text_to_image(**QUICK, deep_cache=n) - draw(deep_cache=n)) for n in (1, 2))
+    assert 0 < error < 2 * without
+
+
+def test_openvino_gives_the_same(draw):
+    pytest.importorskip("openvino")
+    model = StableDiffusion(preset=TINY, jit_compile="openvino")
+    share_weights(draw.func.__self__, model)
+    for options in ({"deep_cache": 2}, {"deep_cache": 3, "guidance_interval": (0.2, 1)}):
+        expected = draw(**options)
+        tolerance = comparison.TOLERANCE * np.abs(expected).max()  # random weights make latents of order 10
+        np.testing.assert_allclose(model.text_to_image(**QUICK, **options), expected, rtol=0, atol=tolerance)
+
+
+# ---- With ControlNets
+
+
+@pytest.fixture(scope="module")
+def controlnet():
+    network = ControlNet(architecture=TINY, conditioning=(4, 6, 8, 10))
+    for name in ("controlnet_down_blocks_0", "controlnet_down_blocks_2", "controlnet_mid_block"):
+        layer = network.get_layer(name)
+        layer.kernel.assign(networks.uniform(layer.name, layer.kernel.shape))
+    return network
+
+
+IMAGE = networks.uniform("image", (64, 64, 3), 0)
+
+
+def test_residuals_are_kept_like_features(controlnet):
+    network = DiffusionModel(architecture=TINY)
+    whole, shallow = deep_cache.split(network, (controlnet,))
+    control = [ops.ones((2, 1)), ops.convert_to_tensor(np.stack([IMAGE] * 2))]
+    prediction, *kept = whole([*inputs(500), *control])
+    assert difference(prediction, steered(network, (controlnet,))([*inputs(500), *control])) < 1e-5
+    assert difference(shallow([*inputs(500), *kept]), prediction) < 1e-5
+    _, without = deep_cache.split(network)
+    assert difference(without([*inputs(500), kept[0]]), prediction) > 1e-3
+
+
+def test_controls_in_a_generation(draw, controlnet):
+    control = (controlnet, IMAGE)
+    controlled = draw(deep_cache=2, control=(*control, 1.0))
+    assert difference(controlled, draw(control=(*control, 1.0))) > 1e-3
+    assert difference(controlled, draw(deep_cache=2)) > 1e-3
+    assert difference(draw(deep_cache=2, control=(*control, 0.0)), draw(deep_cache=2)) < 1e-4
+    # A control that ends has features computed without it at once.
+    ended = draw(deep_cache=5, control=(*control, 1.0, 0.0, 0.4))
+    assert difference(ended, draw(deep_cache=5, control=(*control, 1.0))) > 1e-3
+
+
+# ---- What is refused
+
+
+def test_a_network_that_is_no_diffusion_model_is_refused(model, draw, monkeypatch):
+    network = model.diffusion_model
+    monkeypatch.setattr(model, "diffusion_model", keras.Model(network.inputs, network.outputs))
+    with pytest.raises(ValueError, match=r"needs a DiffusionModel.* Received: deep_cache=2 and a Functional"):
+        draw(deep_cache=2)
+
+
+@pytest.mark.parametrize("take_apart", [deep_cache.split, steered], ids=["deep_cache", "control"])
+def test_a_call_of_its_own_is_not_left_out(take_apart):
+    class Own(DiffusionModel):
+        def call(self, inputs):
+            return -super().call(inputs)
+
+    with pytest.raises(TypeError, match=r"`call` of its own.*Received: Own"):
+        take_apart(Own(architecture=TINY, initialize=False), (ControlNet(architecture=TINY),))

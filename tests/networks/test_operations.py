@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_diffusion.networks import operations
+from keras_diffusion.networks.layers import Attention
+from keras_diffusion.networks.operations import attend, computing, convolve, feed, how_to
+
+from ..golden import networks
+
+pytestmark = pytest.mark.backend
+numpy = ops.convert_to_numpy
+
+
+@pytest.mark.parametrize("scores", [1, 24, 100, 175])
+def test_attention_in_parts_gives_the_same(scores, monkeypatch):
+    """One query at a time, groups that divide 35 queries and groups that do not, and all at once."""
+    attention, x, context = Attention(heads=3), networks.uniform("x", (2, 35, 24)), networks.uniform("c", (2, 5, 11))
+    expected = numpy(attention(x, context))
+    monkeypatch.setattr(operations, "SCORES", scores)
+    np.testing.assert_allclose(numpy(attention(x, context)), expected, rtol=0, atol=1e-6)
+
+
+def test_replacements_nest_and_end():
+    def first(*arguments): ...
+    def second(*arguments): ...
+
+    with computing(attend=first, convolve=second):
+        with computing(attend=second):
+            assert (how_to("attend"), how_to("convolve"), how_to("feed")) == (second, second, feed)
+        assert how_to("attend") is first
+    assert (how_to("attend"), how_to("convolve")) == (attend, convolve)
+
+
+def test_what_layers_do_not_compute_is_refused():
+    with pytest.raises(TypeError, match=r"attend, convolve.* Received: attention"), computing(attention=attend):
+        pass
