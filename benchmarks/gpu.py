@@ -32,7 +32,14 @@ CONTENDERS = {  # name → module in peers/, whether it compiles, environment va
     "tensorflow-xla": ("ours", True, {"KERAS_BACKEND": "tensorflow"}, "tensorflow"),
 }
 FIRST_LIMIT, LIMIT = 240, 60  # seconds that a question may take, the first time and afterwards
-QUESTIONS = ("latents", "image", "decode")  # prompt → latents, prompt → image, latents → image
+QUESTIONS = {  # question → whether it is asked of ours alone, and how often: "rounds" or once
+    "latents": (False, True),  # prompt → latents
+    "profile": (False, False),  # the same under the profiler
+    "image": (False, True),  # prompt → image
+    "decode": (False, True),  # latents → image
+    "bundled": (True, False),  # the bundled model's image in half precision and in float32
+    "precision": (True, False),  # the latents in half precision and in float32
+}
 
 
 class Worker:
@@ -124,6 +131,7 @@ def main():
     parser.add_argument("--size", type=int, default=512, help="height and width in pixels")
     parser.add_argument("--steps", type=int, default=50, help="of an image")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16], help="numbers of images")
+    parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS), metavar="NAME")
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender, after one to warm up")
     parser.add_argument("--minutes", type=float, default=8.5, help="no new question is asked after so long")
@@ -151,8 +159,11 @@ def main():
         for worker in workers:
             report({"stage": "build", "contender": worker.name, **worker.answer(FIRST_LIMIT)})
         ours = [worker for worker in workers if CONTENDERS[worker.name][0] == "ours"]
-        questions = [(workers, question, options.batches[0], options.rounds) for question in QUESTIONS]
-        questions += [(workers, "profile", options.batches[0], 0), (ours, "bundled", 1, 0), (ours, "precision", 1, 0)]
+        questions = [
+            (ours if ours_alone else workers, question, options.batches[0], options.rounds * timed)
+            for question, (ours_alone, timed) in QUESTIONS.items()
+            if question in options.questions
+        ]
         questions += [(workers, "image", batch, max(1, options.rounds - 1)) for batch in options.batches[1:]]
         for who, question, batch, rounds in questions:
             if time.perf_counter() - started < 60 * options.minutes:

@@ -128,7 +128,8 @@ def gpu(size, steps, dtype, compiled):
 def bundled():
     """The folder of the bundled model, whose tokenizer is CLIP's."""
     package = Path(find_spec("keras_diffusion").origin).parent
-    return next(folder for up in (package, *package.parents) if (folder := up / "weights" / "emoji").exists())
+    folders = (up / "weights" / "emoji" for up in (package, *package.parents))
+    return next(folder for folder in folders if (folder / "model_index.json").is_file())
 
 
 def pretrained(folder, dtype):
@@ -200,6 +201,6 @@ def randomized(build, dtype):
             if parameter.ndim > 1:
                 limit = (
                     0.5 * (6 / sum(parameter.shape[:2])) ** 0.5
-                )  # as in peers/ours.py: float16 holds what comes of it
+                )  # as ours; float16 holds what comes of it
                 parameter.uniform_(-limit, limit)
     return module

@@ -10,7 +10,7 @@ from keras_diffusion import arguments
 from keras_diffusion.architectures import Architecture
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.components import Components
-from keras_diffusion.engines.engine import Engine, checksum
+from keras_diffusion.engines.engine import Engine, checksum, finite
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.generation.conditions import conditions
 from keras_diffusion.generation.controls import scales
@@ -375,7 +375,8 @@ class StableDiffusion(Components):
             TypeError, ValueError, NumericalError: As `text_to_image`, arguments before the first step.
         """
         given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        return self._steps(plan(self, "prompt", *given, **options))
+        steps = self._steps(plan(self, "prompt", *given, **options))
+        return ((step, timestep, finite(f"denoising step {step}", latents)) for step, timestep, latents in steps)
 
     def decode(self, latents):
         """Turns latents into images.
@@ -427,10 +428,10 @@ class StableDiffusion(Components):
         progress = keras.utils.Progbar(steps, verbose=plan.verbose)
         for step, timestep, latents in self._steps(plan):
             progress.update(step)
-            if plan.callback and plan.callback(step, timestep, latents) is False:
+            if plan.callback and plan.callback(step, timestep, finite(f"denoising step {step}", latents)) is False:
                 raise GenerationCancelled(f"The callback stopped the generation after step {step} of {steps}.")
         if plan.output == "latents":
-            return latents
+            return finite("denoising", latents)
         drawn = self._engine.decode(self.decoder, latents)
         if plan.mask is not None:
             drawn = np.where(plan.mask[..., None], drawn, plan.image.round().astype("uint8"))

@@ -155,11 +155,12 @@ class Engine:
                 the row before it. None: all.
 
         Yields:
-            (step, timestep, latents): the number of the step just run, from 0, its timestep, and the latents after it,
-            a float32 array.
+            (step, timestep, latents): the number of the step just started, from 0, its timestep, and the latents after
+            it, a float32 tensor of the backend. Nobody waits for a step until the next one has been started too, so
+            that a GPU never waits for Python.
 
         Raises:
-            NumericalError: If the latents are not finite.
+            NumericalError: If latents are not finite, one step later or at the end.
         """
         trim()
         count = len(table.rows)
@@ -180,6 +181,7 @@ class Engine:
         unguided = conditions._replace(context=conditions.context[-len(latents) :], rescale=None)
         if network_alone:  # it is compiled for one shape: the negative prompts stay, and have no say
             unguided = conditions._replace(guidance=ops.ones_like(conditions.guidance), rescale=None)
+        previous = None
         for first in range(0, count, rows_per_call):
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
             noise = step_noise(table.steps[index]) if table.stochastic else quiet
@@ -194,9 +196,20 @@ class Engine:
                 given = given._replace(controls=())
                 latents, history = self.run(denoise, shallow, latents, history, here, rows, given, tuple(kept))
             step, timestep = table.steps[index[-1]], table.rows[index[-1], 0]
-            current = finite(f"denoising step {step + 1}", latents)
+            current = f"denoising step {step + 1}", latents, ops.all(ops.isfinite(latents))
+            _require_finite(previous)
+            previous = current
             if step not in table.steps[index[-1] + 1 :]:  # some solvers take two rows for a step
-                yield int(step), float(timestep), current
+                yield int(step), float(timestep), latents
+        _require_finite(previous)
+
+
+def _require_finite(row):
+    """Raises an error if the latents of a row are not finite; waits until they have been computed."""
+    if row:
+        stage, latents, flag = row
+        if not bool(ops.convert_to_numpy(flag)):
+            finite(stage, latents)
 
 
 def _tensors(structure):

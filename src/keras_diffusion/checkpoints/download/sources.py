@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 PACKAGE = Path(__file__).parents[2]
 # A wheel has the weights in the package; a checkout, which an editable install imports, at its root.
-FOLDER = next(folder for folder in (PACKAGE / "weights", PACKAGE.parents[1] / "weights") if folder.is_dir())
+FOLDERS = (PACKAGE / "weights", PACKAGE.parents[1] / "weights")
+FOLDER = next(folder for folder in FOLDERS if (folder / "manifest.json").is_file())
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))  # name → where it comes from
 BUNDLED = [name for name, entry in MANIFEST.items() if not entry]
 HUB = "hf://"
