@@ -105,10 +105,12 @@ def work(peer, options):
 
 
 def race(workers, question, batch, rounds, report):
-    """Asks all at once, which lets them compile, then in turns; reports a row for each."""
-    for worker in workers:
-        worker.ask(question, batch)
-    first = {worker.name: worker.answer(FIRST_LIMIT) for worker in workers}
+    """Asks all at once, which lets them compile, then in turns; reports a row for each. Without rounds: one by one."""
+    first = {}
+    for group in [workers] if rounds else [[worker] for worker in workers]:
+        for worker in group:
+            worker.ask(question, batch)
+        first |= {worker.name: worker.answer(FIRST_LIMIT) for worker in group}
     turns = {worker.name: [] for worker in workers}
     for _ in range(rounds):
         for worker in workers:

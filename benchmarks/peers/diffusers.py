@@ -197,8 +197,10 @@ def randomized(build, dtype):
         setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
     module = on_device(build().eval(), dtype)
     with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim > 1:
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim > 1:
                 limit = (
                     0.5 * (6 / sum(parameter.shape[:2])) ** 0.5
                 )  # as ours; float16 holds what comes of it

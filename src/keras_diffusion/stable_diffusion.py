@@ -426,7 +426,7 @@ class StableDiffusion(Components):
         """Runs the denoising loop, shows how far it is, and decodes."""
         steps = plan.table.steps[-1] + 1
         progress = keras.utils.Progbar(steps, verbose=plan.verbose)
-        for step, timestep, latents in self._steps(plan):
+        for step, timestep, latents in self._steps(plan, rows_per_call=1 if plan.callback else None):
             progress.update(step)
             if plan.callback and plan.callback(step, timestep, finite(f"denoising step {step}", latents)) is False:
                 raise GenerationCancelled(f"The callback stopped the generation after step {step} of {steps}.")
@@ -439,7 +439,7 @@ class StableDiffusion(Components):
             refuse_flagged(plan.safety, drawn)
         return drawn if plan.output == "array" else [Image.fromarray(image) for image in drawn]
 
-    def _steps(self, plan):
+    def _steps(self, plan, rows_per_call=1):
         """Yields the number of each step, from 1, its timestep and the latents after it."""
         table, known = plan.table, plan.image
         if known is not None and known.shape[1:3] != plan.noise.shape[1:3]:
@@ -460,6 +460,7 @@ class StableDiffusion(Components):
             conditions(plan, known, self.architecture, self._encode, self._latents_of),
             table,
             partial(noise.step_noise, plan.seeds, latents.shape[1:]),
+            rows_per_call,
             scales=how_much if controlnets else None,
             guided=guided,
             shallow=shallow,

@@ -25,6 +25,10 @@ WAYS = {  # way → the module of its runner, a function of that name; only the 
 USUAL = {"tensorflow": "graph", "jax": "jit", "torch": "eager"}
 COMPILED = {"tensorflow": "xla", "jax": "jit", "torch": "inductor"}
 FROZEN = ("openvino",)  # they hold the weights they were compiled with
+ADDRESSED = ("eager", "inductor")  # their CUDA graphs read weights from where they lay
+# (way, kind of device) → rows of a sampler's table that one program runs where nobody looks at each: Python takes
+# longer to start a row than an H200 takes to compute it, and what is the same in all rows is then computed once.
+ROWS_AT_ONCE = {("jit", "gpu"): 10}
 # (backend, kind of device) → way: the work from which it is worth its compiling; the first one that is installed.
 # XLA's was measured: at 256 × 256 Stable Diffusion has won back its compiling after 13 steps. OpenVINO's are estimates;
 # it is faster than XLA too, but takes three times its memory.
@@ -76,6 +80,11 @@ def _openvino_serves(parameters, network):
     return bool(nodes) and all(type(node.operation) in LOWERINGS for node in nodes)
 
 
+def rows_at_once(way):
+    """How many rows of a sampler's table one program should run where nobody looks at each."""
+    return ROWS_AT_ONCE.get((way, device()), 1)
+
+
 def runner(way):
     """The function that runs a stage, by its name in `WAYS`."""
     return getattr(_module(way), way)
@@ -84,6 +93,11 @@ def runner(way):
 def faster(way):
     """What layers are to compute otherwise under a way, by its name in `operations.PLAIN`."""
     return _module(way).faster(way)
+
+
+def addresses(way, network):
+    """Where the weights lie that a way in `ADDRESSED` reads, ready for it."""
+    return _module(way).addresses(network)
 
 
 def _module(way):

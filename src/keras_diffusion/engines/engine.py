@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion.engines.choice import FROZEN, USUAL, faster, pick, runner
+from keras_diffusion.engines.choice import ADDRESSED, FROZEN, USUAL, addresses, faster, pick, rows_at_once, runner
 from keras_diffusion.engines.compile_cache import keep
 from keras_diffusion.engines.stages import (
     Rows,
@@ -107,8 +107,9 @@ class Engine:
 
     def _forget_stale(self, network, shape):
         """Has a network compiled again that had other weights, where a compiled graph does not look them up."""
-        if self.way(network, shape) in FROZEN:
-            weights = checksum(network)
+        way = self.way(network, shape)
+        if way in FROZEN or way in ADDRESSED:
+            weights = checksum(network) if way in FROZEN else addresses(way, network)
             with self._lock:
                 if self._weights.get(network) != weights:
                     self._compiled = {place: pair for place, pair in self._compiled.items() if pair[0] is not network}
@@ -145,8 +146,8 @@ class Engine:
             conditions: `Conditions`, of float32 arrays.
             table: A `samplers.Table`.
             step_noise: Function of an array of k steps that returns unit noise (k, b, h, w, c).
-            rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph. The
-                result is the same.
+            rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph, None for
+                as many as suit the runner. The result is the same.
             scales: (rows, n), how much each ControlNet has a say in every row, for a steered network.
             guided: bool (rows,), which rows follow the guidance; the others take the prompt alone, in half the time
                 but with OpenVINO, which would compile for it. None guides all.
@@ -170,6 +171,8 @@ class Engine:
         network_alone = self.way(diffusion_model, latents.shape) in FROZEN
         if network_alone or shallow or not guided.all():  # the rest is outside, or not all rows are alike
             rows_per_call = 1
+        elif rows_per_call is None:
+            rows_per_call = rows_at_once(self.way(diffusion_model, latents.shape))
         frequencies = diffusion_model.architecture.diffusion_model.frequencies
         columns = table.rows.astype("float32")
         levels = np.stack([table.alphas, table.sigmas], axis=-1)[1:].astype("float32")

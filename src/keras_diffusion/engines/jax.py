@@ -10,13 +10,15 @@ FLASH_HEADS = (((9, 0), 256), ((8, 0), 128))  # Hopper and newer; Ampere and Ada
 
 
 def jit(stage, network, traced):
+    variables = network.variables  # Keras takes a millisecond to list them
+
     @jax.jit
-    def run(variables, *inputs):
+    def run(values, *inputs):
         traced()
-        with keras.StatelessScope(zip(network.variables, variables, strict=True)):
+        with keras.StatelessScope(zip(variables, values, strict=True)):
             return stage(network, *inputs)
 
-    return lambda *inputs: run([variable.value for variable in network.variables], *inputs)
+    return lambda *inputs: run([variable.value for variable in variables], *inputs)
 
 
 def faster(way):

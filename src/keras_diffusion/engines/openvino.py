@@ -361,7 +361,7 @@ LOWERINGS = {
     keras.layers.Embedding: embedding,
     keras.layers.LayerNormalization: layer_norm,
     keras.layers.Activation: activation,
-    keras.layers.Rescaling: rescaling,
+    layers.Rescaling: rescaling,
     keras.layers.Add: add,
     layers.GroupNorm: group_norm,
     layers.SpatialTransformer: spatial_transformer,

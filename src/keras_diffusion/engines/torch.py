@@ -23,7 +23,7 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 
 def eager(stage, network, traced):
-    return _captured(_by_layers(stage, network), network)
+    return _captured(_by_layers(stage, network))
 
 
 def _by_layers(stage, network):
@@ -36,7 +36,34 @@ def _by_layers(stage, network):
     return run
 
 
-def _captured(run, network):
+def inductor(stage, network, traced):
+    """Has `torch.compile` see operations alone: it cannot follow Keras' layers, and gives up on most of them."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    run, compiled = _by_layers(stage, network), {}
+
+    @torch.no_grad()
+    def call(*inputs):
+        leaves = keras.tree.flatten(inputs)
+        shapes, given = tuple(x if x is None else x.shape for x in leaves), [x for x in leaves if x is not None]
+
+        def by_values(values, given):
+            given = iter(given)
+            arrays = keras.tree.map_structure(lambda x: x if x is None else next(given), inputs)
+            with keras.StatelessScope(zip(network.variables, values, strict=True)):
+                return run(*arrays)
+
+        values = [variable.value for variable in network.variables]
+        if shapes not in compiled:
+            traced()
+            graph = make_fx(by_values, tracing_mode="fake")(values, given)  # without computing
+            compiled[shapes] = torch.compile(graph, dynamic=False)
+        return compiled[shapes](values, given)
+
+    return _captured(call)
+
+
+def _captured(run):
     """Records on a GPU what `run` launches for inputs of a shape, and launches that at once from then on.
 
     Python takes many times as long for the layers as an H200 does (CUDA graphs: PyTorch, `torch.cuda.CUDAGraph`).
@@ -49,23 +76,17 @@ def _captured(run, network):
         given = [x for x in leaves if x is not None]
         if not all(x.is_cuda for x in given):
             return run(*inputs)
-        weights = [variable.value for variable in network.variables]
-
-        def place():
-            return tuple(x if x is None else (x.shape, x.dtype) for x in leaves), tuple(x.data_ptr() for x in weights)
-
+        key = tuple(x if x is None else (x.shape, x.dtype) for x in leaves)
         with turn:
-            if place() not in recorded:
+            if key not in recorded:
                 if len(recorded) == RECORDINGS:
                     recorded.clear()
-                _lay_channels_last(weights)
-                recorded[place()] = _record(run, inputs)
-            key = place()
+                recorded[key] = _record(run, inputs)
             if recorded[key] is None:
                 return run(*inputs)
             graph, places, outputs = recorded[key]
-            for held, x in zip(places, given, strict=True):
-                held.copy_(x)
+            for place, x in zip(places, given, strict=True):
+                place.copy_(x)
             graph.replay()
             return keras.tree.map_structure(torch.clone, outputs)
 
@@ -93,38 +114,16 @@ def _record(run, inputs):
     return graph, places, outputs
 
 
-def _lay_channels_last(weights):
-    """Lays kernels (h, w, c, d) in memory as cuDNN reads them, (d, h, w, c): else it would in every call."""
+def addresses(network):
+    """Where the weights of a network lie on a GPU, which CUDA graphs read there; first of all as cuDNN reads them.
+
+    That is (d, h, w, c) for kernels (h, w, c, d): cuDNN would copy others in every call.
+    """
+    weights = [weight for variable in network.variables if (weight := variable.value).is_cuda]
     for weight in weights:
         if weight.ndim == 4:
             weight.data = weight.data.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
-
-
-def inductor(stage, network, traced):
-    """Has `torch.compile` see operations alone: it cannot follow Keras' layers, and gives up on most of them."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    run, compiled = _by_layers(stage, network), {}
-
-    @torch.no_grad()
-    def call(*inputs):
-        leaves = keras.tree.flatten(inputs)
-        shapes, given = tuple(x if x is None else x.shape for x in leaves), [x for x in leaves if x is not None]
-
-        def by_values(values, given):
-            given = iter(given)
-            arrays = keras.tree.map_structure(lambda x: x if x is None else next(given), inputs)
-            with keras.StatelessScope(zip(network.variables, values, strict=True)):
-                return run(*arrays)
-
-        values = [variable.value for variable in network.variables]
-        if shapes not in compiled:
-            traced()
-            graph = make_fx(by_values, tracing_mode="fake")(values, given)  # without computing
-            compiled[shapes] = torch.compile(graph, dynamic=False)
-        return compiled[shapes](values, given)
-
-    return _captured(call, network)
+    return [weight.data_ptr() for weight in weights]
 
 
 def faster(way):

@@ -1,10 +1,9 @@
 """The VAE decoder: latents to an image."""
 
 import keras
-from keras import layers
 
 from keras_diffusion.architectures import SD14
-from keras_diffusion.networks.layers import GroupNorm, ResidualBlock, SpatialAttention, Upsample, conv, dense
+from keras_diffusion.networks.layers import GroupNorm, Rescaling, ResidualBlock, SpatialAttention, Upsample, conv, dense
 from keras_diffusion.networks.network import Network, construction
 
 
@@ -34,7 +33,7 @@ class Decoder(Network):
         norm = {"groups": shape.groups, "epsilon": 1e-6}
         with construction(dtype, initialize):
             latents = keras.Input((*shape.latent_size(img_height, img_width), shape.latent_channels), name="latents")
-            x = layers.Rescaling(1.0 / shape.scaling_factor, name="rescaling")(latents)
+            x = Rescaling(1.0 / shape.scaling_factor, name="rescaling")(latents)
             x = dense(shape.latent_channels, "post_quant_conv")(x)
             x = conv(shape.channels[-1], "conv_in")(x)
 

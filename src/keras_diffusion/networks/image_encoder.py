@@ -1,10 +1,17 @@
 """The VAE encoder: an image to its latents."""
 
 import keras
-from keras import layers
 
 from keras_diffusion.architectures import SD14
-from keras_diffusion.networks.layers import Downsample, GroupNorm, ResidualBlock, SpatialAttention, conv, dense
+from keras_diffusion.networks.layers import (
+    Downsample,
+    GroupNorm,
+    Rescaling,
+    ResidualBlock,
+    SpatialAttention,
+    conv,
+    dense,
+)
 from keras_diffusion.networks.network import Network, construction
 
 
@@ -54,5 +61,5 @@ class ImageEncoder(Network):
             x = GroupNorm(**norm, silu=True, name="conv_norm_out")(x)
             x = conv(2 * shape.latent_channels, "conv_out")(x)
             moments = dense(2 * shape.latent_channels, "quant_conv")(x)  # mean and log-variance
-            latents = layers.Rescaling(shape.scaling_factor, name="rescaling")(moments[..., : shape.latent_channels])
+            latents = Rescaling(shape.scaling_factor, name="rescaling")(moments[..., : shape.latent_channels])
         super().__init__(images, latents, architecture, name, img_height=img_height, img_width=img_width)

@@ -35,6 +35,13 @@ class Conv2D(keras.layers.Conv2D):
         return how_to("convolve")(self, x)
 
 
+class Rescaling(keras.layers.Rescaling):
+    """x times a number. Keras makes a tensor of the number in every call, which a CUDA graph cannot record."""
+
+    def call(self, x):
+        return x * self.scale
+
+
 def embedding(size, width, name):
     """A learned embedding, (…,) integers to (…, width)."""
     initializer = kernel_initializer.get()
