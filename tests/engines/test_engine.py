@@ -257,7 +257,7 @@ def program(monkeypatch):
 
         variables = [jax.ShapeDtypeStruct(variable.shape, variable.dtype) for variable in network.variables]
         checks = [export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")]
-        with operations.computing(**faster("jit")):
+        with operations.replace_operations(**faster("jit")):
             exported = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=checks)(variables, *inputs)
         return exported.mlir_module().splitlines()
 
