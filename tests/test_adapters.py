@@ -1,4 +1,4 @@
-"""What a file outside the package can do with `how_to` and `computing`: an IP-Adapter, equal to diffusers'."""
+"""What a file outside the package can do with `how_to` and `replace_operations`: an IP-Adapter, equal to diffusers'."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.mapping import names
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.layers import SpatialTransformer, dense
-from keras_diffusion.networks.operations import computing, how_to
+from keras_diffusion.networks.operations import how_to, replace_operations
 
 from .golden import comparison, networks
 
@@ -44,7 +44,7 @@ class ImagePrompt(keras.Model):
             key, value = (layer.split(part[i](self.tokens)) for part in (self.keys, self.values))
             return out + self.scale * attend(layer, query, key, value)
 
-        with computing(attend=decoupled):
+        with replace_operations(attend=decoupled):
             return self.diffusion_model(inputs)
 
 

@@ -79,3 +79,8 @@ def test_import_loads_nothing_heavier_than_keras(imported):
 def test_version_is_the_projects():
     pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     assert keras_diffusion.__version__ == pyproject["project"]["version"]
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(keras_diffusion, name) is not None for name in keras_diffusion.__all__)
+    assert {"SAMPLERS", "pad", "replace_operations"} <= set(keras_diffusion.__all__)

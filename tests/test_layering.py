@@ -3,6 +3,8 @@
 import ast
 import importlib.util
 import re
+import subprocess
+import sys
 import tokenize
 from pathlib import Path
 
@@ -10,77 +12,94 @@ import pytest
 
 PACKAGE = "keras_diffusion"
 ROOT = Path(importlib.util.find_spec(PACKAGE).submodule_search_locations[0])
+TESTS = Path(__file__).parent
 
 # Who may import whom: a module imports from lower levels and from its own folder.
 LEVELS = {
     "architectures": 0,
-    "arguments": -1,  # checks that every module may use
+    "arguments": 0,
     "errors": 0,
-    "prompts.tokenizer": 0,
-    "startup": -1,
     "memory": 0,
-    "networks.operations": 0.5,
-    "engines.torch": 2.7,
-    "sampling.noise": 0,
-    "images.reading": 0,
-    "prompts.reading": 1,
-    "sampling.schedules": 0,
-    "checkpoints.layouts.keras_names": 1,
-    "checkpoints.mapping.names": 0,
-    "networks.network": 0.7,
-    "networks.layers": 1,
-    "sampling.solvers": 1,
-    "engines.winograd": 1.5,
-    "networks.text_encoder": 2,
-    "networks.diffusion_model": 2,
-    "networks.decoder": 2,
-    "networks.image_encoder": 2,
-    "networks.controlnet": 2.2,
-    "sampling.samplers": 2,
-    "engines.compile_cache": 1,
-    "networks.graphs": 0.5,
-    "engines.strips": 2,
-    "engines.openvino": 2.5,  # the engine's
-    "engines.choice": 2.6,
-    "engines.tensorflow": 2.7,
-    "engines.jax": 2.7,
-    "engines.stages": 2.7,
-    "checkpoints": 3,
-    "generation.controls": 3,
-    "networks.deep_cache": 2.5,
-    "networks": 0,
-    "prompts": 0,
-    "sampling": 0,
-    "images": 0,
-    "generation": 0,
-    "engines": 0,
-    "generation.conditions": 3.5,
-    "images.previews": 0.5,
-    "images.safety": 0.5,
-    "generation.request": 3.5,
-    "engines.engine": 3,
-    "sampling.scheduler_config": 3,
-    "components": 3.5,
+    "startup": 0,
+    "networks": 1,
+    "prompts": 1,
+    "sampling": 1,
+    "checkpoints": 2,
+    "engines": 2,
+    "images": 2,
+    "components": 3,
+    "generation": 3,
     "stable_diffusion": 4,
-    "training": 5,
-    PACKAGE: 6,  # the public names, __init__.py
-    "images.metadata": 1,
-    "cli": 8,
-    "__main__": 9,
+    PACKAGE: 5,  # the public names, __init__.py
+    "cli": 6,
+    "__main__": 7,
 }
-CORE = ("networks.text_encoder", "networks.diffusion_model", "networks.decoder", "stable_diffusion")
-NETWORKS = (
-    "networks.text_encoder",
-    "networks.diffusion_model",
-    "networks.decoder",
-    "networks.image_encoder",
-    "networks.controlnet",
-    "networks.layers",
-    "networks.network",
-    "networks.operations",
+# The same among the folders of checkpoints/.
+CHECKPOINTS = {"formats": 0, "mapping": 1, "layouts": 2, "adapters": 3, "download": 3, "presets": 4}
+# What the command line needs before Keras, and what does without it.
+KERAS_FREE = (
+    "architectures",
+    "arguments",
+    "errors",
+    "memory",
+    "startup",
+    "prompts",
+    "sampling",
+    "images",
+    "checkpoints.formats",
+    "checkpoints.download",
+    "checkpoints.presets",
+    PACKAGE,
+    "cli",
+    "__main__",
 )
+WITHOUT_KERAS = """
+import importlib, sys
+sys.modules["keras"] = None  # importing it fails
+failures = []
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        failures.append(name)
+sys.exit(", ".join(failures) or None)
+"""
+CORE = ("networks.text_encoder", "networks.diffusion_model", "networks.decoder", "stable_diffusion")
 # Solvers, paths and URLs.
 UNKNOWN_TO_NETWORKS = {"huggingface_hub", "os", "pathlib", "safetensors", "sampling", "urllib"}
+# Modules without a test file of their name, and the one that tests them.
+TESTED_BY = {
+    PACKAGE: "test_import.py",
+    "__main__": "test_cli.py",
+    "arguments": "generation/test_request.py",
+    "components": "test_unload.py",
+    "errors": "test_stable_diffusion.py",
+    "networks.graphs": "engines/test_strips.py",
+    "networks.network": "networks/test_layers.py",
+    "generation.conditions": "test_pipeline.py",
+    "engines.jax": "engines/test_engine.py",
+    "engines.stages": "engines/test_engine.py",
+    "engines.tensorflow": "engines/test_engine.py",
+    "checkpoints.formats.hdf5_file": "checkpoints/layouts/test_keras_files.py",
+    "checkpoints.formats.hdf5_objects": "checkpoints/layouts/test_keras_files.py",
+    "checkpoints.formats.pickle_calls": "checkpoints/formats/test_pickle_file.py",
+    "checkpoints.formats.pickle_interpreter": "checkpoints/formats/test_pickle_file.py",
+    "checkpoints.formats.tensor_index": "checkpoints/layouts/test_single_file.py",
+    "checkpoints.formats.tensors": "checkpoints/mapping/test_loading.py",
+    "checkpoints.mapping.deferred": "checkpoints/mapping/test_loading.py",
+    "checkpoints.layouts.diffusers_options": "checkpoints/layouts/test_diffusers_configs.py",
+    "checkpoints.layouts.files": "checkpoints/layouts/test_diffusers_folder.py",
+    "checkpoints.layouts.ldm": "checkpoints/layouts/test_single_file.py",
+    "checkpoints.layouts.saving": "checkpoints/layouts/test_diffusers_folder.py",
+    "checkpoints.download.https": "checkpoints/download/test_fetch.py",
+    "checkpoints.download.sources": "checkpoints/test_presets.py",
+}
+# Tests beside those of single modules.
+ACROSS = {
+    "checkpoints/test_diffusers.py",
+    "checkpoints/download/test_hub_client.py",
+    "checkpoints/formats/test_fuzz.py",
+}
 BACKEND = re.compile(r"\b(tensorflow|jax|torch|openvino)\b")
 LAYOUT_TOKENS = {
     tokenize.COMMENT,
@@ -108,8 +127,13 @@ def parse(module):
 
 
 def row(module):
-    """The key of LEVELS that speaks for a module: its own, or its folder's."""
-    return module if module in LEVELS else module.partition(".")[0]
+    """The key of LEVELS that speaks for a module: that of the file or folder at the top."""
+    return module.partition(".")[0]
+
+
+def inner_row(module):
+    """The key of CHECKPOINTS that speaks for a module of that folder."""
+    return module.split(".")[1]
 
 
 def imports(module):
@@ -165,8 +189,13 @@ def at_import(node):
             yield from at_import(child)
 
 
+def within(folders):
+    """The modules that are, or are in, one of these folders."""
+    return [module for module in MODULES if any(f"{module}.".startswith(f"{folder}.") for folder in folders)]
+
+
 def test_every_module_has_a_level():
-    assert {row(module) for module in MODULES} <= set(LEVELS)
+    assert {row(module) for module in MODULES} == set(LEVELS)
 
 
 @every_module
@@ -179,23 +208,62 @@ def test_imports_point_down(module):
     assert not upwards
 
 
-@pytest.mark.parametrize("module", [name for name, level in LEVELS.items() if level == 0])
-def test_level_0_does_without_keras(module):
-    assert not [name for name in imports(module) if name.partition(".")[0] == "keras"]
+@pytest.mark.parametrize("module", [name for name in within(["checkpoints"]) if "." in name])
+def test_imports_point_down_in_checkpoints(module):
+    upwards = [
+        target
+        for target in imported_modules(module)
+        if row(target) == "checkpoints"
+        and inner_row(target) != inner_row(module)
+        and CHECKPOINTS[inner_row(target)] >= CHECKPOINTS[inner_row(module)]
+    ]
+    assert not upwards
 
 
-@pytest.mark.parametrize("module", NETWORKS)
+def test_folders_are_empty_by_themselves():
+    """Importing one module of a folder imports no other."""
+    folders = [module for module, path in MODULES.items() if path.stem == "__init__" and module != PACKAGE]
+    assert folders
+    assert not [module for module in folders if parse(module).body]
+
+
+def test_what_is_free_of_keras():
+    names = [name if name == PACKAGE else f"{PACKAGE}.{name}" for name in within(KERAS_FREE)]
+    child = subprocess.run([sys.executable, "-c", WITHOUT_KERAS, *names], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+
+
+@pytest.mark.parametrize("module", within(["networks"]))
 def test_networks_know_no_solver_path_or_url(module):
     names = {name.removeprefix(f"{PACKAGE}.").partition(".")[0] for name in imports(module)}
     assert not names & UNKNOWN_TO_NETWORKS
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("engines.")])
-def test_only_the_engine_names_a_backend(module):
+@pytest.mark.parametrize("module", [name for name in MODULES if row(name) != "engines"])
+def test_only_engines_name_a_backend(module):
     tree = parse(module)
     literals = set(filter(is_string, ast.walk(tree))) - set(docstrings(tree))
     literals = sorted(node.value for node in literals)
     assert not [text for text in [*imports(module), *literals] if BACKEND.search(text)]
+
+
+def own_test(module):
+    """Where the tests of a module are, unless TESTED_BY says otherwise."""
+    *folders, name = module.split(".")
+    return "/".join([*folders, f"test_{name}.py"])
+
+
+@pytest.mark.parametrize("module", [name for name, path in MODULES.items() if path.stem != "__init__"])
+def test_tests_mirror_the_source(module):
+    assert (TESTS / TESTED_BY.get(module, own_test(module))).is_file()
+    assert module not in TESTED_BY or not (TESTS / own_test(module)).exists()
+
+
+def test_tests_in_folders_are_those_of_a_module():
+    wings = {row(module) for module in MODULES}
+    found = {path.relative_to(TESTS).as_posix() for path in TESTS.rglob("*/test_*.py")}
+    found = {path for path in found if path.partition("/")[0] in wings}
+    assert found - {own_test(module) for module in MODULES} == ACROSS
 
 
 @every_module

@@ -22,9 +22,12 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
         "OfflineError",
         "UnsafeCheckpointError",
     ),
+    "images.reading": ("pad",),
     "networks.image_encoder": ("ImageEncoder",),
+    "sampling.samplers": ("SAMPLERS",),
     "stable_diffusion": ("StableDiffusion",),
     "networks.text_encoder": ("TextEncoder",),
+    "networks.operations": ("replace_operations",),
     "prompts.tokenizer": ("SimpleTokenizer",),
 }
 _NETWORKS = {f"networks.{name}" for name in ("decoder", "diffusion_model", "image_encoder", "text_encoder")}

@@ -318,7 +318,7 @@ class StableDiffusion(Components):
                 (batch_size, h/f, w/f, c), for the latent factor f.
             seed: Where the noise comes from.
             **options: `img_height` and `img_width`, the size of these images; `sampler`, the name of a sampler in
-                `samplers.SAMPLERS`; `spacing`, `karras`, `eta` and `timesteps`, see `samplers.build`, where
+                `SAMPLERS`; `spacing`, `karras`, `eta` and `timesteps`, see `samplers.build`, where
                 `timesteps` replaces `num_steps`; `guidance_rescale`, from 0 to 1, which keeps high guidance from
                 washing out (Lin et al. 2023, arXiv:2305.08891; they take 0.7), or a list with one for each image;
                 `guidance_interval`, the fractions (start, end) of the steps between which there is guidance: the others

@@ -257,7 +257,7 @@ def program(monkeypatch):
 
         variables = [jax.ShapeDtypeStruct(variable.shape, variable.dtype) for variable in network.variables]
         checks = [export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")]
-        with operations.computing(**faster("jit")):
+        with operations.replace_operations(**faster("jit")):
             exported = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=checks)(variables, *inputs)
         return exported.mlir_module().splitlines()
 
@@ -396,7 +396,7 @@ def test_openvino_encodes_and_decodes(engine, openvino):
         lambda engine: engine.encode_image(image_encoder, image),
         lambda engine: engine.decode(decoder, latents).astype(float) / 255,
     ):
-        np.testing.assert_allclose(run(openvino), run(engine), rtol=0, atol=1 / 255)
+        np.testing.assert_allclose(run(openvino), run(engine), rtol=0, atol=1.001 / 255)
 
 
 def test_openvino_serves_many_threads(openvino):

@@ -54,7 +54,7 @@ def test_it_is_the_same(monkeypatch, fused, name, make, shape, dtype, limit):
     expected = ops.convert_to_numpy(ops.cast(layer(x), "float32"))
     used = []
     replacement = {name: lambda *arguments: used.append(name) or fused[name](*arguments)}
-    with pytest.importorskip("torch").no_grad(), operations.computing(**replacement):
+    with pytest.importorskip("torch").no_grad(), operations.replace_operations(**replacement):
         found = ops.convert_to_numpy(ops.cast(layer(x), "float32"))
     assert used
     tolerance = 3e-2 if dtype == "bfloat16" else 2e-6

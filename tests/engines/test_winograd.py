@@ -26,7 +26,7 @@ def convolution(channels, shape, **options):
 def both(layer, x):
     """What the layer makes of x as the backend computes it, and by Winograd."""
     expected = ops.convert_to_numpy(layer(x))
-    with operations.computing(convolve=winograd):
+    with operations.replace_operations(convolve=winograd):
         return expected, ops.convert_to_numpy(layer(x))
 
 

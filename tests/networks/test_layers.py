@@ -8,7 +8,6 @@ from keras import ops
 from keras_diffusion import memory
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.mapping.names import rows
-from keras_diffusion.networks import layers, network
 from keras_diffusion.networks.layers import Attention, GroupNorm, Upsample, conv, dense, embedding, layer_norm
 from keras_diffusion.networks.network import construction
 
@@ -167,7 +166,7 @@ def test_kernels_without_values_are_memory_that_nothing_has_written(monkeypatch,
         made.append((allocate, memory.aligned(allocate, *arguments)))
         return made[-1][1]
 
-    monkeypatch.setattr(network, "aligned", aligned)
+    monkeypatch.setattr("keras_diffusion.networks.network.aligned", aligned)
     with construction(dtype, initialize=False):
         parts = [dense(30, "dense"), embedding(20, 30, "embedding"), conv(30, "conv")]
     for layer, shape in zip(parts, [(1, 20), (1,), (1, 8, 8, 7)], strict=True):

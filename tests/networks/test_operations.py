@@ -4,7 +4,7 @@ from keras import ops
 
 from keras_diffusion.networks import operations
 from keras_diffusion.networks.layers import Attention
-from keras_diffusion.networks.operations import attend, computing, convolve, feed, how_to
+from keras_diffusion.networks.operations import attend, convolve, feed, how_to, replace_operations
 
 from ..golden import networks
 
@@ -25,13 +25,14 @@ def test_replacements_nest_and_end():
     def first(*arguments): ...
     def second(*arguments): ...
 
-    with computing(attend=first, convolve=second):
-        with computing(attend=second):
+    with replace_operations(attend=first, convolve=second):
+        with replace_operations(attend=second):
             assert (how_to("attend"), how_to("convolve"), how_to("feed")) == (second, second, feed)
         assert how_to("attend") is first
     assert (how_to("attend"), how_to("convolve")) == (attend, convolve)
 
 
 def test_what_layers_do_not_compute_is_refused():
-    with pytest.raises(TypeError, match=r"attend, convolve.* Received: attention"), computing(attention=attend):
+    refused = pytest.raises(TypeError, match=r"attend, convolve.* Received: attention")
+    with refused, replace_operations(attention=attend):
         pass

@@ -24,7 +24,7 @@ from keras_diffusion.engines.stages import (
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.memory import trim
 from keras_diffusion.networks.diffusion_model import timestep_embedding
-from keras_diffusion.networks.operations import computing
+from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling.solvers import HISTORY
 
 ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output
@@ -99,7 +99,7 @@ class Engine:
             if compiled_for is not network:
                 compiled = runner(way)(stage, network, self._traced)
                 self._compiled[place] = network, compiled
-        with computing(**faster(way)):
+        with replace_operations(**faster(way)):
             return compiled(*_tensors(inputs))
 
     def _traced(self):

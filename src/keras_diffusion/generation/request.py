@@ -21,7 +21,7 @@ class Plan(NamedTuple):
     """A call for b images, checked.
 
     Args:
-        prompt: 1 or b prompts that have been read, see `prompts.read`, or contexts.
+        prompt: 1 or b prompts that have been read, see `prompts.reading.read`, or contexts.
         negative: The same for the negative prompts.
         table: The sampler's.
         seeds: b ints.
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
         deep_cache: For how many steps deep features serve.
         image: Pixels to start from, float32 (b, h, w, 3) in [0, 255], or latents, float32 (b, h/f, w/f, c), or None.
         mask: Which of them are repainted, bool (b, h, w), or None.
-        controls: A list of `control.Control`.
+        controls: A list of `controls.Control`.
         callback: A function, or None.
         safety: Likewise, the model's.
         verbose: 0, 1 or 2.

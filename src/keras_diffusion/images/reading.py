@@ -98,7 +98,8 @@ def pad(images, top, bottom, left, right):
     """Extends images (b, h, w, 3) by pixels like those at their edges.
 
     Returns:
-        The images, float32 (b, h + top + bottom, w + left + right, 3), and the mask of what is new, bool (1, …).
+        The images (b, h + top + bottom, w + left + right, 3), of the same dtype, and the mask of what is new, bool
+        (1, …).
     """
     borders = ((0, 0), (top, bottom), (left, right))
     extended = np.pad(images, (*borders, (0, 0)), mode="edge")

@@ -132,7 +132,7 @@ class DiffusionModel(Network):
     def steer(self, inputs, residuals=(), features=(), outputs=None):
         """Predicts with additions from other networks: a second graph of the same layers.
 
-        Meant for `keras.Input`s, to make a network of this one and of those that steer it, see `control.steered`.
+        Meant for `keras.Input`s, to make a network of this one and of those that steer it, see `controlnet.steered`.
 
         Args:
             inputs: latent, timestep_embedding and context.

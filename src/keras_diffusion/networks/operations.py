@@ -79,7 +79,7 @@ def how_to(name):
         name: What they compute, a name in `PLAIN` such as "attend".
 
     Returns:
-        The one that `computing` was given last, or that of `PLAIN`; both take the same arguments.
+        The one that `replace_operations` was given last, or that of `PLAIN`; both take the same arguments.
 
     Raises:
         KeyError: If there is no such name.
@@ -88,7 +88,7 @@ def how_to(name):
 
 
 @contextmanager
-def computing(**functions):
+def replace_operations(**functions):
     """Has the layers called inside it compute in other ways.
 
     Args:
