@@ -15,6 +15,7 @@ from keras import ops
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY, Level
 from keras_diffusion.components import VAE_DTYPE
+from keras_diffusion.engines import choice
 from keras_diffusion.engines.choice import faster
 from keras_diffusion.engines.engine import Engine, checksum
 from keras_diffusion.engines.stages import Conditions, Rows, decode
@@ -56,7 +57,7 @@ def denoise(engine, network, sampler="dpmpp_2m", num_steps=5, guidance=3.0, copi
         lambda steps: noise.step_noise(seeds, SHAPE, steps),
         **options,
     )
-    return list(loop)
+    return [(step, timestep, ops.convert_to_numpy(latents)) for step, timestep, latents in loop]
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m", "euler_ancestral"])
@@ -96,6 +97,92 @@ def network_embedding(timestep):
     half = TINY.diffusion_model.frequencies // 2
     angles = timestep * 10000.0 ** (-np.arange(half) / half)
     return np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (2, 1)).astype("float32")
+
+
+@pytest.mark.parametrize("looking", [False, True])
+def test_rows_run_together_where_nobody_looks(looking, monkeypatch):
+    """One call for ten rows on JAX with a GPU, which this has every runner do: 12 steps are two calls, or 12."""
+    monkeypatch.setattr("keras_diffusion.engines.engine.rows_at_once", lambda way: 10)
+    model, calls, steps = StableDiffusion(preset=TINY), [], []
+    run = model._engine.run
+    monkeypatch.setattr(
+        model._engine, "run", lambda stage, *inputs: calls.append(stage.__name__) or run(stage, *inputs)
+    )
+    callback = (lambda step, *_: steps.append(step)) if looking else None
+    model.text_to_image("a", num_steps=12, seed=0, verbose=0, callback=callback, output="latents")
+    assert calls.count("denoise") == (12 if looking else 2)
+    assert steps == (list(range(1, 13)) if looking else [])
+
+
+def test_no_row_is_waited_for_before_the_next_is_started(engine, network, monkeypatch):
+    events = []
+    run, convert = engine.run, ops.convert_to_numpy
+    monkeypatch.setattr(engine, "run", lambda *inputs: events.append("start") or run(*inputs))
+    context = np.zeros((2, 77, TINY.text_encoder.width), "float32")
+    loop = engine.denoise(
+        network, noise.starting_noise((0,), SHAPE), Conditions(context, np.float32([3.0])), build("ddim", 3), None
+    )
+    monkeypatch.setattr(ops, "convert_to_numpy", lambda x: events.append("wait") or convert(x))
+    for _ in loop:
+        events.append("step")
+    assert events == ["start", "step", "start", "wait", "step", "start", "wait", "step", "wait"]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="traces torch's operations")
+@pytest.mark.parametrize("stage", ["encode", "encode_image", "denoise", "decode"])
+def test_stages_can_be_recorded_as_cuda_graphs(stage):
+    """A graph records nothing that is copied from the processor's memory, such as a Python number made a tensor."""
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from keras_diffusion.engines import stages
+    from keras_diffusion.engines.torch import FUSED
+
+    model, latents = StableDiffusion(preset=TINY), np.zeros((1, *SHAPE), "float32")
+    factor, text = TINY.autoencoder.factor, np.zeros((2, 77, TINY.text_encoder.width), "float32")
+    columns, frequencies = build("ddim", 1).rows, TINY.diffusion_model.frequencies
+    rows = stages.Rows(columns, np.zeros((1, 2)), np.zeros((1, frequencies)), latents[None])
+    one, drawn = np.ones(1), np.ones((1, *SHAPE[:2], 1), bool)
+    inputs = {
+        "encode": (model.text_encoder, np.zeros((1, 77), "int32")),
+        "encode_image": (model.image_encoder, np.zeros((1, *(factor * side for side in SHAPE[:2]), 3), "float32")),
+        "denoise": (
+            model.diffusion_model,
+            latents,
+            np.zeros((HISTORY, *latents.shape), "float32"),
+            np.int32(1),
+            rows,
+            Conditions(text, one, one, None, drawn, latents, latents),
+        ),
+        "decode": (model.decoder, latents),
+    }
+    network, *arrays = inputs[stage]
+    arrays = keras.tree.map_structure(
+        lambda x: x if x is None else torch.as_tensor(x, dtype=torch.float32 if x.dtype == "float64" else None), arrays
+    )
+
+    def run(given):
+        given = iter(given)
+        return getattr(stages, stage)(
+            network, *keras.tree.map_structure(lambda x: x if x is None else next(given), arrays)
+        )
+
+    with operations.replace_operations(**FUSED), torch.no_grad():
+        graph = make_fx(run)([x for x in keras.tree.flatten(arrays) if x is not None])
+    assert len(graph.graph.nodes) > 50
+    assert not [node for node in graph.graph.nodes if "lift_fresh" in str(node.target)]
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch" or choice.device() != "gpu", reason="records a CUDA graph of torch"
+)
+def test_a_recorded_graph_gives_what_layers_give(engine, network, monkeypatch):
+    from keras_diffusion.engines import torch as runners
+
+    *_, (_, _, recorded) = denoise(engine, network)
+    monkeypatch.setattr(runners, "_captured", lambda run: run)
+    *_, (_, _, layers) = denoise(Engine(), network)
+    np.testing.assert_allclose(recorded, layers, rtol=1e-3, atol=1e-3)
 
 
 def test_rows_without_guidance_take_the_prompt_alone(engine, network, monkeypatch):

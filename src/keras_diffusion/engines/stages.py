@@ -106,7 +106,9 @@ def denoise(network, latents, history, count, rows, conditions, kept=()):
             negative, positive = ops.split(prediction, 2)
             prediction = negative + _column(guidance) * (positive - negative)
             if rescale is not None:
-                shrink = _deviation(positive) / ops.maximum(_deviation(prediction), keras.config.epsilon())
+                deviation = _deviation(prediction)
+                least = keras.config.epsilon() * ops.ones_like(deviation)  # a number alone hinders a CUDA graph
+                shrink = _deviation(positive) / ops.maximum(deviation, least)
                 prediction = prediction * (1.0 + _column(rescale) * (shrink - 1.0))
         history = ops.concatenate([(p * latents + q * prediction)[None], history[:-1]])
         latents = a * latents + d * rows.noise[i] + sum(b[j] * history[j] for j in range(HISTORY))
@@ -130,7 +132,7 @@ def _deviation(x):
 
 def decode(network, latents):
     """Latents → images (b, h, w, 3) in 0…255, not yet rounded."""
-    return (ops.clip(ops.cast(network(latents), "float32"), -1.0, 1.0) + 1.0) * 127.5
+    return (ops.hard_tanh(ops.cast(network(latents), "float32")) + 1.0) * 127.5  # the clip that a CUDA graph records
 
 
 def decode_in_strips(network, latents):
