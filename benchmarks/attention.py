@@ -1,7 +1,7 @@
 """Times self-attention at the largest feature map of Stable Diffusion 1.5, every way to compute it, in turns.
 
-    KERAS_BACKEND=tensorflow python benchmarks/attention.py
-    KERAS_BACKEND=tensorflow python benchmarks/attention.py --jit-compile
+KERAS_BACKEND=tensorflow python benchmarks/attention.py
+KERAS_BACKEND=tensorflow python benchmarks/attention.py --jit-compile
 """
 
 import argparse

@@ -40,9 +40,11 @@ def main():
         steps = [x for *_, x in Engine(ENGINES[name]).denoise(network, latents, conditions, table, None)]
         exact = exact or steps
         largest = [np.abs(x - y).max() for x, y in zip(steps, exact, strict=True)]
-        print(f"{name}: {time.perf_counter() - start:.0f} s; latents of deviation {steps[-1].std():.2f}, largest "
-              f"{np.abs(steps[-1]).max():.2f}; largest difference {largest[-1]:.1e}, of any step {max(largest):.1e}",
-              flush=True)
+        print(
+            f"{name}: {time.perf_counter() - start:.0f} s; latents of deviation {steps[-1].std():.2f}, largest "
+            f"{np.abs(steps[-1]).max():.2f}; largest difference {largest[-1]:.1e}, of any step {max(largest):.1e}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -55,11 +55,13 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        Thread(target=self._listen, daemon=True).start()
+        self.listener = Thread(target=self._listen, daemon=True)
+        self.listener.start()
 
     def _listen(self):
-        for line in self.process.stdout:
-            self.answers.put(json.loads(line))
+        with self.process.stdout as lines:
+            for line in lines:
+                self.answers.put(json.loads(line))
         self.answers.put({"error": f"exit status {self.process.wait()}"})
 
     def ask(self, question, batch=1):
@@ -82,7 +84,8 @@ class Worker:
 
     def stop(self):
         self.process.kill()
-        self.process.wait()
+        self.process.stdin.close()
+        self.listener.join()
 
 
 def work(peer, options):

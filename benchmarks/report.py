@@ -1,7 +1,7 @@
-"""Makes a Markdown table and a plot of what `run.py --json` measured; of repeated races the last one counts.
+"""Makes Markdown tables of what `run.py` and `gpu.py` measured, and a plot of what raced; the last of repeats counts.
 
-    python benchmarks/report.py measured.jsonl                      # the table
-    python benchmarks/report.py measured.jsonl --plot measured.svg  # and the plot
+python benchmarks/report.py measured.jsonl                      # the table
+python benchmarks/report.py measured.jsonl --plot measured.svg  # and the plot
 """
 
 import argparse
@@ -23,9 +23,8 @@ COLUMNS = {  # heading → (key, digits)
 WIDTH, LABELS, BAR = 800, 340, 22  # of the plot, in pixels
 
 
-def last_races(lines):
+def last_races(rows):
     """The last row of every race and pair of contenders, in the order in which they came first."""
-    rows = [json.loads(line) for line in lines if line.strip()]
     for row in rows:
         for of in ("", "_against"):
             row[f"cold{of}"] = row[f"built_seconds{of}"] + row[f"first_seconds{of}"]
@@ -45,6 +44,24 @@ def table(rows):
         figures = [f"{row[key]:.{digits}f}" if key in row else "" for key, digits in COLUMNS.values()]
         lines.append([described(row), row["contender"], row["against"], *figures])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def gpu_table(rows):
+    """One line for each contender and question of gpu.py that has an answer: seconds, rate, and ratio to diffusers."""
+    answers = {
+        (row["stage"], row["batch"], row["contender"]): row
+        for row in rows
+        if "seconds_all" in row and not row.keys() & {"error", "failed"}
+    }
+    headings = "question, batch, contender, seconds, steps/s, / diffusers, / compiled, first (s), peak (MB)".split(", ")
+    lines = [headings, ["---"] * len(headings)]
+    for (stage, batch, contender), row in answers.items():
+        rate = f"{batch * row['steps'] / row['seconds']:.1f}" if stage == "latents" else ""
+        peers = [answers.get((stage, batch, peer)) for peer in ("diffusers", "diffusers-compiled")]
+        ratios = [f"{row['seconds'] / peer['seconds']:.2f}" if peer else "" for peer in peers]
+        figures = [f"{row['seconds']:.3f}", rate, *ratios, f"{row['first_seconds']:.1f}", row.get("peak_gpu_mb", "")]
+        lines.append([stage, batch, contender, *figures])
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def plot(rows):
@@ -70,17 +87,19 @@ def plot(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("measured", type=Path, help="JSON lines of `run.py --json`")
+    parser.add_argument("measured", type=Path, help="JSON lines of `run.py --json` or of `gpu.py --json`")
     parser.add_argument("--plot", type=Path, help="SVG file to write")
     options = parser.parse_args()
-    rows = last_races(options.measured.read_text().splitlines())
+    rows = [json.loads(line) for line in options.measured.read_text().splitlines() if line.strip()]
     if not rows:
         raise SystemExit(f"No measurements in {options.measured}.")
     for machine in dict.fromkeys(f"{row['machine']}; {json.dumps(row['packages'])}" for row in rows):
         print(machine, end="\n\n")
-    print(table(rows))
-    if options.plot:
-        options.plot.write_text(plot(rows), encoding="utf-8")
+    races = last_races([row for row in rows if "against" in row])
+    on_gpu = [row for row in rows if "against" not in row]
+    print(*([table(races)] if races else []), *([gpu_table(on_gpu)] if on_gpu else []), sep="\n\n")
+    if options.plot and races:
+        options.plot.write_text(plot(races), encoding="utf-8")
 
 
 if __name__ == "__main__":

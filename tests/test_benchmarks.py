@@ -73,3 +73,36 @@ def test_the_middle_of_the_turns_counts(scripts):
         "seconds_ratio": 1.5,
         "seconds_all": [[9.0, 1.0, 3.0], [2.0, 2.0, 2.0]],
     }
+
+
+def test_the_table_of_a_gpu(tmp_path):
+    measured = tmp_path / "gpu.jsonl"
+    machine = {"machine": "a card", "packages": {}, "size": 512, "steps": 50, "dtype": "float16"}
+    seconds = {"diffusers": 2.0, "diffusers-compiled": 0.5, "jax": 0.4, "torch": None}
+    rows = [
+        {**machine, "stage": "latents", "batch": 1, "contender": name, "first_seconds": 9.0}
+        | ({"seconds": value, "seconds_all": [value]} if value else {"error": "no answer within 60 s"})
+        for name, value in seconds.items()
+    ]
+    measured.write_text("\n".join(map(json.dumps, rows)))
+    lines = run("report.py", measured).splitlines()
+    assert lines[-1] == "| latents | 1 | jax | 0.400 | 125.0 | 0.20 | 0.80 | 9.0 |  |"
+    assert not any("torch" in line for line in lines)
+
+
+def test_time_that_two_kernels_share_counts_once(scripts):
+    summary = importlib.import_module("peers.profiles").summary
+    seen = summary([("a", 0, 1000), ("b", 500, 1000), ("a", 3000, 250)])
+    assert (seen["busy_ms"], seen["kernels"]) == (1.75, 3)
+    assert seen["longest"] == [["a", 2, 1.25], ["b", 1, 1.0]]
+
+
+def test_a_worker_that_fails_is_named_and_the_others_go_on(scripts, monkeypatch):
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setitem(gpu.CONTENDERS, "missing", ("no_such_peer", False, {}, "numpy"))
+    worker, rows = gpu.Worker("missing", {"size": 64, "steps": 1, "dtype": "float32"}), []
+    assert worker.answer(60) == {"error": "exit status 1"}
+    gpu.race([worker], "latents", 1, 1, rows.append)
+    assert rows == [
+        {"stage": "latents", "batch": 1, "contender": "missing", "error": "exit status 1", "first_seconds": None}
+    ]

@@ -201,8 +201,6 @@ def randomized(build, dtype):
             if name.endswith("bias"):
                 parameter.zero_()
             elif parameter.ndim > 1:
-                limit = (
-                    0.5 * (6 / sum(parameter.shape[:2])) ** 0.5
-                )  # as ours; float16 holds what comes of it
+                limit = 0.5 * (6 / sum(parameter.shape[:2])) ** 0.5  # as ours; float16 holds what comes of it
                 parameter.uniform_(-limit, limit)
     return module

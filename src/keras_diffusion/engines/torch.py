@@ -111,6 +111,8 @@ def _record(run, inputs):
     except RuntimeError as error:
         logging.getLogger(__name__).warning("No CUDA graph, so that each layer is launched by itself: %s", error)
         return None
+    finally:
+        torch.cuda.empty_cache()  # cuDNN tries algorithms that take gigabytes
     return graph, places, outputs
 
 
