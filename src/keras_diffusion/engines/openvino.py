@@ -1,4 +1,4 @@
-"""The networks as static OpenVINO graphs: one row of `LOWERINGS` for each kind of layer.
+"""Runs the networks as static OpenVINO graphs; `LOWERINGS` has one row for each kind of layer.
 
 Inside a graph feature maps are (b, c, h, w) and tokens (b, n, c); inputs and outputs are those of the network.
 """
@@ -19,16 +19,16 @@ from keras_diffusion.networks.text_encoder import ACTIVATIONS, EncoderLayer
 
 PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 TO_INSIDE, TO_OUTSIDE = (0, 3, 1, 2), (0, 2, 3, 1)
-# With fewer tiles, Winograd's kernels, two or four times as large, cost more memory than they save time. Larger feature
-# maps do not stay in a processor's cache while their tiles are taken.
+# With fewer tiles, Winograd's kernels, which are two or four times as large, cost more memory than the time is worth.
+# Larger feature maps leave the processor's cache while their tiles are cut out.
 FEWEST_TILES, FEWEST_CHANNELS, LARGEST_MAP = 64, 32, 2**23
-ONCE = "context"  # the input that is the same at every step of an image; its keys and values are a hundredth of a step
+ONCE = "context"  # the input that stays the same for all steps of an image; its keys and values take a hundredth of a step
 
 
 def openvino(stage, network, traced):
-    """Has OpenVINO run the network, and the backend the little arithmetic around it."""
+    """Runs the network with OpenVINO, and the little arithmetic around it with the backend."""
     compiled_for = compiled = None
-    turn = Lock()  # of the threads: what is compiled computes one thing at a time, on all cores
+    turn = Lock()  # one thread at a time: a compiled model uses all cores
 
     def predict(inputs):
         nonlocal compiled_for, compiled
@@ -75,7 +75,7 @@ def compile_network(network, shapes):
 
 
 def compiled(model, precision):
-    """Compiles a model to a function of a list of arrays that returns such a list."""
+    """Compiles a model to a function that takes and returns a list of arrays."""
     hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if compile_cache.chosen() and (folder := compile_cache.folder("openvino")):
         hints["CACHE_DIR"] = str(folder)
@@ -88,7 +88,7 @@ def compiled(model, precision):
 
 
 def in_two(model, precision):
-    """The same, but what depends on the input `ONCE` alone is computed only when that changes."""
+    """Compiles a model in two parts: the part that depends on `ONCE` alone runs only when that input changes."""
     parameters, sources = model.get_parameters(), {}
     for node in model.get_ordered_ops():
         own = {node.get_friendly_name()} if node in parameters else set()
@@ -123,7 +123,7 @@ def in_two(model, precision):
 
 
 def lower(layer, *inputs):
-    """The output of a layer."""
+    """Translates a layer and returns its output."""
     if type(layer) not in LOWERINGS:
         raise TypeError(
             f"OpenVINO runs the layers of this package's networks; {layer.name!r} is another one. Use another "
@@ -137,7 +137,7 @@ def is_map(x):
 
 
 def constant(values):
-    """A float32 constant, which shares the memory of a weight where that is possible."""
+    """Makes a float32 constant, which shares the memory of a weight if possible."""
     array = keras.ops.convert_to_numpy(values)
     return ov.constant(np.ascontiguousarray(array, "float32"), shared_memory=True)
 
@@ -151,7 +151,7 @@ def reshape(x, shape):
 
 
 def over_channels(vector, x):
-    """A weight (c,), to be combined with x."""
+    """Makes a constant of a weight (c,), in a shape that combines with x."""
     return constant(keras.ops.reshape(vector, (1, -1, 1, 1) if is_map(x) else (1, 1, -1)))
 
 
@@ -171,7 +171,7 @@ def affine(x, kernel, bias):
 
 
 def pointwise(x, kernel):
-    """A 1×1 convolution with a kernel (c, d)."""
+    """Applies a 1×1 convolution with a kernel (c, d)."""
     return ov.convolution(x, constant(kernel.T[:, :, None, None]), [1, 1], [0, 0], [0, 0], [1, 1])
 
 
@@ -187,7 +187,7 @@ def conv(layer, x, padding=None):
 
 
 def fastest(x, filters):
-    """Winograd's algorithm that pays for a convolution of x, or None."""
+    """Chooses the Winograd algorithm that pays for a convolution of x, or None."""
     batch, channels, height, width = x.shape
     if min(channels, filters) < FEWEST_CHANNELS or batch * channels * height * width > LARGEST_MAP:
         return None
@@ -198,9 +198,9 @@ def fastest(x, filters):
 
 
 def winograd(algorithm, x, kernel, bias):
-    """A 3×3 convolution as in winograd.py, in operations of which OpenVINO changes no layout.
+    """Applies a 3×3 convolution as in winograd.py, in operations whose layout OpenVINO leaves alone.
 
-    Every value of a tile's transform is a convolution by channel, every product a 1×1 convolution.
+    Every value of a tile's transform is a depthwise convolution, every product a 1×1 convolution.
     """
     tile, outputs, weights, inputs = algorithm
     _, channels, height, width = x.shape
@@ -218,12 +218,12 @@ def winograd(algorithm, x, kernel, bias):
 
 
 def weighted(weights, terms):
-    """The sum of terms, each times a number; those times zero are left out."""
+    """Sums terms, each times a number; it leaves out those times zero."""
     return reduce(ov.add, [ov.multiply(x, constant(w)) for w, x in zip(weights, terms, strict=True) if w])
 
 
 def cut(x, height, width):
-    """x[:, :, :height, :width]"""
+    """Cuts out x[:, :, :height, :width]."""
     if list(x.shape)[2:] != [height, width]:
         x = ov.slice(x, np.array([0, 0]), np.array([height, width]), np.array([1, 1]), np.array([2, 3]))
     return x.output(0)
@@ -256,7 +256,7 @@ def add(layer, terms):
 
 
 def channels_of(layer, x, key):
-    """x[..., start:stop] of a feature map."""
+    """Cuts out x[..., start:stop] of a feature map."""
     _, channels = key
     start, stop, step = (np.array([i]) for i in channels.indices(x.shape[1]))
     return ov.slice(x, start, stop, step, np.array([1])).output(0)

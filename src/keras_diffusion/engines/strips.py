@@ -1,7 +1,9 @@
-"""Decodes in strips of rows: the same image, and at no time a whole feature map beside another that is made of it.
+"""Decodes in strips of rows, which gives the same image in less memory.
 
-Convolutions see a row of each neighbour, and group normalisation has the statistics of all strips, so nothing is
-blended and there are no seams.
+A whole feature map and the one computed from it never exist at the same time.
+
+Convolutions read one row of each neighbour, and group normalisation uses the statistics of all strips, so there are no
+seams and no blending.
 """
 
 from functools import partial
@@ -12,13 +14,13 @@ from keras import ops
 from keras_diffusion.memory import trim
 from keras_diffusion.networks import graphs, layers
 
-# Values of a strip, at most, before the resolution is doubled; less is decoded at once. The strips of Stable Diffusion
-# are then as large as what the C library always gives back when it is freed, 32 MB.
+# Largest number of values in a strip, before the resolution is doubled; smaller feature maps are decoded at once. The
+# strips of Stable Diffusion are then 32 MB large: the C library returns blocks of that size as soon as they are freed.
 STRIP = 2**21
 
 
 class Strips:
-    """A feature map (b, h, w, c) as a list of its strips, from top to bottom. Who reads it, empties it."""
+    """Holds a feature map (b, h, w, c) as a list of its strips, from top to bottom; reading consumes the strips."""
 
     def __init__(self, parts):
         self.parts = parts
@@ -47,7 +49,7 @@ def _split(x):
 
 
 def _convolved(conv, parts, prepare):
-    """Yields `conv(prepare(part))` for each part of a list, and then lets go of the part."""
+    """Yields `conv(prepare(part))` for each part of a list, and then frees the part."""
     above = []
     for i in range(len(parts)):
         below = [part[:, :1] for part in parts[i + 1 : i + 2]]
@@ -62,7 +64,7 @@ def _convolved(conv, parts, prepare):
 
 
 def _normalised(norm, parts):
-    """The function that a group normalisation is on a feature map of these parts."""
+    """Returns the function that normalises one part by the statistics of all parts."""
     count = sum(part.shape[1] for part in parts)
     parts = [ops.cast(part, "float32") for part in parts]
     mean = sum(part.shape[1] / count * ops.mean(part, axis=(1, 2), keepdims=True) for part in parts)
@@ -99,7 +101,7 @@ def group_norm(layer, x):
 
 
 def conv(layer, x):
-    """The last one: its output is an image in one piece."""
+    """Applies the last convolution, whose output is an image in one piece."""
     return ops.concatenate(list(_convolved(layer, x.parts, lambda part: part)), axis=1)
 
 
