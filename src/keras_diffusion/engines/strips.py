@@ -32,6 +32,7 @@ def decode(decoder, latents):
 
 
 def _apply(layer, x):
+    """Applies a layer of the decoder to a feature map, or to its strips."""
     if type(layer) is layers.Upsample and not isinstance(x, Strips):
         parts = _split(x)
         x = Strips(parts) if len(parts) > 1 else x
@@ -75,6 +76,7 @@ def _normalised(norm, parts):
 
 
 def residual_block(layer, x):
+    """Applies a residual block to strips."""
     normalise, shortcut = _normalised(layer.norm1, x.parts), layer.conv_shortcut or (lambda part: part)
     hidden, parts = [], []
     for i, part in enumerate(_convolved(layer.conv1, x.parts, normalise)):
@@ -88,12 +90,14 @@ def residual_block(layer, x):
 
 
 def upsample(layer, x):
+    """Doubles strips, and splits them again."""
     parts = [part for strip in x.parts for part in _split(strip)]
     x.parts.clear()
     return Strips(list(_convolved(layer.conv, parts, layer.upsample)))
 
 
 def group_norm(layer, x):
+    """Normalises strips by the statistics of all of them."""
     normalise = _normalised(layer, x.parts)
     for i, part in enumerate(x.parts):
         x.parts[i] = normalise(part)

@@ -116,6 +116,7 @@ SAMPLERS = {
 
 
 def _key(name):
+    """Reduces a spelling to lower-case letters and digits; + becomes p."""
     return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p"))
 
 
@@ -272,6 +273,7 @@ def build(
 
 
 def _timesteps(sampler, spacing, num_steps, num_train_timesteps, steps_offset):
+    """Chooses the timesteps of a sampler."""
     num_steps = whole_number("num_steps", num_steps, 1, num_train_timesteps)
     steps_offset = whole_number("steps_offset", steps_offset, 0, num_train_timesteps)
     spread = SPACINGS[choice("spacing", spacing, SPACINGS)]
@@ -280,6 +282,7 @@ def _timesteps(sampler, spacing, num_steps, num_train_timesteps, steps_offset):
 
 
 def _falling(name, values, bound):
+    """Checks that values decrease, from less than `bound` to at least 0."""
     array = np.asarray(values, "float64")
     if array.ndim != 1 or not array.size or not (array[0] < bound and array[-1] >= 0 and (np.diff(array) < 0).all()):
         raise ValueError(

@@ -75,17 +75,20 @@ def noise_schedule(
 
 
 def _leading(num_train_timesteps, num_steps, reserve, offset):
+    """Chooses multiples of a stride, plus an offset."""
     stride = max(num_train_timesteps // (num_steps + reserve), 1)
     timesteps = np.arange(reserve, num_steps + reserve)[::-1] * stride
     return timesteps + min(offset, num_train_timesteps - 1 - timesteps[0])
 
 
 def _trailing(num_train_timesteps, num_steps, reserve, offset):
+    """Chooses timesteps at equal distances, from the last one down."""
     # Rounding lets `arange` overshoot by one for some counts (61, 103, ...).
     return np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)[:num_steps].round() - 1
 
 
 def _linspace(num_train_timesteps, num_steps, reserve, offset):
+    """Chooses timesteps at equal distances, with both ends."""
     points = min(num_steps + reserve, num_train_timesteps)
     return np.linspace(0, num_train_timesteps - 1, points)[::-1][:num_steps]
 

@@ -34,6 +34,7 @@ class Plan(NamedTuple):
 
 
 def _plan(levels, a, b, d=0.0, steps=None):
+    """Puts the columns of a solver into a `Plan`."""
     rows = np.zeros((len(levels), len(COLUMNS)))
     rows[:, T], rows[:, A], rows[:, D] = levels.timesteps, a, d
     rows[:, B : B + b.shape[1]] = b
@@ -41,10 +42,12 @@ def _plan(levels, a, b, d=0.0, steps=None):
 
 
 def _from_to(values):
+    """Returns the values before and after each step."""
     return values[:-1], values[1:]
 
 
 def _column(values):
+    """Makes a column of a vector."""
     return values[:, np.newaxis]
 
 
