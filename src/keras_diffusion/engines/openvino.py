@@ -71,7 +71,7 @@ def compile_network(network, shapes):
     results = [transpose(x, TO_OUTSIDE) if is_map(x) else x for x in keras.tree.flatten(outputs)]
     model, precision = Model(results, parameters, network.name), PRECISIONS[network.layers[-1].compute_dtype]
     run = in_two(model, precision) if ONCE in [x.name for x in network.inputs] else compiled(model, precision)
-    structure = keras.tree.map_structure(lambda _: None, outputs)  # `run` must not keep the graph, which holds all weights
+    structure = keras.tree.map_structure(lambda _: None, outputs)  # without the graph, which holds all weights
     return lambda *arrays: keras.tree.pack_sequence_as(structure, run(arrays))
 
 
