@@ -1,23 +1,23 @@
-"""The library's own errors. Bad arguments are plain `ValueError` and `TypeError`."""
+"""Defines the library's own errors; bad arguments raise plain `ValueError` and `TypeError`."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the model is as it was."""
+    """A checkpoint cannot be used; the model stays as it was."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A checkpoint asks for something that only hostile files ask for."""
+    """A checkpoint contains a request that only hostile files make."""
 
 
 class CorruptCheckpointError(CheckpointError):
-    """A checkpoint is damaged, cut short, or not what it says it is."""
+    """A checkpoint is damaged, cut short, or of another kind than it claims."""
 
 
 class CheckpointMismatchError(CheckpointError):
     """A checkpoint belongs to another model.
 
     Args:
-        message: What is wrong, with every name.
+        message: The description of the mismatch, with every name.
         missing: Names of tensors that the model needs and the file lacks.
         unexpected: Names of tensors that the file has and the model lacks.
         mismatched: Names of tensors whose shape, dtype or values do not fit.
@@ -29,36 +29,36 @@ class CheckpointMismatchError(CheckpointError):
 
 
 class DownloadError(OSError):
-    """A file could not be fetched."""
+    """A file cannot be downloaded."""
 
 
 class IntegrityError(DownloadError):
-    """A fetched file is not the one that was asked for."""
+    """A downloaded file differs from the one that was asked for."""
 
 
 class OfflineError(DownloadError):
-    """A file is not at hand and the network may not be used."""
+    """A file is missing and downloads are forbidden."""
 
 
 class NoSpaceError(DownloadError):
-    """There is no room for a file."""
+    """The disk has no room for a file."""
 
 
 class NumericalError(ArithmeticError):
-    """A stage of the generation produced values that are not finite."""
+    """A stage of the generation produces values that are not finite."""
 
 
 class GenerationCancelled(RuntimeError):
-    """The generation was stopped before its last step."""
+    """A callback stops the generation before its last step."""
 
 
 class FlaggedImagesError(RuntimeError):
-    """The model's `safety` function flagged images. None of them is lost or altered.
+    """The model's `safety` function flags images; none of them is lost or altered.
 
     Args:
-        message: How many, and which.
+        message: The number of flagged images, and which they are.
         images: All images of the call, uint8 (b, height, width, 3).
-        flags: Which of them were flagged, bool (b,).
+        flags: Whether each image was flagged, bool (b,).
     """
 
     def __init__(self, message, images, flags):

@@ -1,4 +1,4 @@
-"""Arrays whose memory becomes a tensor's: what is as large as a model is not copied for being handed over."""
+"""Hands arrays as large as a model to the backend without a copy, and gives memory back to the system."""
 
 import ctypes
 import math
@@ -7,13 +7,13 @@ import sys
 
 import numpy as np
 
-ALIGNMENT = 64  # bytes; a backend takes no array that begins elsewhere than at a multiple
+ALIGNMENT = 64  # bytes; a backend takes only arrays that begin at a multiple of it
 
 
 class Gift:
-    """An array that nobody else has: `keras.ops.convert_to_tensor` may take its memory instead of a copy.
+    """Marks an array whose memory `keras.ops.convert_to_tensor` may take over without copying.
 
-    TensorFlow and torch do; JAX copies.
+    TensorFlow and torch take it over; JAX copies.
 
     Args:
         array: An array from `aligned`, of which no other reference is kept.
@@ -30,7 +30,7 @@ def aligned(allocate, shape, dtype):
     """Makes an array for a `Gift`.
 
     Args:
-        allocate: `np.empty`, or `np.zeros`, which takes no time: the system provides memory where it is first written.
+        allocate: `np.empty`, or `np.zeros`, which takes no time: the system provides memory at the first write.
         shape: Its shape.
         dtype: Its dtype.
 
@@ -44,7 +44,7 @@ def aligned(allocate, shape, dtype):
 
 
 def trim():
-    """Gives the system what the C library keeps of memory that was freed, which is much after many large arrays."""
+    """Returns to the system the freed memory that the C library keeps, which is much after many large arrays."""
     if sys.platform == "linux":
         function = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
         if function:
@@ -52,7 +52,7 @@ def trim():
 
 
 def physical():
-    """Bytes of memory that the machine has; infinite where the system does not tell."""
+    """Returns the bytes of memory of the machine; infinity if the system does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError):

@@ -1,4 +1,4 @@
-"""The networks as static OpenVINO graphs: one row of `LOWERINGS` for each kind of layer.
+"""Runs the networks as static OpenVINO graphs; `LOWERINGS` has one row for each kind of layer.
 
 Inside a graph feature maps are (b, c, h, w) and tokens (b, n, c); inputs and outputs are those of the network.
 """
@@ -19,16 +19,16 @@ from keras_diffusion.networks.text_encoder import ACTIVATIONS, EncoderLayer
 
 PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 TO_INSIDE, TO_OUTSIDE = (0, 3, 1, 2), (0, 2, 3, 1)
-# With fewer tiles, Winograd's kernels, two or four times as large, cost more memory than they save time. Larger feature
-# maps do not stay in a processor's cache while their tiles are taken.
+# With fewer tiles, Winograd's kernels, which are two or four times as large, cost more memory than the time is worth.
+# Larger feature maps leave the processor's cache while their tiles are cut out.
 FEWEST_TILES, FEWEST_CHANNELS, LARGEST_MAP = 64, 32, 2**23
-ONCE = "context"  # the input that is the same at every step of an image; its keys and values are a hundredth of a step
+ONCE = "context"  # the input that is the same at all steps of an image; its keys and values cost 1 % of a step
 
 
 def openvino(stage, network, traced):
-    """Has OpenVINO run the network, and the backend the little arithmetic around it."""
+    """Runs the network with OpenVINO, and the little arithmetic around it with the backend."""
     compiled_for = compiled = None
-    turn = Lock()  # of the threads: what is compiled computes one thing at a time, on all cores
+    turn = Lock()  # one thread at a time: a compiled model uses all cores
 
     def predict(inputs):
         nonlocal compiled_for, compiled
@@ -45,6 +45,7 @@ def openvino(stage, network, traced):
 
 
 def faster(way):
+    """Returns no operations: OpenVINO runs graphs of its own."""
     return {}
 
 
@@ -70,16 +71,17 @@ def compile_network(network, shapes):
     results = [transpose(x, TO_OUTSIDE) if is_map(x) else x for x in keras.tree.flatten(outputs)]
     model, precision = Model(results, parameters, network.name), PRECISIONS[network.layers[-1].compute_dtype]
     run = in_two(model, precision) if ONCE in [x.name for x in network.inputs] else compiled(model, precision)
-    structure = keras.tree.map_structure(lambda _: None, outputs)  # and not the graph, which holds all weights
+    structure = keras.tree.map_structure(lambda _: None, outputs)  # without the graph, which holds all weights
     return lambda *arrays: keras.tree.pack_sequence_as(structure, run(arrays))
 
 
 def compiled(model, precision):
-    """Compiles a model to a function of a list of arrays that returns such a list."""
+    """Compiles a model to a function that takes and returns a list of arrays."""
     hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     if compile_cache.chosen() and (folder := compile_cache.folder("openvino")):
         hints["CACHE_DIR"] = str(folder)
-        for i, operation in enumerate(model.get_ordered_ops()):  # it is found again by names, which count up else
+        # OpenVINO's cache looks models up by the names of operations, which otherwise contain a running counter.
+        for i, operation in enumerate(model.get_ordered_ops()):
             operation.set_friendly_name(str(i))
         for i, output in enumerate(model.outputs):
             output.get_tensor().set_names({f"output {i}"})
@@ -88,7 +90,7 @@ def compiled(model, precision):
 
 
 def in_two(model, precision):
-    """The same, but what depends on the input `ONCE` alone is computed only when that changes."""
+    """Compiles a model in two parts: the part that depends on `ONCE` alone runs only when that input changes."""
     parameters, sources = model.get_parameters(), {}
     for node in model.get_ordered_ops():
         own = {node.get_friendly_name()} if node in parameters else set()
@@ -123,7 +125,7 @@ def in_two(model, precision):
 
 
 def lower(layer, *inputs):
-    """The output of a layer."""
+    """Translates a layer and returns its output."""
     if type(layer) not in LOWERINGS:
         raise TypeError(
             f"OpenVINO runs the layers of this package's networks; {layer.name!r} is another one. Use another "
@@ -133,25 +135,28 @@ def lower(layer, *inputs):
 
 
 def is_map(x):
+    """Tells whether x is a feature map and not tokens."""
     return len(x.shape) == 4
 
 
 def constant(values):
-    """A float32 constant, which shares the memory of a weight where that is possible."""
+    """Makes a float32 constant, which shares the memory of a weight if possible."""
     array = keras.ops.convert_to_numpy(values)
     return ov.constant(np.ascontiguousarray(array, "float32"), shared_memory=True)
 
 
 def transpose(x, order):
+    """Reorders the axes of x."""
     return ov.transpose(x, np.array(order)).output(0)
 
 
 def reshape(x, shape):
+    """Gives x another shape."""
     return ov.reshape(x, np.array(shape), special_zero=False).output(0)
 
 
 def over_channels(vector, x):
-    """A weight (c,), to be combined with x."""
+    """Makes a constant of a weight (c,), in a shape that combines with x."""
     return constant(keras.ops.reshape(vector, (1, -1, 1, 1) if is_map(x) else (1, 1, -1)))
 
 
@@ -159,10 +164,12 @@ def over_channels(vector, x):
 
 
 def dense(layer, x):
+    """Translates a dense layer."""
     return affine(x, keras.ops.convert_to_numpy(layer.kernel), layer.bias if layer.use_bias else None)
 
 
 def affine(x, kernel, bias):
+    """Multiplies x by a kernel (c, d) and adds a bias, if there is one."""
     x = pointwise(x, kernel) if is_map(x) else ov.matmul(x, constant(kernel.T), False, True)
     if bias is not None:
         shape = (1, -1, 1, 1) if is_map(x) else (1,) * (len(x.shape) - 1) + (-1,)
@@ -171,11 +178,12 @@ def affine(x, kernel, bias):
 
 
 def pointwise(x, kernel):
-    """A 1×1 convolution with a kernel (c, d)."""
+    """Applies a 1×1 convolution with a kernel (c, d)."""
     return ov.convolution(x, constant(kernel.T[:, :, None, None]), [1, 1], [0, 0], [0, 0], [1, 1])
 
 
 def conv(layer, x, padding=None):
+    """Translates a 3×3 convolution; `padding` is (before, after), or None for the layer's own."""
     before, after = padding or ((1, 1) if layer.padding == "same" else (0, 0))
     kernel, bias = keras.ops.convert_to_numpy(layer.kernel), over_channels(layer.bias, x)
     plain = (layer.strides, layer.padding, layer.compute_dtype) == ((1, 1), "same", "float32")
@@ -187,7 +195,7 @@ def conv(layer, x, padding=None):
 
 
 def fastest(x, filters):
-    """Winograd's algorithm that pays for a convolution of x, or None."""
+    """Chooses the Winograd algorithm that pays for a convolution of x, or None."""
     batch, channels, height, width = x.shape
     if min(channels, filters) < FEWEST_CHANNELS or batch * channels * height * width > LARGEST_MAP:
         return None
@@ -198,9 +206,9 @@ def fastest(x, filters):
 
 
 def winograd(algorithm, x, kernel, bias):
-    """A 3×3 convolution as in winograd.py, in operations of which OpenVINO changes no layout.
+    """Applies a 3×3 convolution as in winograd.py, in operations whose layout OpenVINO leaves alone.
 
-    Every value of a tile's transform is a convolution by channel, every product a 1×1 convolution.
+    Every value of a tile's transform is a depthwise convolution, every product a 1×1 convolution.
     """
     tile, outputs, weights, inputs = algorithm
     _, channels, height, width = x.shape
@@ -218,37 +226,42 @@ def winograd(algorithm, x, kernel, bias):
 
 
 def weighted(weights, terms):
-    """The sum of terms, each times a number; those times zero are left out."""
+    """Sums terms, each times a number; it leaves out those times zero."""
     return reduce(ov.add, [ov.multiply(x, constant(w)) for w, x in zip(weights, terms, strict=True) if w])
 
 
 def cut(x, height, width):
-    """x[:, :, :height, :width]"""
+    """Cuts out x[:, :, :height, :width]."""
     if list(x.shape)[2:] != [height, width]:
         x = ov.slice(x, np.array([0, 0]), np.array([height, width]), np.array([1, 1]), np.array([2, 3]))
     return x.output(0)
 
 
 def embedding(layer, x):
+    """Translates an embedding."""
     return ov.gather(constant(layer.embeddings), x, np.array(0)).output(0)
 
 
 def layer_norm(layer, x):
+    """Translates a layer normalisation."""
     x = ov.mvn(x, np.array([-1]), True, layer.epsilon, "inside_sqrt")
     return ov.add(ov.multiply(x, over_channels(layer.gamma, x)), over_channels(layer.beta, x)).output(0)
 
 
 def activation(layer, x):
+    """Translates a SiLU."""
     if layer.activation is not keras.activations.silu:
         raise TypeError(f"Only SiLU has a row here. Received: activation={layer.activation!r:.200}")
     return ov.swish(x).output(0)
 
 
 def rescaling(layer, x):
+    """Translates a multiplication by a number."""
     return ov.multiply(x, constant(np.float32(layer.scale))).output(0)
 
 
 def add(layer, terms):
+    """Translates a sum."""
     first, *others = terms
     for other in others:
         first = ov.add(first, other).output(0)
@@ -256,7 +269,7 @@ def add(layer, terms):
 
 
 def channels_of(layer, x, key):
-    """x[..., start:stop] of a feature map."""
+    """Cuts out x[..., start:stop] of a feature map."""
     _, channels = key
     start, stop, step = (np.array([i]) for i in channels.indices(x.shape[1]))
     return ov.slice(x, start, stop, step, np.array([1])).output(0)
@@ -266,12 +279,14 @@ def channels_of(layer, x, key):
 
 
 def group_norm(layer, x):
+    """Translates a group normalisation, with its SiLU."""
     gamma, beta = (constant(weight) for weight in (layer.gamma, layer.beta))
     x = ov.group_normalization(x, gamma, beta, layer.groups, layer.epsilon)
     return (ov.swish(x) if layer.silu else x).output(0)
 
 
 def attention(layer, x, context=None):
+    """Translates an attention layer."""
     def split(x):
         return transpose(reshape(x, (x.shape[0], x.shape[1], layer.heads, -1)), (0, 2, 1, 3))
 
@@ -282,36 +297,43 @@ def attention(layer, x, context=None):
 
 
 def feed_forward(layer, x):
+    """Translates a GEGLU."""
     kernel, bias = (keras.ops.convert_to_numpy(weight) for weight in (layer.net_0_proj.kernel, layer.net_0_proj.bias))
     halves = zip(np.split(kernel, 2, axis=-1), np.split(bias, 2), strict=True)
-    x, gate = (affine(x, *half) for half in halves)  # two products, into which OpenVINO fuses what follows
+    x, gate = (affine(x, *half) for half in halves)  # two products: OpenVINO fuses the rest into them
     return lower(layer.net_2, ov.multiply(x, ov.gelu(gate, "erf")).output(0))
 
 
 def alongside(x, context):
+    """Repeats x for the halves of a guided batch, as `layers.alongside`."""
     copies = context.shape[0] // x.shape[0]
     return ov.concat([x] * copies, 0).output(0) if copies > 1 else x
 
 
 def join(layer, x, skip):
+    """Translates the concatenation with a skip connection."""
     return ov.concat([x, alongside(skip, x)], 1).output(0)
 
 
 def transformer_block(layer, x, context):
+    """Translates a transformer block."""
     x = alongside(ov.add(x, attention(layer.attn1, lower(layer.norm1, x))).output(0), context)
     x = ov.add(x, attention(layer.attn2, lower(layer.norm2, x), context)).output(0)
     return ov.add(x, feed_forward(layer.ff, lower(layer.norm3, x))).output(0)
 
 
 def to_tokens(x):
+    """Turns a feature map (b, c, h, w) into tokens (b, h · w, c)."""
     return transpose(reshape(x, (*x.shape[:2], -1)), (0, 2, 1))
 
 
 def to_map(x, shape):
+    """Turns tokens (b, h · w, c) into a feature map of a shape (b, c, h, w)."""
     return reshape(transpose(x, (0, 2, 1)), shape)
 
 
 def spatial_transformer(layer, x, context):
+    """Translates a spatial transformer."""
     tokens = lower(layer.proj_in, to_tokens(group_norm(layer.norm, x)))
     for block in layer.blocks:
         tokens = transformer_block(block, tokens, context)
@@ -320,11 +342,13 @@ def spatial_transformer(layer, x, context):
 
 
 def spatial_attention(layer, x):
+    """Translates the autoencoder's attention."""
     attended = attention(layer.attention, to_tokens(group_norm(layer.group_norm, x)))
     return ov.add(x, to_map(attended, x.shape)).output(0)
 
 
 def residual_block(layer, x, time=None):
+    """Translates a residual block."""
     residual = lower(layer.conv_shortcut, x) if layer.conv_shortcut else x
     x = conv(layer.conv1, group_norm(layer.norm1, x))
     if time is not None:
@@ -334,10 +358,12 @@ def residual_block(layer, x, time=None):
 
 
 def downsample(layer, x):
+    """Translates a downsampling layer."""
     return conv(layer.conv, x, padding=layer.pad.padding[0])
 
 
 def upsample(layer, x, like=None):
+    """Translates an upsampling layer."""
     rows, columns = (2 * side for side in list(x.shape)[2:])
     x = ov.interpolate(
         x, np.array([rows, columns]), "nearest", "sizes", axes=np.array([2, 3]),
@@ -348,6 +374,7 @@ def upsample(layer, x, like=None):
 
 
 def encoder_layer(layer, x):
+    """Translates a layer of the text encoder."""
     x = ov.add(x, attention(layer.self_attn, lower(layer.layer_norm1, x))).output(0)
     hidden = lower(layer.mlp_fc1, lower(layer.layer_norm2, x))
     quick = layer.activation is ACTIVATIONS["quick_gelu"]

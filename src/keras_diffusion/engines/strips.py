@@ -1,7 +1,9 @@
-"""Decodes in strips of rows: the same image, and at no time a whole feature map beside another that is made of it.
+"""Decodes in strips of rows, which gives the same image in less memory.
 
-Convolutions see a row of each neighbour, and group normalisation has the statistics of all strips, so nothing is
-blended and there are no seams.
+A whole feature map and the one computed from it never exist at the same time.
+
+Convolutions read one row of each neighbour, and group normalisation uses the statistics of all strips, so there are no
+seams and no blending.
 """
 
 from functools import partial
@@ -12,13 +14,13 @@ from keras import ops
 from keras_diffusion.memory import trim
 from keras_diffusion.networks import graphs, layers
 
-# Values of a strip, at most, before the resolution is doubled; less is decoded at once. The strips of Stable Diffusion
-# are then as large as what the C library always gives back when it is freed, 32 MB.
+# Largest number of values in a strip, before the resolution is doubled; smaller feature maps are decoded at once. The
+# strips of Stable Diffusion are then 32 MB large: the C library returns blocks of that size as soon as they are freed.
 STRIP = 2**21
 
 
 class Strips:
-    """A feature map (b, h, w, c) as a list of its strips, from top to bottom. Who reads it, empties it."""
+    """Holds a feature map (b, h, w, c) as a list of its strips, from top to bottom; reading consumes the strips."""
 
     def __init__(self, parts):
         self.parts = parts
@@ -30,6 +32,7 @@ def decode(decoder, latents):
 
 
 def _apply(layer, x):
+    """Applies a layer of the decoder to a feature map, or to its strips."""
     if type(layer) is layers.Upsample and not isinstance(x, Strips):
         parts = _split(x)
         x = Strips(parts) if len(parts) > 1 else x
@@ -47,7 +50,7 @@ def _split(x):
 
 
 def _convolved(conv, parts, prepare):
-    """Yields `conv(prepare(part))` for each part of a list, and then lets go of the part."""
+    """Yields `conv(prepare(part))` for each part of a list, and then frees the part."""
     above = []
     for i in range(len(parts)):
         below = [part[:, :1] for part in parts[i + 1 : i + 2]]
@@ -62,7 +65,7 @@ def _convolved(conv, parts, prepare):
 
 
 def _normalised(norm, parts):
-    """The function that a group normalisation is on a feature map of these parts."""
+    """Returns the function that normalises one part by the statistics of all parts."""
     count = sum(part.shape[1] for part in parts)
     parts = [ops.cast(part, "float32") for part in parts]
     mean = sum(part.shape[1] / count * ops.mean(part, axis=(1, 2), keepdims=True) for part in parts)
@@ -73,6 +76,7 @@ def _normalised(norm, parts):
 
 
 def residual_block(layer, x):
+    """Applies a residual block to strips."""
     normalise, shortcut = _normalised(layer.norm1, x.parts), layer.conv_shortcut or (lambda part: part)
     hidden, parts = [], []
     for i, part in enumerate(_convolved(layer.conv1, x.parts, normalise)):
@@ -86,12 +90,14 @@ def residual_block(layer, x):
 
 
 def upsample(layer, x):
+    """Doubles strips, and splits them again."""
     parts = [part for strip in x.parts for part in _split(strip)]
     x.parts.clear()
     return Strips(list(_convolved(layer.conv, parts, layer.upsample)))
 
 
 def group_norm(layer, x):
+    """Normalises strips by the statistics of all of them."""
     normalise = _normalised(layer, x.parts)
     for i, part in enumerate(x.parts):
         x.parts[i] = normalise(part)
@@ -99,7 +105,7 @@ def group_norm(layer, x):
 
 
 def conv(layer, x):
-    """The last one: its output is an image in one piece."""
+    """Applies the last convolution, whose output is an image in one piece."""
     return ops.concatenate(list(_convolved(layer, x.parts, lambda part: part)), axis=1)
 
 

@@ -1,6 +1,6 @@
-"""3×3 convolutions in fewer multiplications: Winograd's algorithm (Lavin & Gray 2015, arXiv:1509.09308).
+"""Computes 3×3 convolutions in fewer multiplications by Winograd's algorithm (Lavin & Gray 2015, arXiv:1509.09308).
 
-It pays where a compiler fuses the copies of tiles into the products around them, as XLA does on processors.
+It pays if a compiler fuses the copies of tiles into the products around them, as XLA does on processors.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from keras import ops
 from keras_diffusion.networks.operations import convolve
 
 TAPS = 3  # weights along a side
-FEWEST_TILES, FEWEST_CHANNELS = 16, 32  # less does not pay for the transforms
+FEWEST_TILES, FEWEST_CHANNELS = 16, 32  # smaller convolutions do not pay for the transforms
 
 
 class Algorithm(NamedTuple):
-    """F(tile × tile, 3 × 3): outputs along a side of a tile, and the transforms of one dimension."""
+    """Holds F(tile × tile, 3 × 3): the outputs along a side of a tile, and the transforms of one dimension."""
 
     tile: int
     output: np.ndarray
@@ -24,7 +24,7 @@ class Algorithm(NamedTuple):
 
 
 def algorithm(*points):
-    """The algorithm whose transforms are products of polynomials at points and infinity."""
+    """Derives the algorithm whose transforms are products of polynomials at points and infinity."""
     tile, points = len(points) + 2 - TAPS, np.array(points)
     others = [np.delete(points, i) for i in range(len(points))]
     norms = [np.prod(point - other) for point, other in zip(points, others, strict=True)]
@@ -41,11 +41,11 @@ BY_TWO = algorithm(0.0, 1.0, -1.0)  # 16 products for 4 outputs instead of 36 fo
 
 
 def winograd(layer, x):
-    """`operations.convolve` for float32 feature maps that are large enough for it; others are left to the backend.
+    """Convolves large float32 feature maps by Winograd's algorithm, and leaves others to `operations.convolve`.
 
     Args:
         layer: The `Conv2D`.
-        x: (b, h, w, c), of static size but for b.
+        x: (b, h, w, c), of static size except for b.
 
     Returns:
         (b, h, w, d). The error is that of a direct convolution in float32: 1.4e-5 with 320 channels of unit variance.
@@ -62,7 +62,7 @@ def winograd(layer, x):
     last = tile * (rows - 1) + 1, tile * (columns - 1) + 1
     tiles = [x[:, i : i + last[0] : tile, j : j + last[1] : tile] for i, j in np.ndindex(side, side)]
     tiles = _transform(inputs, ops.stack(tiles))  # (36, b, rows, columns, c)
-    nothing = 0.0 * x[0, 1, 1, 0]  # has a compiler transform the kernel here, not all of a network's at the start
+    nothing = 0.0 * x[0, 1, 1, 0]  # makes a compiler transform the kernel here, not all kernels at the start
     kernel = ops.add(layer.kernel, nothing)
     kernel = _transform(weights, ops.reshape(kernel, (TAPS**2, channels, layer.filters)))
     products = ops.matmul(ops.reshape(tiles, (side**2, -1, channels)), kernel)

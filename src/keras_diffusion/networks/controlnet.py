@@ -1,4 +1,4 @@
-"""The ControlNet: a copy of the diffusion model's way down that reads an image and adds to its skip connections."""
+"""Defines the ControlNet: a copy of the diffusion model's encoder that adds to the skip connections."""
 
 from itertools import pairwise
 
@@ -17,19 +17,19 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 
 @keras.saving.register_keras_serializable("keras_diffusion")
 class ControlNet(Network):
-    """Reads an image (edges, depth, a pose, …) and says what the diffusion model is to add to follow it.
+    """Computes the residuals that make a diffusion model follow an image (edges, depth, a pose, …).
 
-    A network built at random adds nothing: the layers that write are zero until they are trained.
+    An untrained network adds nothing: its last layers are zero until they are trained.
 
     Source: Zhang, Rao and Agrawala 2023, arXiv:2302.05543; `ControlNet` in cldm/cldm.py of lllyasviel/ControlNet.
 
     Args:
         img_height: Height of the image in pixels, or None to take any multiple of the latent factor.
-        img_width: Likewise, its width.
+        img_width: Width of the image in pixels, or None.
         max_text_length: Number of context vectors, or None for any number.
         architecture: The `Architecture` whose diffusion model it steers.
         conditioning: Widths of the layers that read the image, each but the last at twice the resolution of the next.
-        channel_order: "rgb", or "bgr" if it was trained on images with blue first; it is given rgb in any case.
+        channel_order: "rgb", or "bgr" if it was trained on images with blue first. Its input is rgb in both cases.
         initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
         dtype: A Keras dtype policy or its name; None for the global one.
         name: Name of the model.
@@ -44,7 +44,7 @@ class ControlNet(Network):
         A list of residuals for `DiffusionModel.steer`: one for each skip connection and one for the middle.
 
     Raises:
-        ValueError: If `conditioning` does not lead from the image to the latents, or for another `channel_order`.
+        ValueError: If `conditioning` has the wrong number of widths, or `channel_order` is unknown.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class ControlNet(Network):
 
 
 def steered(diffusion_model, controlnets):
-    """Makes one network of a diffusion model and the ControlNets that steer it; it shares their layers.
+    """Joins a diffusion model and its ControlNets into one network that shares their layers.
 
     Args:
         diffusion_model: A `DiffusionModel`.
-        controlnets: A tuple of `ControlNet`. Where they take fewer channels of latents, as beside a model for
-            inpainting, they get the first ones.
+        controlnets: A tuple of `ControlNet`. One that takes fewer channels of latents than the diffusion model, as
+            beside a model for inpainting, gets the first ones.
 
     Returns:
         A model that takes a list: the inputs of the diffusion model, then scales (b, number of ControlNets), then the
@@ -129,7 +129,7 @@ def steered(diffusion_model, controlnets):
 
 
 def control(diffusion_model, controlnets):
-    """The inputs of a steered network, see `steered`, and the residuals that its ControlNets make of them."""
+    """Returns the inputs of a steered network, see `steered`, and the residuals that its ControlNets compute."""
     latent, timestep, context = (keras.Input(x.shape[1:]) for x in diffusion_model.inputs)
     scales = keras.Input((len(controlnets),))
     images = [keras.Input(controlnet.inputs[-1].shape[1:]) for controlnet in controlnets]

@@ -1,4 +1,4 @@
-"""The VAE decoder: latents to an image."""
+"""Defines the VAE decoder, which turns latents into images."""
 
 import keras
 
@@ -9,13 +9,15 @@ from keras_diffusion.networks.network import Network, construction
 
 @keras.saving.register_keras_serializable("keras_diffusion")
 class Decoder(Network):
-    """Turns latents into an image; undoing the latents' scaling is part of it.
+    """Turns latents into images.
+
+    The first layer undoes the scaling of the latents.
 
     Source: `Decoder` in ldm/modules/diffusionmodules/model.py of CompVis/stable-diffusion.
 
     Args:
         img_height: Height of the image in pixels, or None to take any multiple of the latent factor.
-        img_width: Likewise, its width.
+        img_width: Width of the image in pixels, or None.
         architecture: The `Architecture` to build.
         initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
         dtype: A Keras dtype policy or its name; None for the global one.

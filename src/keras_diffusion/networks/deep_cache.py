@@ -1,4 +1,4 @@
-"""DeepCache (Ma et al. 2023, arXiv:2312.00858): a diffusion model whose deep features serve several steps."""
+"""Reuses the deep features of a diffusion model for several steps: DeepCache (Ma et al. 2023, arXiv:2312.00858)."""
 
 import keras
 
@@ -9,7 +9,7 @@ from keras_diffusion.networks.network import Network
 
 
 def split(diffusion_model, controlnets=()):
-    """Makes two networks that share the layers of a diffusion model, and of the ControlNets that steer it.
+    """Makes a whole and a shallow network that share the layers of a diffusion model and its ControlNets.
 
     Args:
         diffusion_model: A `DiffusionModel`.
@@ -17,9 +17,9 @@ def split(diffusion_model, controlnets=()):
 
     Returns:
         (whole, shallow). `whole` takes what the diffusion model takes, or with ControlNets what `controlnet.steered`
-        takes. It returns a list: the prediction and what to keep, namely the deep features and the residuals of the
-        ControlNets that shallow layers meet. `shallow` takes a list, the inputs of the diffusion model and what was
-        kept, and returns the prediction.
+        takes. It returns a list: the prediction, and the tensors to keep. These are the deep features and the
+        residuals that ControlNets add to shallow layers. `shallow` takes a list, the inputs of the diffusion model and
+        the kept tensors, and returns the prediction.
 
     Raises:
         TypeError: If the diffusion model has a `call` of its own.

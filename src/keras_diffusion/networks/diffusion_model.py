@@ -1,4 +1,4 @@
-"""The diffusion model: latents, timestep and context to a prediction."""
+"""Defines the diffusion model, which predicts the noise in latents from a timestep and a context."""
 
 import keras
 import numpy as np
@@ -17,18 +17,18 @@ from keras_diffusion.networks.layers import (
 )
 from keras_diffusion.networks.network import Network, construction
 
-BRANCH = 0  # the skip connection at which features are deep: 0 is that of the first feature map
+BRANCH = 0  # features below this skip connection are deep; 0 is the first feature map
 
 
 def embed_time(shape, timestep):
-    """The sinusoidal embedding (b, frequencies) → what residual blocks take, (b, time width)."""
+    """Turns the sinusoidal embedding (b, frequencies) into the input (b, time width) of residual blocks."""
     time = dense(shape.time_width, "time_embedding_linear_1")(timestep)
     time = dense(shape.time_width, "time_embedding_linear_2")(layers.Activation("silu")(time))
     return layers.Activation("silu")(time)
 
 
 def blocks(shape, time, context):
-    """The two blocks of every flow, as functions of a feature map, their size and their name."""
+    """Returns the two blocks of every flow, as functions of a feature map, their size and their name."""
 
     def residual(x, channels, name):
         return ResidualBlock(channels, shape.groups, name=name)(x, time)
@@ -40,7 +40,7 @@ def blocks(shape, time, context):
 
 
 def descend(shape, x, residual, attend):
-    """The way down and the middle: the first feature map → every feature map for a skip connection, and the middle."""
+    """Builds the encoder: returns the feature maps for the skip connections, and the middle one."""
     # Downsampling flow
     skips = [x]
     for i, (channels, heads, depth) in enumerate(shape.levels):
@@ -60,14 +60,14 @@ def descend(shape, x, residual, attend):
 
 @keras.saving.register_keras_serializable("keras_diffusion")
 class DiffusionModel(Network):
-    """The UNet that predicts, at one timestep, the noise (or velocity) in the latents of an image.
+    """Predicts the noise (or velocity) in the latents of an image at one timestep, by a UNet.
 
     Source: `UNetModel` in ldm/modules/diffusionmodules/openaimodel.py of CompVis/stable-diffusion
     (Rombach et al. 2022).
 
     Args:
         img_height: Height of the image in pixels, or None to take any multiple of the latent factor.
-        img_width: Likewise, its width.
+        img_width: Width of the image in pixels, or None.
         max_text_length: Number of context vectors, or None for any number.
         architecture: The `Architecture` to build.
         initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
@@ -76,15 +76,15 @@ class DiffusionModel(Network):
 
     Call arguments, as a list or by name:
         latent: (b, h, w, input channels), unit variance.
-        timestep_embedding: (b, frequencies), what `timestep_embedding` returns, or (1, frequencies) for all.
-        context: (b, max_text_length, context width), the text encoder's output. With one embedding for all it may hold
-            k · b, k for each of the latents: what does not depend on it is then computed once.
+        timestep_embedding: (b, frequencies), from `timestep_embedding`, or (1, frequencies) for all.
+        context: (b, max_text_length, context width), the text encoder's output. With one embedding for all, it may hold
+            k · b rows, k for each latent. Layers that do not depend on it are then computed once.
 
     Returns:
         The prediction (b, h, w, output channels), or (k · b, h, w, output channels).
 
     Attributes:
-        deep: The feature map, a symbolic tensor, that all but the shallowest layers compute (see `deep_cache`).
+        deep: The output of all but the shallowest layers, a symbolic tensor (see `deep_cache`).
     """
 
     def __init__(
@@ -130,30 +130,30 @@ class DiffusionModel(Network):
         self._time, self._skips, self._middle, self.deep = time, skips, middle, branches[BRANCH]
 
     def steer(self, inputs, residuals=(), features=(), outputs=None):
-        """Predicts with additions from other networks: a second graph of the same layers.
+        """Predicts with tensors of other networks added inside: a second graph of the same layers.
 
-        Meant for `keras.Input`s, to make a network of this one and of those that steer it, see `controlnet.steered`.
+        Call it with `keras.Input`s to join this network and those that steer it, see `controlnet.steered`.
 
         Args:
             inputs: latent, timestep_embedding and context.
-            residuals: What a ControlNet adds to the skip connections, in the order in which they arise, and then to
-                the middle; as many, or none.
-            features: What a T2I-adapter (Mou et al. 2023, arXiv:2302.08453) adds to the last feature map of every
-                level of the way down; as many, or none.
-            outputs: What to return, a list of tensors of this graph, such as `deep`, or None.
+            residuals: Tensors that a ControlNet adds: one for each skip connection, in the order of their computation,
+                then one for the middle; or none.
+            features: Tensors that a T2I-adapter (Mou et al. 2023, arXiv:2302.08453) adds: one for the last feature map
+                of every level of the encoder; or none.
+            outputs: Tensors of this graph to return, a list, such as [`deep`]; None returns the prediction.
 
         Returns:
             The prediction (b, h, w, output channels), or the `outputs`.
 
         Raises:
-            ValueError: If there are more or fewer of them than places.
+            ValueError: If the number of `residuals` or `features` is wrong.
         """
         shape = self.architecture.diffusion_model
         for name, given, places in (("residuals", residuals, len(self._skips) + 1),
                                     ("features", features, len(shape.levels))):
             if len(given) not in (0, places):
                 raise ValueError(f"`{name}` must be {places} tensors, or none. Received: {len(given)} tensors")
-        # A part of the graph begins where the values of tensors are given anew.
+        # Each part of the graph starts from the tensors whose values are already known.
         tensors, values = list(self.inputs), list(inputs)
 
         def proceed(*wanted):
@@ -171,14 +171,14 @@ class DiffusionModel(Network):
         return keras.Model(tensors, outputs or self.outputs[0])(values)
 
     def reuse(self, inputs, features, residuals):
-        """Predicts with the deep features of an earlier timestep: of the layers, only the shallowest are computed.
+        """Predicts with the deep features of an earlier timestep, by the shallowest layers alone.
 
-        Meant for `keras.Input`s like `steer`, see `deep_cache.split`.
+        Call it with `keras.Input`s, as `steer`, see `deep_cache.split`.
 
         Args:
             inputs: latent, timestep_embedding and context.
-            features: What `deep` was.
-            residuals: The first of those of `steer`, one for each skip connection that is computed.
+            features: The value of `deep` at the earlier timestep.
+            residuals: The first residuals of `steer`, one for each skip connection that is computed.
 
         Returns:
             The prediction (b, h, w, output channels).

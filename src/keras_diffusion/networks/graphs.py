@@ -1,4 +1,4 @@
-"""Runs the graph of a network, and lets go of what its layers have computed once nobody takes it any more."""
+"""Runs the graph of a network layer by layer, and frees each output after its last use."""
 
 from collections import Counter
 from functools import cache
@@ -8,13 +8,13 @@ import keras
 
 @cache
 def _call():
-    """The method `call` of all models that are graphs and nothing else."""
+    """Returns the method `call` that all purely functional models share."""
     x = keras.Input((1,))
     return type(keras.Model(x, x)).call
 
 
 def nodes(network):
-    """The nodes of a network's graph in the order in which they are computed; none if it is more than a graph."""
+    """Lists the nodes of a network's graph in the order of computation; [] if the network has a `call` of its own."""
     if getattr(type(network), "call", None) is not _call():
         return []
     by_depth = sorted(network._nodes_by_depth.items(), reverse=True)
@@ -22,10 +22,10 @@ def nodes(network):
 
 
 def refuse_own_call(network):
-    """Says so if a network that is to be taken apart computes something else than its graph.
+    """Raises an error if a network that is to be taken apart has a `call` of its own.
 
     Raises:
-        TypeError: If it has a `call` of its own.
+        TypeError: If it has.
     """
     if not nodes(network):
         raise TypeError(
@@ -35,16 +35,18 @@ def refuse_own_call(network):
 
 
 def nested(network):
-    """Whether layers of a network's graph are graphs themselves, as in a steered one."""
+    """Tells whether layers of a network's graph are graphs themselves, as in a steered one."""
     return any(nodes(node.operation) for node in nodes(network))
 
 
 class Walk:
-    """A network that is computed layer by layer; Keras itself keeps the outputs of all of them to the end.
+    """Computes a network layer by layer.
+
+    Each output is freed after its last use; Keras itself keeps all of them to the end.
 
     Args:
-        network: A model. One that is not only a graph of layers is called as a whole.
-        how: Function of a layer that returns what to call in its place.
+        network: A model. One with a `call` of its own is called as a whole.
+        how: Function of a layer that returns the function to call in its place.
     """
 
     def __init__(self, network, how=lambda layer: layer):

@@ -1,4 +1,4 @@
-"""The VAE encoder: an image to its latents."""
+"""Defines the VAE encoder, which turns images into latents."""
 
 import keras
 
@@ -17,13 +17,15 @@ from keras_diffusion.networks.network import Network, construction
 
 @keras.saving.register_keras_serializable("keras_diffusion")
 class ImageEncoder(Network):
-    """Turns an image into its latents, the mean of the posterior times the scaling factor.
+    """Turns images into latents.
+
+    The latents are the mean of the posterior, times the scaling factor.
 
     Source: `Encoder` in ldm/modules/diffusionmodules/model.py of CompVis/stable-diffusion.
 
     Args:
         img_height: Height of the image in pixels, or None to take any multiple of the latent factor.
-        img_width: Likewise, its width.
+        img_width: Width of the image in pixels, or None.
         architecture: The `Architecture` to build.
         initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
         dtype: A Keras dtype policy or its name; None for the global one.

@@ -1,4 +1,4 @@
-"""The parts that two or more networks share: attention, residual blocks, normalisation and resampling.
+"""Defines the layers that several networks share: attention, residual blocks, normalisation and resampling.
 
 Every layer builds its own parts and states its output shape, so that Keras need not trace it to build a model.
 Layer names are those of diffusers' modules: the path of a variable is its name in a checkpoint.
@@ -12,38 +12,41 @@ from keras_diffusion.networks.operations import how_to
 
 
 def dense(units, name, use_bias=True):
-    """A dense layer, also in place of every 1×1 convolution."""
+    """Makes a dense layer, which also stands for every 1×1 convolution."""
     return Dense(units, use_bias=use_bias, kernel_initializer=kernel_initializer.get(), name=name)
 
 
 def conv(channels, name, strides=1, padding="same"):
-    """A 3×3 convolution."""
+    """Makes a 3×3 convolution."""
     return Conv2D(channels, 3, strides, padding, kernel_initializer=kernel_initializer.get(), name=name)
 
 
 class Dense(keras.layers.Dense):
-    """Keras' own, computed as `operations` says; the class keeps its name, which is part of a .weights.h5 file."""
+    """Multiplies by a matrix, as the operation "project" does.
+
+    The class keeps the name of Keras' own, because .weights.h5 files contain it.
+    """
 
     def call(self, x):
         return how_to("project")(self, x)
 
 
 class Conv2D(keras.layers.Conv2D):
-    """Likewise."""
+    """Convolves, as the operation "convolve" does; it keeps the name of Keras' own, as `Dense`."""
 
     def call(self, x):
         return how_to("convolve")(self, x)
 
 
 class Rescaling(keras.layers.Rescaling):
-    """x times a number. Keras makes a tensor of the number in every call, which a CUDA graph cannot record."""
+    """Multiplies by a number, without the tensor that Keras makes in every call: a CUDA graph cannot record that."""
 
     def call(self, x):
         return x * self.scale
 
 
 def embedding(size, width, name):
-    """A learned embedding, (…,) integers to (…, width)."""
+    """Makes a learned embedding, which turns integers (…,) into vectors (…, width)."""
     initializer = kernel_initializer.get()
     if initializer == "glorot_uniform":
         initializer = keras.initializers.RandomNormal(stddev=0.02)
@@ -51,12 +54,12 @@ def embedding(size, width, name):
 
 
 def layer_norm(name):
-    """CLIP's and the transformers' layer normalisation; the statistics are float32."""
+    """Makes the layer normalisation of CLIP and of the transformers, with float32 statistics."""
     return keras.layers.LayerNormalization(epsilon=1e-5, name=name)
 
 
 class GroupNorm(keras.layers.Layer):
-    """Group normalisation (Wu & He 2018) of feature maps (b, h, w, c), with an optional SiLU; float32 inside."""
+    """Normalises groups of channels (Wu & He 2018) of feature maps (b, h, w, c) in float32, with an optional SiLU."""
 
     def __init__(self, groups, epsilon=1e-5, silu=False, **kwargs):
         super().__init__(**kwargs)
@@ -89,7 +92,7 @@ class GroupNorm(keras.layers.Layer):
 
 
 class Attention(keras.layers.Layer):
-    """Multi-head attention (Vaswani et al. 2017) of x (b, n, c) over itself or over a context (b, m, d)."""
+    """Attends with several heads (Vaswani et al. 2017) from x (b, n, c) to itself or to a context (b, m, d)."""
 
     def __init__(self, heads, qkv_bias=False, causal=False, **kwargs):
         super().__init__(**kwargs)
@@ -111,7 +114,7 @@ class Attention(keras.layers.Layer):
         return self.to_out(ops.reshape(out, ops.shape(x)))
 
     def split(self, x):
-        """(b, n, c) → (b, n, heads, c / heads)"""
+        """Splits (b, n, c) into heads: (b, n, heads, c / heads)."""
         return ops.reshape(x, (-1, ops.shape(x)[1], self.heads, x.shape[-1] // self.heads))
 
     def compute_output_shape(self, x_shape, context_shape=None):
@@ -119,13 +122,16 @@ class Attention(keras.layers.Layer):
 
 
 def alongside(x, context):
-    """Repeats x (b, …) for a context (k · b, …): until here, the halves of a guided batch are the same."""
+    """Repeats x (b, …) for a context (k · b, …).
+
+    Up to this layer, the two halves of a guided batch are identical, so they are computed once.
+    """
     copies = (context.shape[0] or 1) // (x.shape[0] or 1)
     return ops.concatenate([x] * copies) if copies > 1 else x
 
 
 class FeedForward(keras.layers.Layer):
-    """The transformer's GEGLU (Shazeer 2020): half of a dense layer, gated by the exact GELU of the other half."""
+    """Applies GEGLU (Shazeer 2020): the exact GELU of one half of a dense layer gates the other half."""
 
     def build(self, x_shape):
         width = x_shape[-1]
@@ -141,7 +147,7 @@ class FeedForward(keras.layers.Layer):
 
 
 class TransformerBlock(keras.layers.Layer):
-    """Self-attention, cross-attention and feed-forward, each after a layer normalisation and with a residual."""
+    """Applies self-attention, cross-attention and a feed-forward layer, each normalised before and with a residual."""
 
     def __init__(self, heads, **kwargs):
         super().__init__(**kwargs)
@@ -164,7 +170,7 @@ class TransformerBlock(keras.layers.Layer):
 
 
 class SpatialTransformer(keras.layers.Layer):
-    """Transformer blocks over the positions of a feature map (b, h, w, c) that attend to the context (b, m, d)."""
+    """Applies transformer blocks to the positions of a feature map (b, h, w, c) and to the context (b, m, d)."""
 
     def __init__(self, heads, depth, groups, **kwargs):
         super().__init__(**kwargs)
@@ -193,7 +199,7 @@ class SpatialTransformer(keras.layers.Layer):
 
 
 class SpatialAttention(keras.layers.Layer):
-    """The autoencoder's single-head attention over the positions of a feature map (b, h, w, c)."""
+    """Attends with one head over the positions of a feature map (b, h, w, c) of the autoencoder."""
 
     def __init__(self, groups, **kwargs):
         super().__init__(**kwargs)
@@ -214,7 +220,7 @@ class SpatialAttention(keras.layers.Layer):
 
 
 class ResidualBlock(keras.layers.Layer):
-    """Two normalised 3×3 convolutions and a residual; the diffusion model adds its timestep in between."""
+    """Applies two normalised 3×3 convolutions and a residual; the diffusion model adds its timestep in between."""
 
     def __init__(self, channels, groups, epsilon=1e-5, **kwargs):
         super().__init__(**kwargs)
@@ -248,7 +254,7 @@ class ResidualBlock(keras.layers.Layer):
 
 
 class Downsample(keras.layers.Layer):
-    """A 3×3 convolution of stride 2 over explicit zero padding: (before, after) on both sides."""
+    """Halves a feature map by a 3×3 convolution of stride 2, after zero padding by (before, after) on each axis."""
 
     def __init__(self, channels, padding, **kwargs):
         super().__init__(**kwargs)
@@ -276,7 +282,7 @@ class Join(keras.layers.Layer):
 
 
 class Upsample(keras.layers.Layer):
-    """Nearest-neighbour doubling, cut to the size of `like` where that is odd, and a 3×3 convolution."""
+    """Doubles a feature map by nearest neighbours, cuts it to the size of `like`, and convolves it."""
 
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""What all networks share: how their layers are initialised and in which dtype, their configuration, their files."""
+"""Defines the base class of all networks: initialisation, dtype, configuration and files."""
 
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +14,7 @@ kernel_initializer = ContextVar("kernel initializer", default="glorot_uniform")
 
 
 class Blank(keras.initializers.Zeros):
-    """Zeros that take up neither time nor memory until something else is written."""
+    """Initialises with zeros that take neither time nor memory until something is written into them."""
 
     def __call__(self, shape, dtype=None):
         return ops.convert_to_tensor(Gift(aligned(np.zeros, shape, dtype)), dtype)
@@ -22,7 +22,7 @@ class Blank(keras.initializers.Zeros):
 
 @keras.saving.register_keras_serializable("keras_diffusion")
 class StoredPolicy(keras.DTypePolicy):
-    """Weights that are stored in half precision, and computed with in float32: a layer's when its turn comes."""
+    """Stores weights in half precision and computes in float32; each layer converts its own when it is called."""
 
     def _parse_name(self, name):
         return STORED[name]
@@ -30,7 +30,7 @@ class StoredPolicy(keras.DTypePolicy):
 
 @contextmanager
 def construction(dtype=None, initialize=True):
-    """Gives the layers built inside it their dtype policy and, on request, random values.
+    """Sets the dtype policy and the initialisation of the layers built inside it.
 
     Args:
         dtype: A Keras dtype policy or its name, or a name in `STORED`; None keeps the global policy.
@@ -47,11 +47,11 @@ def construction(dtype=None, initialize=True):
 
 
 class Network(keras.Model):
-    """A functional model whose configuration is its constructor's arguments.
+    """Makes a functional model whose configuration is the arguments of its constructor.
 
     Attributes:
-        reader: What `load_weights` calls, with the network and a path: `checkpoints/layouts/keras_files.py` sets
-            it, so that networks know no files. Without it, Keras' own is called.
+        reader: The function that `load_weights` calls with the network and a path. `checkpoints/layouts/keras_files.py`
+            sets it, so that networks know no files. If it is None, Keras' own function is called.
     """
 
     reader = None
@@ -66,7 +66,7 @@ class Network(keras.Model):
         return {**self._config, "architecture": self.architecture.get_config(), "dtype": dtype}
 
     def load_weights(self, filepath, *arguments, **options):
-        """Loads the weights of KerasCV's network of this name, or our own: all of them or, on an error, none.
+        """Loads weights of this network, or of KerasCV's of the same name: all of them or, on an error, none.
 
         Args:
             filepath: A `.weights.h5` or `.h5` file.

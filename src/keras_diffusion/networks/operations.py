@@ -1,4 +1,4 @@
-"""How layers attend, convolve and so on, and how an engine or an adapter has them do it in another way."""
+"""Defines how layers attend, convolve and so on, and lets engines and adapters replace that."""
 
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,9 +11,9 @@ SCORES = 2**20  # attention scores in memory at a time: 4 MB, which a processor'
 
 
 def attend(layer, query, key, value):
-    """`ops.dot_product_attention` of (b, n, heads, d) over (b, m, heads, d), with few scores in memory at a time.
+    """Attends from (b, n, heads, d) to (b, m, heads, d), as `ops.dot_product_attention`, with few scores in memory.
 
-    Where n · m is large, it goes through the heads, and for each through groups of queries.
+    If n · m is large, it computes one head and one group of queries at a time.
     """
     query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query * query.shape[-1] ** -0.5, key, value))
     n, m, width = query.shape[2], key.shape[2], query.shape[3]
@@ -31,7 +31,7 @@ def attend(layer, query, key, value):
 
 
 def _weighted_sum(query, key, value, is_causal=False):
-    """The values (…, m, d) weighted by the softmax of the scores (…, n, m), which is float32."""
+    """Weights the values (…, m, d) by the float32 softmax of the scores (…, n, m)."""
     scores = ops.cast(ops.matmul(query, ops.swapaxes(key, -1, -2)), "float32")
     if is_causal:
         positions = ops.arange(ops.shape(query)[-2])
@@ -41,29 +41,29 @@ def _weighted_sum(query, key, value, is_causal=False):
 
 
 def convolve(layer, x):
-    """What a `Conv2D` computes of x (b, h, w, c)."""
+    """Convolves x (b, h, w, c) by a `Conv2D`."""
     return keras.layers.Conv2D.call(layer, x)
 
 
 def project(layer, x):
-    """What a `Dense` computes of x (…, c)."""
+    """Multiplies x (…, c) by the matrix of a `Dense`, and adds its bias."""
     return keras.layers.Dense.call(layer, x)
 
 
 def feed(layer, x):
-    """What a `FeedForward` computes of x (b, n, c)."""
+    """Applies a `FeedForward` to x (b, n, c)."""
     x, gate = ops.split(layer.net_0_proj(x), 2, axis=-1)
     return layer.net_2(x * ops.gelu(gate, approximate=False))
 
 
 def moments(x):
-    """The mean and variance (b, 1, 1, c) of a float32 feature map (b, h, w, c)."""
+    """Returns the mean and variance (b, 1, 1, c) of a float32 feature map (b, h, w, c)."""
     mean = ops.mean(x, axis=(1, 2), keepdims=True)
     return mean, ops.mean(ops.square(x - mean), axis=(1, 2), keepdims=True)  # ops.moments cancels on some backends
 
 
 def modulate(x, scale, shift, silu):
-    """x · scale + shift, and a SiLU of it if so told."""
+    """Computes x · scale + shift, followed by a SiLU if `silu` is true."""
     x = x * scale + shift
     return ops.silu(x) if silu else x
 
@@ -73,13 +73,14 @@ _replaced = ContextVar("replaced", default=MappingProxyType({}))
 
 
 def how_to(name):
-    """Gives the function by which layers compute here.
+    """Returns the function that layers call for an operation.
 
     Args:
-        name: What they compute, a name in `PLAIN` such as "attend".
+        name: A name in `PLAIN`, such as "attend".
 
     Returns:
-        The one that `replace_operations` was given last, or that of `PLAIN`; both take the same arguments.
+        The replacement given to the innermost `replace_operations`, or the function in `PLAIN`. Both take the same
+        arguments.
 
     Raises:
         KeyError: If there is no such name.
@@ -89,11 +90,11 @@ def how_to(name):
 
 @contextmanager
 def replace_operations(**functions):
-    """Has the layers called inside it compute in other ways.
+    """Replaces operations of the layers that are called inside it.
 
     Args:
-        **functions: By their names in `PLAIN`, such as `attend=function`: each takes the arguments of the function
-            there, the layer first where that has one, and returns a tensor of the same shape.
+        **functions: The replacements by their names in `PLAIN`, such as `attend=function`. Each takes the arguments of
+            the function there (the layer comes first, if it takes one) and returns a result of the same shape.
 
     Raises:
         TypeError: If there is no such name in `PLAIN`.

@@ -1,4 +1,4 @@
-"""The CLIP text encoder: tokens to a context."""
+"""Defines the CLIP text encoder, which turns tokens into a context."""
 
 import keras
 from keras import layers, ops
@@ -15,7 +15,7 @@ ACTIVATIONS = {
 
 @keras.saving.register_keras_serializable("keras_diffusion")
 class TextEncoder(Network):
-    """Turns tokens into the context that steers the diffusion model.
+    """Turns tokens into the context that guides the diffusion model.
 
     Source: `CLIPTextModel` of transformers (Radford et al. 2021).
 
@@ -53,7 +53,7 @@ class TextEncoder(Network):
         super().__init__([tokens, positions], context, architecture, name, max_length=max_length, vocab_size=vocab_size)
 
     def skip(self, inputs, blocks):
-        """Computes the context without the last blocks; the final layer normalisation stays.
+        """Computes the context without the last blocks, but with the final layer normalisation.
 
         Source: diffusers' `clip_skip`. A1111 counts from 1: its "Clip skip" is `blocks` + 1.
 
@@ -74,7 +74,7 @@ class TextEncoder(Network):
 
 
 class EncoderLayer(keras.layers.Layer):
-    """Causal self-attention and a two-layer perceptron, each after a layer normalisation and with a residual."""
+    """Applies causal self-attention and a two-layer perceptron, each normalised before and with a residual."""
 
     def __init__(self, heads, activation, **kwargs):
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""Noise from a seed: the same numbers on every backend, device and batch size.
+"""Draws noise from a seed: the same numbers on every backend, device and batch size.
 
 The bits are those of Philox, a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
 3") whose stream NumPy guarantees. Every image has one stream for its starting noise and one for each step of the
@@ -28,8 +28,8 @@ def seeds(seed, batch_size):
         A list of `batch_size` ints.
 
     Raises:
-        TypeError: if a seed is not an int.
-        ValueError: if a seed is out of range, or their number is not `batch_size`.
+        TypeError: If a seed is not an int.
+        ValueError: If a seed is out of range, or their number is not `batch_size`.
     """
     if seed is None:
         seed = secrets.randbelow(2**32)
@@ -45,6 +45,7 @@ def seeds(seed, batch_size):
 
 
 def _checked(seed, name):
+    """Checks one seed."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise TypeError(f"A seed must be an int from 0 to 2**63 - 1. Received: {name}={repr(seed)[:200]}")
     if not 0 <= seed < SEED_LIMIT:
@@ -53,7 +54,7 @@ def _checked(seed, name):
 
 
 def starting_noise(seeds, shape):
-    """Returns the noise that latents start from.
+    """Draws the noise that latents start from.
 
     Args:
         seeds: list of b ints, see `seeds`.
@@ -66,7 +67,7 @@ def starting_noise(seeds, shape):
 
 
 def step_noise(seeds, shape, steps):
-    """Returns the fresh noise of some steps of a sampler.
+    """Draws the fresh noise of some steps of a sampler.
 
     Args:
         seeds: list of b ints, see `seeds`.
@@ -80,7 +81,7 @@ def step_noise(seeds, shape, steps):
 
 
 def _normal(seed, stream, shape):
-    """Box and Muller 1958: two uniform numbers of 53 bits make two normal deviates."""
+    """Turns pairs of uniform numbers of 53 bits into pairs of normal deviates (Box and Muller 1958)."""
     size = math.prod(shape)
     bits = np.random.Philox(key=np.array([seed, stream], "uint64")).random_raw(size + size % 2) >> np.uint64(11)
     first, second = bits.reshape(2, -1) * 2.0**-53  # in [0, 1)

@@ -1,4 +1,4 @@
-"""Samplers: a solver, a timestep spacing and a prediction type, made into a table of numbers that a loop can run.
+"""Samplers turn a solver, a timestep spacing and a prediction type into a table of numbers for one loop.
 
     h_n     = p_n x_n + q_n model(x_n, t_n)
     x_{n+1} = a_n x_n + sum_j b_{n,j} h_{n-j} + d_n z_n
@@ -8,7 +8,7 @@ latents, so one loop runs every sampler.
 
 Every sampler is that of diffusers 0.42, except where diffusers departs from the paper or cannot run:
 
-    ddim, pndm; linspace, trailing    takes all steps for equally long (issues 11347, 12633); here a step ends where the
+    ddim, pndm; linspace, trailing    assumes steps of equal length (issues 11347, 12633); here a step ends where the
                                       next begins
     pndm; v_prediction                combines velocities of different timesteps (issue 14816); here their noise
     pndm, euler_ancestral, dpm2;      refuses
@@ -58,20 +58,20 @@ ESTIMATES = {
 
 @dataclass(frozen=True)
 class Sampler:
-    """One row of `SAMPLERS`: a solver and how diffusers' Stable Diffusion pipelines run it.
+    """Describes a solver, and how diffusers' Stable Diffusion pipelines run it: one row of `SAMPLERS`.
 
     Args:
         solver: Function of `Levels` (and eta) that returns a `Plan`.
-        estimate: What h estimates, "noise" or "denoised".
-        spacing: The spacing it uses unless told otherwise.
-        eta: Share of the ancestral noise it adds, 0 to 1; None if it has no such choice.
+        estimate: The quantity that h estimates, "noise" or "denoised".
+        spacing: Its default spacing.
+        eta: Default share of the ancestral noise it adds, 0 to 1; None if the solver takes no eta.
         to_clean: Whether the last step ends at a clean latent; otherwise at the level of timestep 0.
         reserve: Grid points spent on the clean end, 0 or 1.
         whole: Spacings whose timesteps are rounded.
         karras: Extremes of its Karras levels: those of the timesteps "visited" or those "trained".
-        scaled: Whether the starting noise has the deviation sigma of the first level, instead of 1, unless leading.
-        spellings: Other names people know it by: of A1111's menu, where it has one, k-diffusion's and ComfyUI's, and
-            diffusers' class.
+        scaled: Whether the starting noise has the deviation sigma of the first level, instead of 1; leading spacing
+            always has 1.
+        spellings: Its other names: in A1111's menu, if it is there, in k-diffusion and ComfyUI, and in diffusers.
     """
 
     solver: Callable
@@ -116,6 +116,7 @@ SAMPLERS = {
 
 
 def _key(name):
+    """Reduces a spelling to lower-case letters and digits; + becomes p."""
     return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p"))
 
 
@@ -124,7 +125,7 @@ _KARRAS = re.compile("(.*?)(karras|ka)?")  # "DPM++ 2M Karras", "k_dpmpp_2m_ka"
 
 
 def resolve(name):
-    """Returns the name in `SAMPLERS` that a spelling stands for, and whether it asks for Karras levels.
+    """Finds the name in `SAMPLERS` of a spelling, and whether the spelling asks for Karras levels.
 
     Capitals, spaces and punctuation do not count.
 
@@ -135,7 +136,7 @@ def resolve(name):
         (name, karras), a str and a bool.
 
     Raises:
-        ValueError: if there is no such sampler, with the names there are.
+        ValueError: If there is no such sampler, with the names there are.
     """
     key, karras = _KARRAS.fullmatch(_key(name) if isinstance(name, str) else "").groups()
     if key not in _SPELLINGS:
@@ -144,23 +145,23 @@ def resolve(name):
 
 
 def label(name):
-    """What A1111's menu calls a sampler, where it has it, as "DPM++ 2M Karras"."""
+    """Returns the name of a sampler in A1111's menu, such as "DPM++ 2M Karras", or else another spelling of it."""
     name, karras = resolve(name)
     return SAMPLERS[name].spellings[0] + " Karras" * karras
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A sampler in numbers: what the denoising loop does, row by row.
+    """Holds a sampler in numbers: the rows that the denoising loop runs.
 
     Args:
         rows: float64 (rows, len(COLUMNS)), the columns t, p, q, a, d, b0, b1, ...
         alphas: float64 (rows + 1,), the share of signal in the latent that each row starts from, then in the result.
-        sigmas: float64 (rows + 1,), the share of noise, likewise. Entering a table means starting from
+        sigmas: float64 (rows + 1,), the share of noise at the same places. Entering a table means starting from
             `alphas[0] * latent + sigmas[0] * noise`.
         steps: int (rows,), the step that each row belongs to, counted from 0 and not from `start`. Solvers that add
             noise have one row a step, so it also numbers the noise.
-        initial_scale: What unit noise is multiplied by to become the first latent when there is no image to start from.
+        initial_scale: The factor that turns unit noise into the first latent if there is no image to start from.
         stochastic: Whether any row adds noise.
     """
 
@@ -173,12 +174,12 @@ class Table:
 
 
 def between(steps, start, end):
-    """Which rows belong to steps that lie between two fractions of all of them.
+    """Finds the rows of the steps that lie between two fractions of all steps.
 
     Args:
         steps: (rows,), as in a `Table`.
         start: A fraction, from 0 to 1.
-        end: Likewise.
+        end: A fraction, from 0 to 1.
 
     Returns:
         A bool array (rows,).
@@ -188,7 +189,7 @@ def between(steps, start, end):
 
 
 def every(steps, n, *columns):
-    """Which rows belong to every n-th step, counted anew wherever any of the columns changes.
+    """Finds the rows of every n-th step; the count restarts where any of the columns changes.
 
     Args:
         steps: (rows,), as in a `Table`.
@@ -218,7 +219,9 @@ def build(
     timesteps=None,
     start=0,
 ):
-    """Returns the table of a sampler. The defaults are those of diffusers' Stable Diffusion pipelines.
+    """Returns the table of a sampler.
+
+    The defaults are those of diffusers' Stable Diffusion pipelines.
 
     Args:
         name: A name in `SAMPLERS` or another spelling of it, see `resolve`.
@@ -226,9 +229,9 @@ def build(
         prediction_type: What the network predicts: "epsilon", "v_prediction" or "sample".
         spacing: How timesteps are chosen: a name in `SPACINGS`, or "karras", which is linspace with `karras=True`.
         karras: Whether to spread the noise levels as Karras et al. 2022 do.
-        eta: Share of ancestral noise, from 0 to 1, for the samplers that have the choice.
+        eta: Share of ancestral noise, from 0 to 1, for the samplers that take it.
         alphas_cumprod: float (num_train_timesteps,), see `noise_schedule`.
-        steps_offset: What leading spacing adds to its timesteps, where there is room.
+        steps_offset: The number that leading spacing adds to its timesteps, if there is room.
         set_alpha_to_one: Whether the last step ends at a clean latent; otherwise at the noise level of timestep 0.
         timesteps: The timesteps themselves, decreasing, instead of `num_steps` and `spacing`.
         start: Number of steps left out at the noisy end (image to image).
@@ -237,8 +240,8 @@ def build(
         A `Table`.
 
     Raises:
-        TypeError: if an argument is of the wrong type.
-        ValueError: if an argument is out of its range, or the sampler is not defined for them together.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of its range, or the sampler is not defined for them together.
     """
     name, named_karras = resolve(name)
     sampler, karras = SAMPLERS[name], karras or named_karras or spacing == "karras"
@@ -270,6 +273,7 @@ def build(
 
 
 def _timesteps(sampler, spacing, num_steps, num_train_timesteps, steps_offset):
+    """Chooses the timesteps of a sampler."""
     num_steps = whole_number("num_steps", num_steps, 1, num_train_timesteps)
     steps_offset = whole_number("steps_offset", steps_offset, 0, num_train_timesteps)
     spread = SPACINGS[choice("spacing", spacing, SPACINGS)]
@@ -278,6 +282,7 @@ def _timesteps(sampler, spacing, num_steps, num_train_timesteps, steps_offset):
 
 
 def _falling(name, values, bound):
+    """Checks that values decrease, from less than `bound` to at least 0."""
     array = np.asarray(values, "float64")
     if array.ndim != 1 or not array.size or not (array[0] < bound and array[-1] >= 0 and (np.diff(array) < 0).all()):
         raise ValueError(
@@ -288,7 +293,7 @@ def _falling(name, values, bound):
 
 
 def _eta(sampler, eta):
-    """The keyword arguments of the solver: eta if it has the choice."""
+    """Returns the keyword arguments of the solver: eta, if it takes it."""
     if eta is None:
         return {} if sampler.eta is None else {"eta": sampler.eta}
     if sampler.eta is None or isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta <= 1:

@@ -1,4 +1,4 @@
-"""The noise schedule a model was trained with, and the noise levels that a sampler visits.
+"""Computes the noise schedule that a model was trained with, and the noise levels that a sampler visits.
 
 A noisy latent is `alpha * denoised + sigma * noise` with `alpha² + sigma² = 1`. Samplers count noise by the ratio
 `sigma / alpha`, which k-diffusion calls sigma. Everything is NumPy in float64.
@@ -12,7 +12,7 @@ from keras_diffusion.arguments import choice, whole_number
 
 
 def _cosine_betas(start, end, count):
-    """Nichol and Dhariwal 2021 (arXiv:2102.09672), equation 17; `start` and `end` have no part in it."""
+    """Computes equation 17 of Nichol and Dhariwal 2021 (arXiv:2102.09672), which ignores `start` and `end`."""
     alphas_cumprod = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
 
@@ -50,8 +50,8 @@ def noise_schedule(
         A float64 array of shape (num_train_timesteps,), decreasing, between 0 and 1.
 
     Raises:
-        TypeError: if `num_train_timesteps` is not an int.
-        ValueError: if an argument is out of its range.
+        TypeError: If `num_train_timesteps` is not an int.
+        ValueError: If an argument is out of its range.
     """
     if trained_betas is None:
         num_train_timesteps = whole_number("num_train_timesteps", num_train_timesteps, 2, 100_000)
@@ -75,28 +75,31 @@ def noise_schedule(
 
 
 def _leading(num_train_timesteps, num_steps, reserve, offset):
+    """Chooses multiples of a stride, plus an offset."""
     stride = max(num_train_timesteps // (num_steps + reserve), 1)
     timesteps = np.arange(reserve, num_steps + reserve)[::-1] * stride
     return timesteps + min(offset, num_train_timesteps - 1 - timesteps[0])
 
 
 def _trailing(num_train_timesteps, num_steps, reserve, offset):
+    """Chooses timesteps at equal distances, from the last one down."""
     # Rounding lets `arange` overshoot by one for some counts (61, 103, ...).
     return np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)[:num_steps].round() - 1
 
 
 def _linspace(num_train_timesteps, num_steps, reserve, offset):
+    """Chooses timesteps at equal distances, with both ends."""
     points = min(num_steps + reserve, num_train_timesteps)
     return np.linspace(0, num_train_timesteps - 1, points)[::-1][:num_steps]
 
 
 def _keras_cv(num_train_timesteps, num_steps, reserve, offset):
-    """KerasCV 0.9's `generate_image`: `round(arange(n) * 999 / (n - 1))`, and [0] for one step."""
+    """Chooses as KerasCV 0.9's `generate_image`: `round(arange(n) * 999 / (n - 1))`, and [0] for one step."""
     return np.linspace(0, num_train_timesteps - 1, num_steps).round()[::-1]
 
 
 def _lcm(num_train_timesteps, num_steps, reserve, offset, distilled_steps=50):
-    """Luo et al. 2023 (arXiv:2310.04378), skipping-step: evenly chosen among the 50 distilled timesteps."""
+    """Chooses evenly among the 50 distilled timesteps: the skipping-step of Luo et al. 2023 (arXiv:2310.04378)."""
     count = max(distilled_steps, num_steps)
     distilled = np.arange(count, 0, -1) * (num_train_timesteps // count) - 1
     return distilled[np.floor(np.linspace(0, count, num_steps, endpoint=False)).astype(int)]
@@ -106,16 +109,16 @@ SPACINGS = {"leading": _leading, "trailing": _trailing, "linspace": _linspace, "
 
 
 def karras_ratios(first, last, num_steps, rho=7.0):
-    """Karras et al. 2022 (arXiv:2206.00364), equation 5, without the zero at its end."""
+    """Computes equation 5 of Karras et al. 2022 (arXiv:2206.00364), without the zero at its end."""
     return np.linspace(first ** (1 / rho), last ** (1 / rho), num_steps) ** rho
 
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """The noise levels of n latents, noisiest first, and the level that the last of them is brought to.
+    """Holds the noise levels of n latents, noisiest first, and the level of the result.
 
     Args:
-        timesteps: float64 (n,), what the network is told.
+        timesteps: float64 (n,), the timesteps given to the network.
         ratios: float64 (n + 1,), sigma / alpha; 0 is a clean latent.
         training_ratios: float64 (num_train_timesteps,), sigma / alpha of every training timestep.
     """
@@ -138,16 +141,16 @@ class Levels:
 
     @property
     def log_snrs(self):
-        """Half the logarithm of the signal-to-noise ratio: lambda in the DPM-Solver papers."""
+        """Returns half the logarithm of the signal-to-noise ratio: lambda in the DPM-Solver papers."""
         with np.errstate(divide="ignore"):
             return -np.log(self.ratios)
 
     def visit(self, indices):
-        """The levels at `indices`, and the last level after them."""
+        """Returns the levels at `indices`, followed by the last level."""
         return Levels(self.timesteps[indices], self.ratios[[*indices, -1]], self.training_ratios)
 
     def with_midpoints(self):
-        """A further level halfway, in log-ratio, between every two timesteps."""
+        """Adds a level halfway, in log-ratio, between every two timesteps."""
         middle = np.sqrt(self.ratios[1:-1] * self.ratios[:-2])
         timesteps = np.insert(self.timesteps, range(1, len(self)), timestep_of(middle, self.training_ratios))
         ratios = np.insert(self.ratios, range(1, len(self)), middle)
@@ -155,7 +158,7 @@ class Levels:
 
 
 def timestep_of(ratios, training_ratios):
-    """The timestep, not necessarily whole, whose noise ratio is `ratios`: linear in the logarithm."""
+    """Finds the timesteps, not necessarily whole, that have these noise ratios; it interpolates the logarithm."""
     return np.interp(np.log(ratios), np.log(training_ratios), np.arange(len(training_ratios)))
 
 
@@ -167,7 +170,7 @@ def noise_levels(alphas_cumprod, timesteps, karras=None, round_timesteps=False, 
         timesteps: (n,), noisiest first, not necessarily whole.
         karras: None, "visited" or "trained": spread n levels as Karras et al. do, between the extremes of `timesteps`
             or of the training schedule.
-        round_timesteps: Whether the network is told whole timesteps only.
+        round_timesteps: Whether the network is given whole timesteps only.
         to_clean: Whether the last level is a clean latent; otherwise it is that of timestep 0.
 
     Returns:

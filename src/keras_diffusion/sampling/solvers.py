@@ -1,11 +1,11 @@
-"""Solvers: from the noise levels of a trajectory to the coefficients of one affine recurrence.
+"""Solvers turn the noise levels of a trajectory into the coefficients of one affine recurrence.
 
     h_n     = p_n x_n + q_n model(x_n, t_n)
     x_{n+1} = a_n x_n + sum_j b_{n,j} h_{n-j} + d_n z_n
 
 x is the latent with unit variance, z fresh noise, h an estimate of the noise or of the denoised latent: two columns, p
-and q, make it from whatever the network predicts (`samplers.py`). A solver is a function of the levels that returns a
-`Plan` with the other columns.
+and q, compute it from the prediction of the network (`samplers.py`). A solver is a function of the levels that returns
+a `Plan` with the other columns.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,13 @@ import numpy as np
 
 from keras_diffusion.sampling.schedules import Levels
 
-HISTORY = 5  # of h: PNDM repeats a timestep, which pushes the oldest noise of its fourth order one row further back
+HISTORY = 5  # rows of h to keep: PNDM needs four, and repeats a timestep, which makes it five
 COLUMNS = ("t", "p", "q", "a", "d", *(f"b{j}" for j in range(HISTORY)))
 T, P, Q, A, D, B = range(6)
 
 
 class Plan(NamedTuple):
-    """What a solver returns: the rows of the recurrence, without p and q.
+    """Holds the result of a solver: the rows of the recurrence, without p and q.
 
     Args:
         rows: float64 (rows, columns), see `COLUMNS`.
@@ -34,6 +34,7 @@ class Plan(NamedTuple):
 
 
 def _plan(levels, a, b, d=0.0, steps=None):
+    """Puts the columns of a solver into a `Plan`."""
     rows = np.zeros((len(levels), len(COLUMNS)))
     rows[:, T], rows[:, A], rows[:, D] = levels.timesteps, a, d
     rows[:, B : B + b.shape[1]] = b
@@ -41,20 +42,22 @@ def _plan(levels, a, b, d=0.0, steps=None):
 
 
 def _from_to(values):
+    """Returns the values before and after each step."""
     return values[:-1], values[1:]
 
 
 def _column(values):
+    """Makes a column of a vector."""
     return values[:, np.newaxis]
 
 
 def _noise_step(levels):
-    """a and b of x' = a x + b noise if the noise stays the same: Song et al. 2020 (arXiv:2010.02502), equation 13."""
+    """Returns a and b of x' = a x + b noise, for constant noise: Song et al. 2020 (arXiv:2010.02502), equation 13."""
     return levels.alphas[1:] / levels.alphas[:-1], levels.alphas[1:] * np.diff(levels.ratios)
 
 
 def ddim(levels, eta):
-    """DDIM, and DDPM where eta is 1: Song et al. 2020 (arXiv:2010.02502), equations 12 and 16."""
+    """Solves by DDIM, or by DDPM if eta is 1: Song et al. 2020 (arXiv:2010.02502), equations 12 and 16."""
     alpha, next_alpha, sigma, next_sigma = *_from_to(levels.alphas), *_from_to(levels.sigmas)
     fresh = eta * next_sigma / sigma * np.sqrt(1 - (alpha / next_alpha) ** 2)
     a = np.sqrt(next_sigma**2 - fresh**2) / sigma
@@ -62,10 +65,11 @@ def ddim(levels, eta):
 
 
 def euler(levels, eta):
-    """Euler, and Euler ancestral where eta is 1: Karras et al. 2022 (arXiv:2206.00364), algorithm 2 without churn.
+    """Solves by Euler's method, or by its ancestral form if eta is 1.
 
-    The ancestral split of the next level into what Euler reaches and what fresh noise adds is k-diffusion's
-    `get_ancestral_step`.
+    Source: Karras et al. 2022 (arXiv:2206.00364), algorithm 2 without churn.
+
+    The split of the next level between Euler's step and fresh noise is k-diffusion's `get_ancestral_step`.
     """
     (ratio, next_ratio), (alpha, next_alpha) = _from_to(levels.ratios), _from_to(levels.alphas)
     fresh = eta * next_ratio / ratio * np.sqrt(ratio**2 - next_ratio**2)
@@ -74,7 +78,7 @@ def euler(levels, eta):
 
 
 def heun(levels):
-    """Heun's second order, two rows a step: Karras et al. 2022 (arXiv:2206.00364), algorithm 1.
+    """Solves by Heun's method, two rows a step: Karras et al. 2022 (arXiv:2206.00364), algorithm 1.
 
     The second row starts from Euler's result, so it only adds half the change of the noise. The last step is Euler's.
     """
@@ -86,7 +90,9 @@ def heun(levels):
 
 
 def dpm2(levels):
-    """DPM-Solver-2, two rows a step: Lu et al. 2022 (arXiv:2206.00927), algorithm 1, as k-diffusion's `sample_dpm_2`.
+    """Solves by DPM-Solver-2, two rows a step.
+
+    Source: Lu et al. 2022 (arXiv:2206.00927), algorithm 1, as k-diffusion's `sample_dpm_2`.
 
     The first row goes to the midpoint, the second goes back and takes the whole step with the noise found there. The
     last step is Euler's.
@@ -100,7 +106,7 @@ def dpm2(levels):
 
 
 def lms(levels):
-    """Linear multistep of order 4, Adams-Bashforth with uneven steps: k-diffusion's `sample_lms`.
+    """Solves by a linear multistep of order 4 (Adams-Bashforth, uneven steps), as k-diffusion's `sample_lms`.
 
     The weight of an earlier noise is the integral, over the step, of the Lagrange polynomial that is 1 at its level and
     0 at the others; two Gauss-Legendre nodes integrate a cubic exactly.
@@ -119,7 +125,7 @@ def lms(levels):
 
 
 # The Adams-Bashforth weights of PNDM, row by row. Row 1 makes the first step again, with the mean of the noise at its
-# two ends, and starts from what row 0 reached; no later row uses its noise, for timestep 1 is asked once more.
+# two ends, and starts from the result of row 0. No later row uses its noise, because timestep 1 is asked once more.
 PLMS = np.array(
     [
         [1, 0, 0, 0, 0],
@@ -133,7 +139,7 @@ PLMS = np.array(
 
 
 def pndm(levels):
-    """PNDM by pseudo linear multistep alone (PLMS): Liu et al. 2022 (arXiv:2202.09778), equation 12.
+    """Solves by PNDM with pseudo linear multistep alone (PLMS): Liu et al. 2022 (arXiv:2202.09778), equation 12.
 
     It starts as CompVis' `plms.py` does, with the first step made twice, so it has one row more than steps.
     """
@@ -146,7 +152,7 @@ def pndm(levels):
 
 
 def _growth(levels):
-    """How much longer, in log-SNR, a step is than the one before; 0 for the first and the last, made with order 1."""
+    """Returns the length of each step in log-SNR over that of the step before; 0 for the first and last, of order 1."""
     h = np.diff(levels.log_snrs)
     growth = np.zeros(len(levels))
     growth[1:-1] = h[1:-1] / h[:-2]
@@ -154,9 +160,10 @@ def _growth(levels):
 
 
 def dpmpp_2m(levels, eta):
-    """DPM-Solver++(2M), and SDE-DPM-Solver++(2M) where eta is 1: Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
+    """Solves by DPM-Solver++(2M), or by SDE-DPM-Solver++(2M) if eta is 1.
 
-    Between the two, eta shares the step as k-diffusion's `sample_dpmpp_2m_sde` does. The last step is of order 1.
+    Source: Lu et al. 2022 (arXiv:2211.01095), algorithm 2. Between the two, eta divides the step as k-diffusion's
+    `sample_dpmpp_2m_sde` does. The last step is of order 1.
     """
     alpha, next_alpha, sigma, next_sigma = *_from_to(levels.alphas), *_from_to(levels.sigmas)
     decay = (next_sigma * alpha) / (next_alpha * sigma)  # e^-h
@@ -167,10 +174,12 @@ def dpmpp_2m(levels, eta):
 
 
 def unipc(levels):
-    """UniPC of order 2 with B(h) = e^h - 1: Zhao et al. 2023 (arXiv:2302.04867), for the denoised latent.
+    """Solves by UniPC of order 2 with B(h) = e^h - 1, for the denoised latent.
 
-    Its predictor is DPM-Solver++(2M). Its corrector makes the previous step again, knowing the denoised latent at its
-    end; both keep the same share of x, so all it changes is the weights of three denoised latents.
+    Source: Zhao et al. 2023 (arXiv:2302.04867).
+
+    Its predictor is DPM-Solver++(2M). Its corrector repeats the previous step with the denoised latent at its end.
+    Both keep the same share of x, so the corrector only changes the weights of three denoised latents.
     """
     plan = dpmpp_2m(levels, eta=0)
     h = np.diff(levels.log_snrs)[:-1]
@@ -188,7 +197,7 @@ def unipc(levels):
 
 
 def lcm(levels):
-    """Multistep latent consistency sampling: Luo et al. 2023 (arXiv:2310.04378).
+    """Solves by multistep latent consistency sampling: Luo et al. 2023 (arXiv:2310.04378).
 
     c_skip and c_out are those of Song et al. 2023 (arXiv:2303.01469), appendix C, with the constants of LCM's authors.
     """
