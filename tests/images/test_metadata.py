@@ -156,6 +156,55 @@ def test_comments_are_read_in_every_encoding(tmp_path, prefix, encoding):
     assert metadata.read(tmp_path / "x.jpg") == FULL
 
 
+TEXT = "a café, 猫\nSteps: 2, Sampler: Euler, CFG scale: 3, Seed: 1, Size: 64x64, Version: v1"
+COMMENTS = {
+    "BOM, little": b"UNICODE\0" + ("\ufeff" + TEXT).encode("utf-16-le"),
+    "BOM, big": b"UNICODE\0" + ("\ufeff" + TEXT).encode("utf-16-be"),
+    "Unicode, but UTF-8": b"UNICODE\0" + TEXT.encode(),
+    "no prefix": TEXT.encode(),
+    "no prefix, UTF-8's BOM": TEXT.encode("utf-8-sig"),
+    "no prefix, UTF-16": TEXT.encode("utf-16-le"),
+    "NULs behind": b"\0" * 8 + TEXT.encode() + b"\0\0\0",
+    "NULs behind UTF-16": b"UNICODE\0" + TEXT.encode("utf-16-be") + b"\0\0",
+    "ASCII, but UTF-8": b"ASCII\0\0\0" + TEXT.encode(),
+}
+
+
+@pytest.mark.parametrize("form", COMMENTS)
+def test_the_text_decides_how_a_comment_is_read(tmp_path, form):
+    exif = Image.Exif()
+    exif.get_ifd(metadata.EXIF_IFD)[metadata.USER_COMMENT] = COMMENTS[form]
+    Image.fromarray(IMAGE).save(tmp_path / "x.jpg", exif=exif)
+    found = metadata.read(tmp_path / "x.jpg")
+    assert (found["Prompt"], found["Seed"], found["Version"]) == ("a café, 猫", "1", "v1")
+
+
+@pytest.mark.parametrize(
+    "behind", ["Template: a", "Template: a\nNegative Template: b, c", "x: 1, y: 2, z: 3", "words, and more\nwords"]
+)
+def test_settings_are_the_last_line_that_holds_three_of_them(behind):
+    text = f"a\nNegative prompt: dog\nSteps: 2, Sampler: Euler, CFG scale: 3, Seed: 1\n{behind}"
+    found = metadata.from_text(text)
+    assert (found["Prompt"], found["Negative prompt"], found["Seed"]) == ("a", "dog", "1")
+    assert found.get("Template", "a") == "a"
+    assert "Template" not in behind or "Template" in found
+
+
+def test_settings_behind_the_settings_do_not_replace_them():
+    text = "a\nSteps: 2, Sampler: Euler, CFG scale: 3, Seed: 1\nTemplate: x, Seed: 7"
+    assert metadata.from_text(text)["Seed"] == "1"
+
+
+def test_words_with_colons_are_a_prompt():
+    text = "style: red, mood: dark, light: low\nand a dog"
+    assert metadata.from_text(text)["Prompt"] == text
+
+
+def test_a_seed_of_minus_one_is_none():
+    assert "seed" not in metadata.arguments(FULL | {"Seed": "-1"})
+    assert metadata.arguments(FULL | {"Seed": "0"})["seed"] == 0
+
+
 @pytest.mark.parametrize("setting", ["Steps", "CFG scale", "Seed", "Size", "Clip skip", "Emphasis"])
 @pytest.mark.parametrize("value", ["", "x", "1x", "9" * 5000, "\0"])
 def test_settings_that_make_no_sense_are_named(setting, value):

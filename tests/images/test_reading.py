@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from keras_diffusion.images import reading as images
 
@@ -64,6 +64,8 @@ def test_turns_a_photograph_as_its_orientation_says(tmp_path):
         ("CMYK", (0, 0, 0, 0), (255, 255, 255)),
         ("I;16", 257 * 100, (100, 100, 100)),
         ("I", 65535, (255, 255, 255)),
+        ("I", 252, (252, 252, 252)),
+        ("I;16", 252, (1, 1, 1)),
     ],
 )
 def test_other_modes_become_rgb(mode, pixel, expected):
@@ -153,6 +155,8 @@ VALUES = {
     "an empty list": ([], ValueError, "Received"),
     "a list with None": ([PIXELS, None], TypeError, "None"),
     "two sizes": ([PIXELS, PIXELS[:4]], ValueError, "6×4, 4×4"),
+    "PIL negative": (Image.new("I", (4, 4), -3), ValueError, "from 0 to 255.*-3 to -3"),
+    "PIL 32 bits": (Image.new("I", (4, 4), 70000), ValueError, "70000"),
     "PIL floats": (Image.new("F", (4, 4)), ValueError, "pass floats as an array"),
     "too wide": (np.zeros((1, 4097, 3), "uint8"), ValueError, "1×4097"),
 }
@@ -179,6 +183,19 @@ CHOSEN[2:4, 1] = True
         CHOSEN.astype("int64"),
         CHOSEN.astype("float64"),
         np.where(CHOSEN, 0.5, 0.49),
+        CHOSEN[..., None],
+        CHOSEN[None, ..., None].astype("uint8") * 255,
+        CHOSEN.astype("int64") * 255,
+        CHOSEN.astype("uint16") * 200,
+        CHOSEN.tolist(),
+        [CHOSEN],
+        [Image.fromarray(CHOSEN)],
+        Image.fromarray(CHOSEN.astype("int32") * 255),
+        Image.fromarray(np.dstack([np.full((6, 4, 3), 255, "uint8"), CHOSEN.astype("uint8") * 255])),
+        Image.fromarray(np.dstack([np.zeros((6, 4, 3), "uint8"), CHOSEN.astype("uint8") * 254])),
+        [Image.fromarray(np.dstack([np.zeros((6, 4, 3), "uint8"), CHOSEN.astype("uint8") * 129]))],
+        np.dstack([np.full((6, 4, 3), 255, "uint8"), CHOSEN.astype("uint8") * 255]),
+        Image.fromarray(CHOSEN).convert("RGBA"),
         Image.fromarray(CHOSEN),
         Image.fromarray(CHOSEN.astype("uint8") * 255).convert("RGB"),
         np.repeat(CHOSEN[..., None], 3, -1).astype("uint8") * 255,
@@ -202,6 +219,8 @@ def test_every_kind_of_mask_says_the_same(value):
         (np.full((6, 4), np.nan), "repaint", "floats from 0 to 1"),
         (np.full((6, 4), -1), "repaint", "dtype|from 0 to 1"),
         (np.full((6, 4), 300), "repaint", "dtype"),
+        (np.ones((7, 4, 1)), "repaint", "6×4.*Received: mask of 7×4$"),
+        ([CHOSEN, CHOSEN.T], "repaint", "Received: mask of 4×6 and 6×4"),
     ],
 )
 def test_refuses_bad_masks(value, white, message):
@@ -225,3 +244,59 @@ def test_reading_a_file_says_nothing_else(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         images.pictures("image", tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_path_opened_file_and_list_of_one_photograph_are_the_same(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path, exif=exif)
+
+    with Image.open(path) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))[None]
+        for value in (path, opened, [opened], opened.convert("RGBA"), expected):
+            np.testing.assert_array_equal(images.pictures("image", value), expected)
+        red = images.mask("mask", opened, expected.shape[1:3])
+    np.testing.assert_array_equal(red, images.mask("mask", path, expected.shape[1:3]))
+
+
+def test_a_mask_of_the_pictures_own_size_is_scaled_with_it():
+    twice = CHOSEN.repeat(2, 0).repeat(2, 1)
+    np.testing.assert_array_equal(images.mask("mask", CHOSEN, (12, 8), picture=(6, 4)), twice[None])
+    np.testing.assert_array_equal(images.mask("mask", twice, (6, 4), picture=(12, 8)), CHOSEN[None])
+    np.testing.assert_array_equal(images.mask("mask", twice, (12, 8), picture=(6, 4)), twice[None])
+    with pytest.raises(ValueError, match=r"12×8.*or 6×4 as it was before. Received: mask of 3×2"):
+        images.mask("mask", CHOSEN[:3, :2], (12, 8), picture=(6, 4))
+
+
+def test_what_pillow_warns_of_is_logged_and_no_damage(tmp_path, caplog):
+    """A palette picture with transparency in bytes is one that Pillow warns of when it is converted."""
+    picture = Image.fromarray(PIXELS).convert("P")
+    picture.save(tmp_path / "a.png", transparency=bytes([0] + [255] * 255))
+
+    def warned(*args, **kwargs):
+        warnings.warn("Palette images with Transparency expressed in bytes", UserWarning, stacklevel=2)
+        return Image.Image.getexif(*args, **kwargs)
+
+    with Image.open(tmp_path / "a.png") as opened, pytest.MonkeyPatch.context() as patch:
+        expected = images.pictures("image", tmp_path / "a.png")
+        patch.setattr(type(opened), "getexif", warned)
+        np.testing.assert_array_equal(images.pictures("image", tmp_path / "a.png"), expected)
+    assert "`image`: Palette images with Transparency" in caplog.text
+
+
+DAMAGED_EXIF = [b"MM\0*\0\0\0\x08\0\x09\1", b"nonsense", b"II*\0\xff\xff\xff\xff"]
+
+
+@pytest.mark.parametrize("exif", DAMAGED_EXIF)
+def test_damaged_exif_is_logged_and_the_pixels_taken(tmp_path, caplog, exif):
+    Image.fromarray(PIXELS).save(tmp_path / "a.webp", lossless=True, exif=b"Exif\0\0" + exif)
+    np.testing.assert_array_equal(images.pictures("image", tmp_path / "a.webp"), PIXELS[None])
+    assert "`image`" in caplog.text
+
+
+def test_a_damaged_opened_file_is_an_error_of_ours(tmp_path):
+    cut(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as opened, pytest.raises(ValueError, match="`image` must be a PNG"):
+        images.pictures("image", opened)

@@ -186,6 +186,36 @@ def test_chunks(prompt, lengths):
     assert found == words(prompt.replace("BREAK", " "))
 
 
+@pytest.mark.parametrize(
+    ("before", "count", "lengths"),
+    [(70, 10, [70, 10]), (65, 10, [75]), (66, 10, [66, 10]), (75, 3, [75, 3]), (74, 1, [75]), (0, 75, [75])],
+)
+def test_the_vectors_of_a_word_stay_together(before, count, lengths):
+    tokenizer = SimpleTokenizer()
+    tokenizer.add_tokens("<toy>", count)
+    [text] = prompts.read("prompt", "a " * before + "<toy>", tokenizer, SD14.text_encoder, long_prompts="chunk")
+    assert [list(row).index(END) - 1 for row in text.tokens] == lengths
+    tokens = text.tokens[-1][1 : lengths[-1] + 1].tolist()
+    assert tokens[-count:] == tokenizer.added_tokens["<toy>"]
+
+
+def test_two_words_of_many_vectors_and_their_weights_stay_together():
+    tokenizer = SimpleTokenizer()
+    tokenizer.add_tokens(["<one>", "<two>"], 40)
+    options = {"long_prompts": "chunk", "prompt_weighting": True}
+    [text] = prompts.read("prompt", "<one> (<two>:1.5) <one>", tokenizer, SD14.text_encoder, **options)
+    assert [list(row).index(END) - 1 for row in text.tokens] == [40, 40, 40]
+    np.testing.assert_allclose(text.weights[:, 1:41], np.repeat([[1], [1.5], [1]], 40, axis=1))
+
+
+def test_truncation_cuts_no_word(caplog):
+    tokenizer = SimpleTokenizer()
+    tokenizer.add_tokens("<toy>", 10)
+    [text] = prompts.read("prompt", "a " * 70 + "<toy>", tokenizer, SD14.text_encoder, long_prompts="truncate")
+    assert list(text.tokens[0]).index(END) - 1 == 70
+    assert "ends before '<toy>'" in caplog.text
+
+
 def test_breaks_need_no_permission():
     assert read("a BREAK b").tokens.shape == (2, 77)
 

@@ -1,13 +1,21 @@
 """Scheduler configurations as they lie in diffusers folders."""
 
 import importlib.util
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from keras_diffusion.sampling.samplers import build
-from keras_diffusion.sampling.scheduler_config import from_scheduler_config
+from keras_diffusion.sampling.scheduler_config import (
+    DEFAULTS,
+    OPTIONS,
+    SCHEDULE,
+    WITHOUT_EFFECT,
+    from_scheduler_config,
+)
+from keras_diffusion.sampling.schedules import noise_schedule
 
 SCRIPT = Path(__file__).parents[1] / "golden" / "make_samplers.py"
 spec = importlib.util.spec_from_file_location("make_samplers", SCRIPT)
@@ -66,8 +74,8 @@ def test_what_a_file_leaves_out(name):
     file, class_name, _ = make.CLASSES[name]
     scheduler = getattr(importlib.import_module(f"diffusers.schedulers.scheduling_{file}"), class_name)()
     named = {"_class_name": class_name}
-    spelled_out = named | dict(scheduler.config) | {"skip_prk_steps": True}
-    (found, left_out), (_, given) = table(named), table(spelled_out)
+    skip = {"skip_prk_steps": True}  # what every file of Stable Diffusion's says, but not the class
+    (found, left_out), (_, given) = table(named | skip), table(named | dict(scheduler.config) | skip)
     assert found == name
     np.testing.assert_array_equal(left_out.rows, given.rows)
     np.testing.assert_array_equal(left_out.alphas, given.alphas)
@@ -85,7 +93,7 @@ def test_what_a_file_leaves_out(name):
     ],
 )
 def test_defaults_of_the_classes(kind, beta_start, beta_end, to_clean):
-    name, arguments = from_scheduler_config({"_class_name": kind})
+    name, arguments = from_scheduler_config({"_class_name": kind, "skip_prk_steps": True})
     alphas_cumprod = arguments["alphas_cumprod"]
     assert 1 - alphas_cumprod[0] == pytest.approx(beta_start)
     assert 1 - alphas_cumprod[-1] / alphas_cumprod[-2] == pytest.approx(beta_end)
@@ -145,25 +153,114 @@ def test_zero_terminal_snr(name, config):
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
+DPMPP = {"_class_name": "DPMSolverMultistepScheduler"}
+
+
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("config", "message"),
     [
-        ("_class_name", None),
-        ("_class_name", "FlowMatchEulerDiscreteScheduler"),
-        ("algorithm_type", "dpmsolver"),
-        ("final_sigmas_type", "sigma_min"),
-        ("prediction_type", "flow"),
-        ("skip_prk_steps", False),
-        ("solver_order", 3),
-        ("thresholding", True),
-        ("timestep_spacing", "random"),
-        ("use_beta_sigmas", True),
-        ("use_exponential_sigmas", True),
-        ("use_flow_sigmas", True),
-        ("use_lu_lambdas", True),
-        ("beta_schedule", "sigmoid"),
+        ({"_class_name": None}, "_class_name=None"),
+        ({"_class_name": ["DDIMScheduler"]}, "_class_name="),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch"),
+        ({**DPMPP, "algorithm_type": "dpmsolver"}, "algorithm_type of DPMSolver.* change it"),
+        ({**DPMPP, "final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
+        ({**DPMPP, "solver_order": 3}, "solver_order=3"),
+        ({**DPMPP, "thresholding": True}, "thresholding"),
+        ({**DPMPP, "euler_at_final": True}, "euler_at_final"),
+        ({**DPMPP, "lambda_min_clipped": -1.5}, "lambda_min_clipped=-1.5"),
+        ({**DPMPP, "use_lu_lambdas": True}, "use_lu_lambdas"),
+        ({**DPMPP, "use_flow_sigmas": True}, "use_flow_sigmas"),
+        ({**DPMPP, "solver_type": "heun"}, "solver_type"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "solver_type"),
+        ({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}, "use_beta_sigmas"),
+        ({"_class_name": "EulerDiscreteScheduler", "use_exponential_sigmas": True}, "use_exponential_sigmas"),
+        ({"prediction_type": "flow"}, "flow"),
+        ({"skip_prk_steps": False}, "skip_prk_steps=False"),
+        ({"timestep_spacing": "random"}, "random"),
+        ({"beta_schedule": "sigmoid"}, "sigmoid"),
     ],
 )
-def test_unsupported(option, value):
-    with pytest.raises(ValueError, match="Received: "):
-        table(SD15 | {option: value})
+def test_unsupported(config, message):
+    with pytest.raises(ValueError, match=f"{message}") as caught:
+        table(SD15 | config)
+    assert "Received: " in str(caught.value)
+
+
+def test_pndm_begins_with_runge_kutta_unless_told_otherwise():
+    with pytest.raises(ValueError, match="skip_prk_steps=False"):
+        from_scheduler_config({key: value for key, value in SD15.items() if key != "skip_prk_steps"})
+
+
+LEFT = [  # scheduler before, what it left in the file, and the one that reads it
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "EulerDiscreteScheduler"),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "UniPCMultistepScheduler"),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "DDIMScheduler"),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "EulerAncestralDiscreteScheduler"),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "DDIMScheduler"),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "DDPMScheduler"),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "LCMScheduler"),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "PNDMScheduler"),
+    ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "HeunDiscreteScheduler"),
+    ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "LMSDiscreteScheduler"),
+    ("DDIMScheduler", {"rescale_betas_zero_snr": True}, "KDPM2DiscreteScheduler"),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}, "EulerDiscreteScheduler"),
+    ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}, "EulerAncestralDiscreteScheduler"),
+    ("DDIMScheduler", {"thresholding": True}, "EulerDiscreteScheduler"),
+    ("LCMScheduler", {"original_inference_steps": 100}, "DDIMScheduler"),
+]
+
+
+@pytest.mark.parametrize(("before", "option", "kind"), LEFT)
+def test_what_a_switched_scheduler_left_behind_is_named_and_ignored(caplog, before, option, kind):
+    plain = SD15 | {"_class_name": kind}
+    _, expected = table(plain)
+    assert not caplog.text
+    found, result = table(plain | option)
+    assert found == table(plain)[0]
+    np.testing.assert_array_equal(result.rows, expected.rows)
+    assert f"{kind} has no such options" in caplog.text
+    assert next(iter(option)) in caplog.text
+
+
+@pytest.mark.parametrize(("before", "option", "kind"), LEFT)
+def test_diffusers_reads_the_same_of_a_switched_scheduler(before, option, kind):
+    """diffusers' class has no such option at all, and the one before has."""
+    diffusers = pytest.importorskip("diffusers")
+    (key,) = option
+    parameters = [inspect.signature(getattr(diffusers, name).__init__).parameters
+                  for name in (before, kind)]
+    assert [key in names for names in parameters] == [True, False]
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_every_option_of_every_class_is_read_or_named(kind):
+    """What diffusers' constructors take is in our table, or known to be without effect; nothing else is in it."""
+    diffusers = pytest.importorskip("diffusers")
+    parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    everywhere = {*SCHEDULE, *DEFAULTS, "self", "timestep_spacing"}
+    assert OPTIONS[kind].keys() <= parameters.keys()
+    assert parameters.keys() - everywhere - WITHOUT_EFFECT <= OPTIONS[kind].keys()
+    for key, values in OPTIONS[kind].items():
+        default = parameters[key].default
+        assert default == values[0] or (kind, key) == ("PNDMScheduler", "skip_prk_steps")
+
+
+def test_unknown_options_are_named(caplog):
+    table(SD15 | {"shiny": 3})
+    assert "'shiny': 3" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["DEISMultistepScheduler", "TCDScheduler", "DPMSolverSinglestepScheduler", "Mine"])
+def test_an_unknown_scheduler_becomes_ddim_on_its_betas(caplog, kind):
+    config = SD21 | {"_class_name": kind, "beta_end": 0.02, "rescale_betas_zero_snr": True, "solver_order": 3}
+    found, result = table(config)
+    assert found == "ddim"
+    betas = noise_schedule(beta_end=0.02, rescale_betas_zero_snr=True)
+    expected = build("ddim", 7, prediction_type="v_prediction", alphas_cumprod=betas)
+    np.testing.assert_array_equal(result.rows, expected.rows)
+    assert f"The scheduler {kind} is not known" in caplog.text
+
+
+def test_a_scheduler_without_betas_is_refused():
+    with pytest.raises(ValueError, match=r"beta_start.*Received: _class_name='Other'"):
+        from_scheduler_config({"_class_name": "Other"})

@@ -20,7 +20,10 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_TEXT = 32_000  # UTF-16 units; a JPEG has room for 32,700
 LARGEST_FILE = 2**28  # bytes
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
-ENCODINGS = {b"ASCII\0\0\0": "latin-1", b"UNICODE\0": "utf-16-be", b"\0" * 8: "utf-8"}
+PREFIXES = (b"ASCII\0\0\0", b"UNICODE\0", b"JIS\0\0\0\0\0", b"\0" * 8)  # of a comment, whatever follows
+BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+LAST_LINES = 100  # among which the settings are
+RANDOM = -1  # a seed that says nothing
 
 PROMPTS = ("Prompt", "Negative prompt")
 EMPHASIS = {"None": False, "Original": True}
@@ -48,6 +51,7 @@ FIELDS = {
     "Emphasis": Field("prompt_weighting", list(EMPHASIS).__getitem__, EMPHASIS.__getitem__),
     "Long prompts": Field("long_prompts"),
 }
+KNOWN = {*FIELDS, "Size", "Version", "Model", "Model hash"} - {*PROMPTS}
 MEANT = {"Clip skip": "1", "Emphasis": "Original", "Long prompts": "chunk"}  # by A1111's silence
 OURS = {"negative_prompt": "", "clip_skip": 0, "prompt_weighting": False, "long_prompts": "error"}
 
@@ -93,6 +97,8 @@ def arguments(settings):
             found["img_width"], found["img_height"] = map(int, settings[name].split("x"))
     except (KeyError, ValueError) as error:
         raise ValueError(f"The setting {name!r} cannot be followed. Received: {settings[name]!r:.200}") from error
+    if found.get("seed") == RANDOM:
+        del found["seed"]
     if MODELS_OWN.items() <= settings.items():
         found.pop("sampler", None)
     return found
@@ -134,14 +140,17 @@ def from_text(text):
         text: A str, whatever is in it.
 
     Returns:
-        A dict of str: "Prompt", "Negative prompt" and all settings of the last line.
+        A dict of str: "Prompt", "Negative prompt" and all settings of the last line that holds three or more of
+        those known, or else of the last line; also of lines behind it, such as a template.
     """
-    lines = text.strip().split("\n")
-    found = _settings(lines[-1])
-    if len(found) >= 3 or "Version" in found:
-        lines.pop()
-    else:
-        found = {}
+    lines, found = text.strip().split("\n"), {}
+    read = [_settings(line) for line in lines[-LAST_LINES:]]
+    places = [i - len(read) for i, settings in enumerate(read) if len(settings.keys() & KNOWN) >= 3]
+    place = places[-1] if places else -1
+    if places or len(read[-1]) >= 3 or "Version" in read[-1]:
+        lines = lines[:place]
+        for settings in read[place:]:
+            found = settings | found
     prompts, name = {name: [] for name in PROMPTS}, "Prompt"
     for line in map(str.strip, lines):
         if line.startswith("Negative prompt:"):
@@ -249,10 +258,25 @@ def read(path):
 
 
 def _decode(comment):
-    """The text of an EXIF UserComment: eight bytes name its encoding, and writers differ in the order of two bytes."""
+    """The text of an EXIF UserComment. Eight bytes are to name its encoding, but writers differ: the text decides."""
     if not isinstance(comment, bytes):
         return comment
-    encoding, content = ENCODINGS.get(comment[:8]), comment[8:]
-    if encoding == "utf-16-be" and content[1::2].count(0) > content[::2].count(0):
-        encoding = "utf-16-le"
-    return content.decode(encoding, "replace") if encoding else None
+    content = comment[8:] if comment.startswith(PREFIXES) else comment
+    mark = next(filter(content.startswith, BYTE_ORDER_MARKS), None)
+    if mark:
+        encoding = BYTE_ORDER_MARKS[mark]
+    elif _is_utf8(content):
+        encoding = "utf-8"
+    elif comment.startswith(b"UNICODE\0") or b"\0" in content.strip(b"\0"):
+        encoding = "utf-16-le" if content[1::2].count(0) > content[::2].count(0) else "utf-16-be"
+    else:
+        encoding = "latin-1"
+    return content.decode(encoding, "replace").strip("\ufeff\0")
+
+
+def _is_utf8(content):
+    """Whether bytes are text in UTF-8; NULs are none, but at the ends."""
+    try:
+        return "\0" not in content.decode().strip("\0")
+    except UnicodeDecodeError:
+        return False

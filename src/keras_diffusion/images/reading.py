@@ -1,27 +1,44 @@
 """Pictures that people pass in, as numbers: the image an image starts from, and the mask of what is repainted."""
 
+import logging
 import os
 import struct
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from keras_diffusion.arguments import LARGEST_SIDE, shorten
 
 FILE_FORMATS = ("PNG", "JPEG", "WEBP")
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError, Warning)
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
+ORIENTATION = 0x0112  # of EXIF
+TURNS = {  # its value → what brings the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+OPAQUE, SEEN = 255, 128  # of a mask with transparency is repainted where there is more than this
 ALLOWED = (
     "a path to a PNG, JPEG or WebP file, a PIL image, or an array of shape (h, w, 3) or (b, h, w, 3), uint8 or floats "
     "from 0 to 1"
 )
 MASK_WHITE = ("repaint", "keep")
 
+logger = logging.getLogger(__name__)
+
 
 def pictures(name, value, size=None):
     """Reads pictures.
 
-    Files are turned as their EXIF orientation says; transparency is laid on white; 16-bit greys are scaled.
+    Files and PIL images are turned as their EXIF orientation says; transparency is laid on white; 16-bit greys are
+    scaled. What Pillow has to warn of, such as EXIF data that is damaged, is logged.
 
     Args:
         name: What to call the pictures in errors.
@@ -48,15 +65,18 @@ def pictures(name, value, size=None):
     return read if size is None or size == read.shape[1:3] else resize(read, size)
 
 
-def mask(name, value, size, white="repaint"):
+def mask(name, value, size, white="repaint", picture=None):
     """Reads the mask of an image: what is at least half white there is repainted.
 
     Args:
         name: What to call the mask in errors.
-        value: As in `pictures`, or an array (h, w) or (b, h, w) of bool, uint8 or floats in [0, 1]; whole numbers that
-            are 0 and 1 alone are those of a bool.
+        value: As in `pictures`, or an array (h, w), (b, h, w), (h, w, 1) or (b, h, w, 1) of bool, whole numbers from 0
+            to 255 or floats in [0, 1]; whole numbers that are 0 and 1 alone are those of a bool. Of a picture with any
+            transparency, an array (h, w, 4) of uint8 too, what is more than half opaque is repainted.
         size: (height, width) of the image.
         white: "repaint", or "keep" for the opposite.
+        picture: (height, width) that the image had before it was scaled; a mask of that size is scaled likewise, to
+            the nearest pixel.
 
     Returns:
         A bool array (1 or b, height, width), true where the image is repainted.
@@ -65,17 +85,16 @@ def mask(name, value, size, white="repaint"):
         TypeError: As in `pictures`.
         ValueError: As in `pictures`, and if the mask has another size or nothing in it is repainted.
     """
-    array = None if isinstance(value, str | os.PathLike | Image.Image) else np.asarray(value)
-    if array is not None and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] != 3)):
-        if array.dtype.kind in "biu" and array.size and array.max() <= 1:
-            array = array.astype("float32")
-        value = np.repeat(array[..., None], 3, axis=-1)
-    chosen = pictures(name, value).mean(axis=-1) >= 127.5
-    if chosen.shape[1:] != tuple(size):
+    several = isinstance(value, list | tuple) and any(map(_is_picture, value))
+    chosen = [_chosen(name, single) for single in (value if several else [value])]
+    sizes = {array.shape[1:] for array in chosen}
+    if not sizes <= {tuple(size), tuple(picture or size)}:
+        scaled = f", or {picture[0]}×{picture[1]} as it was before" if picture and picture != size else ""
         raise ValueError(
-            f"`{name}` must have the size of the image, {size[0]}×{size[1]} (height × width). "
-            f"Received: {name} of {chosen.shape[1]}×{chosen.shape[2]}"
+            f"`{name}` must have the size of the image, {size[0]}×{size[1]} (height × width){scaled}. "
+            f"Received: {name} of {' and '.join('×'.join(map(str, shape)) for shape in sorted(sizes))}"[:300]
         )
+    chosen = np.concatenate([_nearest(array, size) for array in chosen])
     chosen = chosen if white == "repaint" else ~chosen
     if not chosen.any(axis=(1, 2)).all():
         raise ValueError(f"`{name}` must be {'white' if white == 'repaint' else 'black'} somewhere, to be repainted.")
@@ -94,6 +113,14 @@ def resize(images, size):
     return np.moveaxis(np.array(scaled), 1, -1)
 
 
+def _nearest(masks, size):
+    """Scales masks (b, h, w) to `size`, taking of each new pixel what is at its middle."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, masks.shape[1:], strict=True)
+    )
+    return masks[:, rows][:, :, columns]
+
+
 def pad(images, top, bottom, left, right):
     """Extends images (b, h, w, 3) by pixels like those at their edges.
 
@@ -106,12 +133,15 @@ def pad(images, top, bottom, left, right):
     return extended, np.pad(np.zeros((1, *images.shape[1:3]), bool), borders, constant_values=True)
 
 
+def _is_picture(value):
+    return isinstance(value, str | os.PathLike | Image.Image) or hasattr(value, "shape")
+
+
 def _picture(name, value):
     """One picture, or an array of several, as float32 (b, h, w, 3)."""
-    if isinstance(value, str | os.PathLike):
-        return _from_file(name, value)
-    if isinstance(value, Image.Image):
-        return _from_pil(name, value)
+    if isinstance(value, str | os.PathLike | Image.Image):
+        with _upright(name, value) as image:
+            return _from_pil(name, image)
     if not hasattr(value, "shape"):
         raise TypeError(f"`{name}` must be {ALLOWED}. Received: {name}={shorten(value)}")
     array = np.asarray(value)
@@ -130,26 +160,71 @@ def _picture(name, value):
     return array.reshape(-1, *array.shape[-3:])
 
 
-def _from_file(name, path):
+def _chosen(name, value):
+    """One mask, or an array of several, as bool (b, h, w)."""
+    array = None if isinstance(value, str | os.PathLike | Image.Image) else np.asarray(value)
+    if array is not None and array.ndim == 3 and array.shape[-1] == 4 and array.dtype == "uint8":
+        array, value = None, Image.fromarray(array)
+    if array is None:
+        with _upright(name, value) as image:
+            if image.has_transparency_data:
+                alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+                if alpha.min() < OPAQUE:
+                    return alpha[None] > SEEN
+            return _from_pil(name, image).mean(axis=-1) >= 127.5
+    if array.ndim in (3, 4) and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.dtype.kind in "biu" and array.size and array.min() >= 0 and array.max() <= 255:
+        array = array.astype("float32" if array.max() <= 1 else "uint8")
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] != 3):
+        array = np.repeat(array[..., None], 3, axis=-1)
+    return _picture(name, array).mean(axis=-1) >= 127.5
+
+
+@contextmanager
+def _upright(name, source):
+    """Opens a file, or takes a PIL image, and turns it; what Pillow finds wrong is an error of ours."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with Image.open(path, formats=FILE_FORMATS) as image:
-                _check_size(name, *image.size)
-                return _from_pil(name, ImageOps.exif_transpose(image))
-    except DAMAGED as error:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if isinstance(source, Image.Image):
+                yield _turned(name, source)
+            else:
+                with Image.open(source, formats=FILE_FORMATS) as image:
+                    yield _turned(name, image)
+        for warning in said:
+            logger.warning("`%s`: %.200s. Received: %.200r", name, warning.message, source)
+    except (*UNREADABLE, *BOMBS) as error:
         if isinstance(error, ValueError) and str(error).startswith("`"):
             raise
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"{error!s:.200}"
-        message = f"`{name}` must be a PNG, JPEG or WebP file: {reason}. Received: {name}={str(path)!r:.200}"
+        received = f"{source if isinstance(source, Image.Image) else str(source)!r:.200}"
+        message = f"`{name}` must be a PNG, JPEG or WebP file: {reason}. Received: {name}={received}"
         raise ValueError(message) from error
 
 
-def _from_pil(name, image):
+def _turned(name, image):
+    """The picture as its EXIF orientation says, or as it is where that cannot be read."""
     _check_size(name, *image.size)
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except UNREADABLE as error:
+        logger.warning("`%s` has EXIF data that is damaged, so it is not turned: %.200s", name, error)
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _from_pil(name, image):
     if image.mode.startswith("I"):  # 16 bits, which PIL would clip at 255
-        grey = np.asarray(image).astype("float32") / 257
-        return np.repeat(grey.clip(0, 255).round()[None, :, :, None], 3, axis=-1)
+        grey = np.asarray(image).astype("float32")
+        if not 0 <= grey.min() <= grey.max() <= 65535:
+            raise ValueError(
+                f"`{name}` must have whole numbers from 0 to 255, or to 65535 for 16 bits. "
+                f"Received: {grey.min():g} to {grey.max():g} in {image!r:.200}"
+            )
+        grey = grey if image.mode == "I" and grey.max() <= 255 else grey / 257
+        return np.repeat(grey.round()[None, :, :, None], 3, axis=-1)
     if image.mode == "F":
         raise ValueError(f"`{name}` must have whole numbers; pass floats as an array. Received: {image!r:.200}")
     if image.has_transparency_data:

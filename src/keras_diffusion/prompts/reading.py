@@ -144,10 +144,11 @@ def _events(prompt):
 
 def _chunks(received, parts, tokenizer, room, long_prompts):
     """Cuts the tokens of each part into chunks of at most `room`."""
-    chunks = []
+    chunks, starts = [], {tokens[0]: len(tokens) for tokens in tokenizer.added_tokens.values()}
     for part in parts:
         if len(part) > room and long_prompts != "chunk":
-            rest = tokenizer.decode([token for token, _ in part[room : 2 * room]]).strip()
+            kept = len(_cut(part, room, starts)[0])
+            rest = tokenizer.decode([token for token, _ in part[kept : kept + room]]).strip()
             length = f"{room + 2} tokens, start and end of text included; this one has {len(part) + 2}"
             if long_prompts == "error":
                 raise ValueError(
@@ -155,8 +156,8 @@ def _chunks(received, parts, tokenizer, room, long_prompts):
                     f"choose long_prompts='truncate' or 'chunk'. Received: {received}"
                 )
             logger.warning("A prompt can have %s: it ends before %.200r. Received: %s", length, rest, received)
-            part = part[:room]
-        chunks += [part[i : i + room] for i in range(0, max(len(part), 1), room)]
+            part = _cut(part, room, starts)[0]
+        chunks += _cut(part, room, starts)
     if len(chunks) > 1 and not chunks[-1]:
         chunks.pop()  # after a BREAK at the end
     if len(chunks) * (room + 2) > LARGEST_CONTEXT:
@@ -164,6 +165,24 @@ def _chunks(received, parts, tokenizer, room, long_prompts):
             f"A prompt can have {LARGEST_CONTEXT // (room + 2)} chunks of {room} tokens; this one has {len(chunks)}. "
             f"Received: {received}"
         )
+    return chunks
+
+
+def _cut(part, room, starts):
+    """Cuts tokens into chunks of at most `room`, which keep the tokens of an added word together, as A1111 does.
+
+    Args:
+        part: A list of pairs (token, weight).
+        room: How many a chunk holds; a word of more is cut.
+        starts: A dict from the first token of each added word to the number of its tokens.
+    """
+    chunks, i = [[]], 0
+    while i < len(part):
+        word = part[i : i + min(starts.get(part[i][0], 1), room)]
+        if len(chunks[-1]) + len(word) > room:
+            chunks.append([])
+        chunks[-1] += word
+        i += len(word)
     return chunks
 
 

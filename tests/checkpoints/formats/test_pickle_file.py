@@ -195,6 +195,33 @@ def test_reads_numbers_of_older_numpys(path):
     assert pickle_file.contents(zipped(path, mapping(number=scalar()))) == {"number": 0.25}
 
 
+CALLBACK = ("some.trainer.callbacks", "EpochTimer")
+
+
+@pytest.mark.parametrize("content", [
+    mapping(a=tensor(), b=name(*CALLBACK)),
+    b"}" + value("a") + tensor() + b"s" + value("callbacks") + b"}" + name(*CALLBACK) + value(1) + b"ss",
+    mapping(a=tensor(), b=b"(" + name(*CALLBACK) + value(2) + b"l"),
+    mapping(a=tensor(), b=value(CALLBACK[0]) + value(CALLBACK[1]) + b"\x93"),
+])  # fmt: skip
+def test_a_class_may_be_mentioned_that_is_not_known(path, caplog, content):
+    assert list(pickle_file.index(zipped(path, content))) == ["a"]
+    assert "some.trainer.callbacks.EpochTimer" in caplog.text
+
+
+@pytest.mark.parametrize("content", [
+    call(name(*CALLBACK), value("x")),
+    call(name(*CALLBACK)),
+    name(*CALLBACK) + b")\x81",
+    tensor(kind="EvilStorage"),
+    call(name("subprocess", "Popen"), value("x")),
+])  # fmt: skip
+def test_but_nothing_is_done_with_it(path, refused, content):
+    zipped(path, mapping(a=content))
+    assert "asks for something" in (message := refused("pickles", path, "UnsafeCheckpointError"))
+    assert "Delete" not in message
+
+
 # What asks for more.
 
 

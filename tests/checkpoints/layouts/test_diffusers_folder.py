@@ -133,6 +133,23 @@ def with_position_ids(tensors):
     return {**tensors, "text_model.embeddings.position_ids": np.arange(77)[None]}
 
 
+def with_the_rest_of_clip(tensors):
+    more = ("text_projection.weight", "logit_scale", "vision_model.x", "visual_projection.weight")
+    return {**tensors, **dict.fromkeys(more, np.full((8, 8), np.nan))}
+
+
+def with_a_loss(tensors):
+    return {**tensors, "loss.logvar": np.zeros(()), "model_ema.decay": np.zeros(())}
+
+
+@pytest.mark.parametrize(("path", "change"), [(TEXT_ENCODER, with_the_rest_of_clip), (VAE, with_a_loss)])
+def test_tensors_of_no_part_are_named_and_ignored(copy, networks, others, values, caplog, path, change):
+    rewrite(copy / path, change)
+    DiffusersFolder(copy).load(**others)
+    assert_equal(values(others), values(networks))
+    assert all(name in caplog.text for name in change({}))
+
+
 def old_attention(tensors):
     """As diffusers named the VAE's attention until 2023, and as the original stores it: 1×1 convolutions."""
     names = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}

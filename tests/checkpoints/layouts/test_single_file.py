@@ -199,6 +199,50 @@ def flat_attention(tensors):
             for key, array in tensors.items()}
 
 
+OUTSIDE = {  # no part of the model: their values are wrong on purpose
+    **dict.fromkeys(("model_ema.other", "embedding_manager.x", "optimizer.state.0", "control.x"), np.full(2, np.nan)),
+    "cond_stage_model.transformer.vision_model.x": np.zeros(3, "int8"),
+    "cond_stage_model.transformer.logit_scale": np.zeros(()),
+    "cond_stage_model.model.visual.proj": np.zeros(3),
+    "first_stage_model.discriminator.x": np.zeros(3),
+}
+
+
+def test_tensors_of_no_part_are_named_and_ignored(model, foreign, others, values, caplog):
+    architecture, networks = model["sd1"]
+    path = foreign("sd1", lambda tensors: {**tensors, **OUTSIDE})
+    assert_equal(values(networks), values(others(path, architecture)))
+    assert f"holds {len(OUTSIDE)} tensors of no part of the model, ignored: cond_stage_model" in caplog.text
+    assert all(name in caplog.text for name in OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.x",
+        "first_stage_model.decoder.x",
+        "first_stage_model.quant_conv.x",
+        "cond_stage_model.transformer.text_model.encoder.x",
+        "cond_stage_model.transformer.text_model.embeddings.x",
+        "unet.lora_down.weight",
+        "cond_stage_model.model.positional_embedding",
+    ],
+)
+def test_an_unknown_tensor_within_a_part_is_an_error(foreign, build, name):
+    path = foreign("sd1", lambda tensors: {**tensors, name: np.zeros(1, "float32")})
+    with pytest.raises(CheckpointMismatchError, match=f"unexpected: single file/{name}"):
+        SingleFile(path).load(**build(LIKE["sd1"]))
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_empty_tensors_say_what_it_predicts_and_its_schedule(foreign, caplog, name):
+    empty = {"v_pred": np.zeros(0, "float32"), "ztsnr": np.zeros(0, "float32")}
+    read = SingleFile(foreign(name, lambda tensors: {**tensors, **empty}))
+    assert read.architecture.prediction_type == "v_prediction"
+    assert read.scheduler_config["rescale_betas_zero_snr"] is True
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("change", [clip_without_prefix, with_averages, with_leftovers, flat_attention])
 def test_reads_other_forms(model, foreign, others, values, change):
     architecture, networks = model["sd1"]
@@ -355,7 +399,6 @@ def test_names_everything_that_does_not_fit(foreign, build, values):
         tensors.pop("first_stage_model.quant_conv.bias")
         tensors.pop("cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias")
         tensors["model.diffusion_model.label_emb.weight"] = np.zeros((1000, 4), "float32")
-        tensors["model_ema.other"] = np.zeros(1, "float32")
         tensors["model.diffusion_model.out.2.bias"] = np.zeros(3, "float32")
         return tensors
 
@@ -366,9 +409,7 @@ def test_names_everything_that_does_not_fit(foreign, build, values):
         *(f"single file/cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias[{i}]" for i in range(3)),
         "single file/first_stage_model.quant_conv.bias",
     ]
-    assert caught.value.unexpected == [
-        "single file/model.diffusion_model.label_emb.weight", "single file/model_ema.other"
-    ]
+    assert caught.value.unexpected == ["single file/model.diffusion_model.label_emb.weight"]
     assert caught.value.mismatched == ["single file/model.diffusion_model.out.2.bias: shape (3,), not (4,)"]
     assert "looks like" not in str(caught.value)
     for arrays in values(networks).values():

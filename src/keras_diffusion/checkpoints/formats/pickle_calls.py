@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from keras_diffusion.errors import UnsafeCheckpointError
 FILE = Path(__file__).with_name("pickle_globals.json")
 GLOBALS = json.loads(FILE.read_text(encoding="utf-8"))  # module → name → meaning
 CODES = {"f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1"}  # of NumPy's scalars
+CLASS = re.compile(r"[A-Za-z_]\w{0,50}(\.[A-Za-z_]\w{0,50}){0,9}\.[A-Z]\w{0,50}[a-z]\w{0,50}", re.ASCII)
 MAX_BYTES = 64  # of such a scalar
 MAX_AXES = 8
 MAX_NUMEL = 2**40
@@ -27,6 +29,10 @@ class Known(str):
         known = super().__new__(cls, f"{module}.{name}")
         known.meaning = GLOBALS[module][name]
         return known
+
+
+class Inert(str):
+    """The name of a class that is not known. It may stand somewhere, and nothing can be done with it."""
 
 
 class Code(str):
@@ -51,11 +57,23 @@ class Storage(NamedTuple):
         return itemsize(self.dtype)
 
 
+def named(module, name):
+    """What a name in a file stands for. Classes, told by their capitals, may be mentioned though they are not known."""
+    if name not in GLOBALS.get(module, ()) and CLASS.fullmatch(f"{module}.{name}"):
+        return Inert(f"{module}.{name}")
+    return Known(module, name)
+
+
+def known(value):
+    """The value, if it is the name of something in `GLOBALS`."""
+    return refuse(value) if type(value) is Inert else typed(value, Known)
+
+
 def refuse(name):
     """Refuses something that is not known."""
     raise UnsafeCheckpointError(
-        "asks for something that no checkpoint needs. Nothing of it was run. Delete it, and get the model as "
-        f"safetensors. Received: {name[:200]!r}"
+        "asks for something that no checkpoint needs. Nothing of it was run, and it can harm no one here. Get the "
+        f"model as safetensors. Received: {name[:200]!r}"
     )
 
 

@@ -1,19 +1,25 @@
 """The machine that pickles are programs for, with the instructions that checkpoints need."""
 
+import logging
 from pickletools import genops
 
 from keras_diffusion.checkpoints.formats.pickle_calls import (
     CALLS,
     Code,
+    Inert,
     Known,
     Parameters,
     Storage,
     itemsize,
+    known,
     little_endian,
+    named,
     natural,
     refuse,
     typed,
 )
+
+logger = logging.getLogger(__name__)
 
 MAX_STEPS = 300_000  # a tensor takes about fifty
 CALL = 10  # steps
@@ -35,7 +41,7 @@ class Machine:
 
     def __init__(self, path, place, steps):
         self.path, self.place, self.steps = path, place, steps
-        self.stack, self.below, self.memo = [], [], {}
+        self.stack, self.below, self.memo, self.inert = [], [], {}, {}
 
     def spend(self, steps):
         self.steps -= steps
@@ -75,17 +81,22 @@ class Machine:
         self.push({})
         self.update(values)
 
+    def name(self, module, name):
+        self.push(value := named(module, name))
+        if type(value) is Inert:
+            self.inert[value] = None
+
     def storage(self, name):
         """The storage that a persistent name means."""
         if not (type(name) is tuple and len(name) in (5, 6) and name[0] == "storage" and name[5:] in ((), (None,))):
             raise ValueError("it refers to something that is no storage")
         _, kind, key, _, numel, *_ = name
-        dtype, key, numel = typed(kind, Known).meaning, typed(key, str), natural(numel)
+        dtype, key, numel = known(kind).meaning, typed(key, str), natural(numel)
         return Storage(self.path, key, dtype, numel, self.place(key, numel, itemsize(dtype)))
 
     def call(self, function, arguments):
         """What a call gives, by our own function for it."""
-        meaning = typed(function, Known).meaning
+        meaning = known(function).meaning
         if meaning not in CALLS or len(typed(arguments, tuple)) > MAX_ARGUMENTS:
             raise ValueError(f"it calls {function} as no checkpoint does")
         self.spend(CALL)
@@ -127,6 +138,9 @@ def run(file, path=None, place=None, steps=MAX_STEPS):
             raise ValueError(f"it has an instruction that no checkpoint has: {opcode.name}")
         STEPS[opcode.name](machine, argument)
     (content,) = machine.stack
+    if machine.inert:
+        names = ", ".join([*machine.inert][:10])
+        logger.warning("%s mentions classes that mean nothing here, ignored: %.500s", path, names)
     _measure(content)
     return content
 
@@ -159,7 +173,7 @@ def _key(key):
     """A key of a dict, of few whose hash an author can choose."""
     if type(key) is int and abs(key) < 2**63:
         return key
-    return typed(key, str, Known)
+    return typed(key, str, Known, Inert)
 
 
 def _each(names, step):
@@ -191,8 +205,8 @@ STEPS = {  # name of an instruction → what it does with the machine and its ar
     **_each("PUT BINPUT LONG_BINPUT", Machine.put),
     "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
     **_each("GET BINGET LONG_BINGET", lambda machine, place: machine.push(machine.memo[place])),
-    "GLOBAL": lambda machine, names: machine.push(Known(*names.split(" ", 1))),
-    "STACK_GLOBAL": lambda machine, _: machine.push(Known(*(typed(name, str) for name in machine.pop(2)))),
+    "GLOBAL": lambda machine, names: machine.name(*names.split(" ", 1)),
+    "STACK_GLOBAL": lambda machine, _: machine.name(*(typed(name, str) for name in machine.pop(2))),
     "INST": lambda machine, names: refuse(names.replace(" ", ".", 1)),
     **_each("EXT1 EXT2 EXT4", lambda machine, number: refuse(f"extension {number}")),
     "BINPERSID": lambda machine, _: machine.push(machine.storage(*machine.pop(1))),

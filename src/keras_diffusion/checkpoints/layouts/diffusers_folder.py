@@ -1,18 +1,24 @@
 """Reads and writes a model as diffusers stores it: a folder with one folder per part, of weights and JSON."""
 
+import re
 from pathlib import Path
 
 from keras_diffusion.checkpoints.formats import tensor_index
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers
 from keras_diffusion.checkpoints.layouts.files import CONFIGS, WEIGHTS, new_folder, read_json, weights, write_json
 from keras_diffusion.checkpoints.layouts.saving import described, write_weights
-from keras_diffusion.checkpoints.mapping.loading import Part, load, wanted
+from keras_diffusion.checkpoints.mapping.loading import Part, load, outside, wanted
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CorruptCheckpointError
 from keras_diffusion.prompts import tokenizer
 
 PREFIXES = {"text_encoder": "text_model."}  # of every name in a file; transformers 5 reads it and writes without it
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of the VAE
+INSIDE = {  # part → how the names of its tensors begin
+    "text_encoder": re.compile(r"(text_model\.)?(embeddings|encoder|final_layer_norm)\.|.*lora"),
+    "unet": re.compile(""),
+    "vae": re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\."),
+}
 LEFTOVERS = {"embeddings.position_ids"}  # tensors without a meaning
 
 
@@ -60,7 +66,8 @@ class DiffusersFolder:
             TypeError: If a network has another name.
         """
         parts, differences = wanted(networks, self.architecture)
-        load([Part(part, self.tensors(part), parts[part], self._known(part)) for part in parts], differences)
+        tensors = {part: self.tensors(part) for part in parts}
+        load([Part(part, tensors[part], parts[part], self._known(part, tensors[part])) for part in parts], differences)
 
     def _config(self, names):
         path = next((self.path / name for name in names if (self.path / name).is_file()), None)
@@ -87,10 +94,11 @@ class DiffusersFolder:
         # Where a file holds a tensor under its old and its present name, the old one is unexpected.
         return {name if canonical(name) in tensors else canonical(name): tensor for name, tensor in tensors.items()}
 
-    def _known(self, part):
+    def _known(self, part, tensors):
         """Names that may be in the files of a part although no network asks for them."""
         networks = (name for name, (folder, _) in NETWORKS.items() if folder == part)
-        return LEFTOVERS.union(row.diffusers for name in networks for row in rows(name, self.architecture))
+        known = LEFTOVERS.union(row.diffusers for name in networks for row in rows(name, self.architecture))
+        return known | outside(self.path / part, tensors, INSIDE[part], known)
 
 
 def canonical(name):

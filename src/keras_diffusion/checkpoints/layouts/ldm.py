@@ -17,10 +17,17 @@ from keras_diffusion.errors import CheckpointMismatchError
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 UNPREFIXED = re.compile(re.escape(CLIP) + r"(?=embeddings\.|encoder\.|final_layer_norm\.)")
+INSIDE = re.compile(  # how names of tensors begin that are in a part of the model
+    r"model\.diffusion_model\.|first_stage_model\.(encoder|decoder|quant_conv|post_quant_conv)\."
+    r"|cond_stage_model\.transformer\.(text_model\.)?(embeddings|encoder|final_layer_norm)\."
+    r"|cond_stage_model\.model\.(token_embedding|positional_embedding|transformer|ln_final)\b"
+    r"|.*lora"
+)
+VELOCITY, ZERO_SNR = "v_pred", "ztsnr"  # tensors without values, which say what the model predicts and its schedule
 LEFTOVERS = re.compile(  # names of tensors without a meaning here
     r"(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|betas|logvar|scale_factor|lvlb_weights"
     r"|posterior_(variance|log_variance_clipped|mean_coef[12])"
-    r"|model_ema\.(decay|num_updates)|first_stage_model\.(model_ema|loss)\..+"
+    r"|v_pred|ztsnr|model_ema\.(decay|num_updates)|first_stage_model\.(model_ema|loss)\..+"
     r"|cond_stage_model\.(model\.)?(logit_scale|text_projection|attn_mask)"
     r"|cond_stage_model\.model\.transformer\.resblocks\.23\..+"
     r"|cond_stage_model\.transformer\.(text_model\.embeddings\.position_ids|text_projection\.weight)"

@@ -13,7 +13,7 @@ from keras_diffusion.checkpoints.layouts import ldm
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
 from keras_diffusion.checkpoints.layouts.files import CONFIGS, new_file
 from keras_diffusion.checkpoints.layouts.saving import described, write_weights
-from keras_diffusion.checkpoints.mapping.loading import Part, load, wanted
+from keras_diffusion.checkpoints.mapping.loading import Part, load, outside, wanted
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CorruptCheckpointError
 
@@ -57,8 +57,11 @@ class SingleFile:
         if OURS in metadata:
             configs = parse(self.path, metadata[OURS])
         else:
-            prediction_type = prediction_type or PREDICTION_TYPES.get(metadata.get(PREDICTION_TYPE))
+            marked = "v_prediction" if ldm.VELOCITY in self._tensors else None
+            prediction_type = prediction_type or PREDICTION_TYPES.get(metadata.get(PREDICTION_TYPE)) or marked
             configs = self._inferred(prediction_type)
+            if ldm.ZERO_SNR in self._tensors:
+                configs["scheduler"]["rescale_betas_zero_snr"] = True
         if prediction_type is not None:
             configs["scheduler"]["prediction_type"] = prediction_type
         self.architecture = from_diffusers(configs)
@@ -92,7 +95,8 @@ class SingleFile:
         """Names that may be in the file although no network asks for them."""
         names = {row.ldm for network in NETWORKS for row in rows(network, self.architecture)}
         averages = {ldm.averaged(name) for name in names if name.startswith(ldm.UNET)}
-        return names | averages | set(filter(ldm.LEFTOVERS.fullmatch, self._tensors))
+        known = names | averages | set(filter(ldm.LEFTOVERS.fullmatch, self._tensors))
+        return known | outside(self.path, self._tensors, ldm.INSIDE, known)
 
     def _inferred(self, prediction_type):
         """The configuration files of the model that names and shapes describe."""

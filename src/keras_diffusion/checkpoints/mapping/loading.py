@@ -1,5 +1,6 @@
 """Strict loading: everything is checked first, then all is assigned or nothing."""
 
+import logging
 import math
 import os
 import re
@@ -16,6 +17,8 @@ from keras_diffusion.checkpoints.mapping.deferred import fill
 from keras_diffusion.checkpoints.mapping.names import LAYOUTS, NETWORKS, rows
 from keras_diffusion.errors import CheckpointMismatchError
 from keras_diffusion.memory import Gift, aligned
+
+logger = logging.getLogger(__name__)
 
 LIMITS = {"float16": 2.0**16 - 2.0**4, "bfloat16": 2.0**128 - 2.0**119}  # the least that rounds to infinity
 THREADS = min(8, os.cpu_count() or 1)  # that read and convert at a time: NumPy lets others run meanwhile
@@ -63,6 +66,25 @@ class Part(NamedTuple):
     tensors: dict[str, Tensor]
     targets: list[Target]
     known: set[str]  # names that may be there without being wanted
+
+
+def outside(label, tensors, inside, known):
+    """Lists, and names in a warning, tensors of no part of the model: nothing that is drawn can depend on them.
+
+    Args:
+        label: What to call the file.
+        tensors: A dict from names to `Tensor`.
+        inside: A pattern of how names within the parts begin; unknown ones of those are errors.
+        known: Names that need no warning.
+
+    Returns:
+        A set of names.
+    """
+    names = {name for name in tensors.keys() - known if not inside.match(name)}
+    if names:
+        shortened = ", ".join(map(shown, sorted(names)[:10])) + (", …" if len(names) > 10 else "")
+        logger.warning("%s holds %d tensors of no part of the model, ignored: %s", label, len(names), shortened)
+    return names
 
 
 def stored(values, layout):
