@@ -11,9 +11,8 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.mapping import names
 from keras_diffusion.checkpoints.mapping.loading import targets
 from keras_diffusion.checkpoints.mapping.names import LAYOUTS
-from keras_diffusion.networks import controlnet
 from keras_diffusion.networks.controlnet import ControlNet, steered
-from keras_diffusion.networks.diffusion_model import DiffusionModel, embed_time, timestep_embedding
+from keras_diffusion.networks.diffusion_model import DiffusionModel, UNetEncoder, timestep_embedding
 
 from ..golden import comparison, controlnets, networks
 from ..golden.comparison import TOLERANCE, once
@@ -78,7 +77,7 @@ def adapt(case, network):
     features = tensors(*controlnets.features(case))
     places = [keras.Input(x.shape[1:]) for x in (*network.inputs, *features)]
     first = len(network.inputs)
-    adapted = keras.Model(places, network.steer(places[:first], features=places[first:]))
+    adapted = keras.Model(places, network.steer(places[:first], features=places[first:])[0])
     return ops.convert_to_numpy(adapted([*inputs(case), *features]))
 
 
@@ -121,7 +120,7 @@ CHANGES = {
     "nothing in the middle": (DiffusionModel, "steer", middle_left_out),
     "image padded otherwise": (layers, "ZeroPadding2D", lambda _, pad=layers.ZeroPadding2D: pad(((0, 1), (0, 1)))),
     "another activation": (layers, "Activation", lambda _, activation=layers.Activation: activation("relu")),
-    "no timestep": (controlnet, "embed_time", lambda shape, x: 0 * embed_time(shape, x)),
+    "no timestep": (UNetEncoder, "embed_time", lambda self, x, embed=UNetEncoder.embed_time: 0 * embed(self, x)),
 }
 
 

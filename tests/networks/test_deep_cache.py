@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
-from keras_diffusion.networks import deep_cache, diffusion_model
+from keras_diffusion.networks import deep_cache
 from keras_diffusion.networks.controlnet import ControlNet, steered
 from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
 from keras_diffusion.networks.layers import Join
@@ -77,8 +77,9 @@ def share_weights(source, model):
         getattr(model, name).set_weights(getattr(source, name).get_weights())
 
 
-def test_the_networks_are_the_whole_one_and_its_end():
+def compare_with_the_whole_network(branch):
     network = DiffusionModel(architecture=TINY)
+    network.deep = [layer for layer in network.layers if isinstance(layer, Join)][branch].input[0]
     whole, shallow = deep_cache.split(network)
     expected, features = spliced(network, inputs(500))
     prediction, kept = whole(inputs(500))
@@ -92,10 +93,13 @@ def test_the_networks_are_the_whole_one_and_its_end():
     assert len(shallow.variables) < len(network.variables) / 2
 
 
-def test_another_branch_point_shows(monkeypatch):
-    monkeypatch.setattr(diffusion_model, "BRANCH", 1)
+def test_the_networks_are_the_whole_one_and_its_end():
+    compare_with_the_whole_network(branch=-1)
+
+
+def test_another_branch_point_shows():
     with pytest.raises(AssertionError):
-        test_the_networks_are_the_whole_one_and_its_end()
+        compare_with_the_whole_network(branch=-2)
 
 
 @pytest.mark.parametrize(("sampler", "interval"), [("dpmpp_2m", (0, 1)), ("heun", (0, 1)), ("ddim", (0.4, 1))])

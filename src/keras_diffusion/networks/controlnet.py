@@ -7,7 +7,7 @@ from keras import layers, ops
 
 from keras_diffusion.architectures import SD14
 from keras_diffusion.arguments import choice
-from keras_diffusion.networks.diffusion_model import blocks, descend, embed_time
+from keras_diffusion.networks.diffusion_model import UNetEncoder
 from keras_diffusion.networks.graphs import refuse_own_call
 from keras_diffusion.networks.layers import conv, dense
 from keras_diffusion.networks.network import Network, construction
@@ -73,7 +73,7 @@ class ControlNet(Network):
             context = keras.Input((max_text_length, shape.context), name="context")
             image = keras.Input((img_height, img_width, 3), name="image")
 
-            residual, attend = blocks(shape, embed_time(shape, timestep), context)
+            encoder = UNetEncoder(shape)
 
             # Conditioning flow
             silu = layers.Activation("silu")
@@ -85,10 +85,10 @@ class ControlNet(Network):
                 hint = silu(conv(next_width, f"controlnet_cond_embedding_blocks_{2 * i + 1}", 2, "valid")(hint))
 
             # Downsampling and middle flow
-            x = conv(shape.levels[0].channels, "conv_in")(latent)
+            x = encoder.conv_in(latent)
             with construction(dtype, initialize=False):
                 x = x + conv(shape.levels[0].channels, "controlnet_cond_embedding_conv_out")(hint)
-            skips, middle = descend(shape, x, residual, attend)
+            skips, middle = encoder(x, encoder.embed_time(timestep), context)
 
             # Exit flow
             with construction(dtype, initialize=False):
@@ -124,7 +124,7 @@ def steered(diffusion_model, controlnets):
     """
     refuse_own_call(diffusion_model)
     inputs, residuals = control(diffusion_model, controlnets)
-    prediction = diffusion_model.steer(inputs[:3], residuals)
+    prediction, _ = diffusion_model.steer(inputs[:3], residuals)
     return Network(inputs, prediction, diffusion_model.architecture, "steered_diffusion_model")
 
 

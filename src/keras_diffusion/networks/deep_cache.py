@@ -3,7 +3,6 @@
 import keras
 
 from keras_diffusion.networks.controlnet import control
-from keras_diffusion.networks.diffusion_model import BRANCH
 from keras_diffusion.networks.graphs import refuse_own_call
 from keras_diffusion.networks.network import Network
 
@@ -28,7 +27,7 @@ def split(diffusion_model, controlnets=()):
     inputs, wanted = diffusion_model.inputs, [*diffusion_model.outputs, diffusion_model.deep]
     if controlnets:
         inputs, residuals = control(diffusion_model, controlnets)
-        outputs = [*diffusion_model.steer(inputs[:3], residuals, outputs=wanted), *residuals[: BRANCH + 1]]
+        outputs = [*diffusion_model.steer(inputs[:3], residuals), residuals[0]]
         given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in (*inputs[:3], *outputs[1:])]
         prediction = diffusion_model.reuse(given[:3], given[3], given[4:])
     else:  # two flat graphs, which every engine can run

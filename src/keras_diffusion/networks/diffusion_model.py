@@ -1,5 +1,7 @@
 """Defines the diffusion model, which predicts the noise in latents from a timestep and a context."""
 
+from typing import NamedTuple
+
 import keras
 import numpy as np
 from keras import layers
@@ -17,45 +19,118 @@ from keras_diffusion.networks.layers import (
 )
 from keras_diffusion.networks.network import Network, construction
 
-BRANCH = 0  # features below this skip connection are deep; 0 is the first feature map
+
+class Block(NamedTuple):
+    """A residual block, and the transformer after it or None."""
+
+    residual: ResidualBlock
+    attend: SpatialTransformer | None
+
+    @classmethod
+    def of(cls, shape, channels, heads, depth, name, i):
+        """Makes the i-th block of a flow, whose name is the beginning of the names in a checkpoint."""
+        attend = SpatialTransformer(heads, depth, shape.groups, name=f"{name}_attentions_{i}") if depth else None
+        return cls(ResidualBlock(channels, shape.groups, name=f"{name}_resnets_{i}"), attend)
+
+    def __call__(self, x, time, context):
+        x = self.residual(x, time)
+        return self.attend(x, context) if self.attend else x
 
 
-def embed_time(shape, timestep):
-    """Turns the sinusoidal embedding (b, frequencies) into the input (b, time width) of residual blocks."""
-    time = dense(shape.time_width, "time_embedding_linear_1")(timestep)
-    time = dense(shape.time_width, "time_embedding_linear_2")(layers.Activation("silu")(time))
-    return layers.Activation("silu")(time)
+class UNetEncoder:
+    """Holds the layers that a ControlNet copies: the timestep's embedding, the downsampling and the middle flow."""
+
+    def __init__(self, shape):
+        silu = layers.Activation("silu")
+        embeddings = (dense(shape.time_width, f"time_embedding_linear_{i}") for i in (1, 2))
+        self.time_embedding = [layer for embedding in embeddings for layer in (embedding, silu)]
+        self.conv_in = conv(shape.levels[0].channels, "conv_in")
+        self.levels = [  # of each: its blocks, and the layer that halves their feature map or None
+            (
+                [Block.of(shape, *level, f"down_blocks_{i}", j) for j in range(shape.blocks)],
+                Downsample(level.channels, padding=(1, 1), name=f"down_blocks_{i}_downsamplers_0")
+                if i < len(shape.levels) - 1
+                else None,
+            )
+            for i, level in enumerate(shape.levels)
+        ]
+        channels, heads, _ = shape.levels[-1]
+        self.middle = [
+            Block.of(shape, channels, heads, depth, "mid_block", i) for i, depth in enumerate((shape.middle_depth, 0))
+        ]
+
+    def embed_time(self, timestep):
+        """Turns the sinusoidal embedding (b, frequencies) into that of the residual blocks, (b, time width)."""
+        for layer in self.time_embedding:
+            timestep = layer(timestep)
+        return timestep
+
+    def __call__(self, x, time, context, features=()):
+        """Returns the feature maps of the skip connections, of which x is the first, and that of the middle."""
+        # Downsampling flow
+        skips = [x]
+        for i, (blocks, downsample) in enumerate(self.levels):
+            for block in blocks:
+                x = block(x, time, context)
+                skips.append(x)
+            if features:
+                skips[-1] = x = x + features[i]
+            if downsample:
+                x = downsample(x)
+                skips.append(x)
+
+        # Middle flow
+        for block in self.middle:
+            x = block(x, time, context)
+        return skips, x
 
 
-def blocks(shape, time, context):
-    """Returns the two blocks of every flow, as functions of a feature map, their size and their name."""
+class UNetDecoder:
+    """Holds the layers of the upsampling and the exit flow."""
 
-    def residual(x, channels, name):
-        return ResidualBlock(channels, shape.groups, name=name)(x, time)
+    def __init__(self, shape):
+        self.steps = []  # of each: the skip connection's layer, a block, and the layer that doubles its output or None
+        for i, level in enumerate(reversed(shape.levels)):
+            for j in range(shape.blocks + 1):
+                doubles = j == shape.blocks and i < len(shape.levels) - 1
+                upsample = Upsample(level.channels, name=f"up_blocks_{i}_upsamplers_0") if doubles else None
+                self.steps.append((Join(), Block.of(shape, *level, f"up_blocks_{i}", j), upsample))
+        self.norm = GroupNorm(shape.groups, silu=True, name="conv_norm_out")
+        self.conv_out = conv(shape.out_channels, "conv_out")
 
-    def attend(x, heads, depth, name):
-        return SpatialTransformer(heads, depth, shape.groups, name=name)(x, context) if depth else x
+    def __call__(self, x, skips, time, context):
+        """Returns the prediction, and the feature map before the last skip connection.
 
-    return residual, attend
+        Args:
+            x: The feature map to start from.
+            skips: Those of the last so many skip connections, the first of the encoder first.
+        """
+        # Upsampling flow
+        skips = list(skips)
+        for join, block, upsample in self.steps[-len(skips) :]:
+            deep = x
+            x = block(join(x, skips.pop()), time, context)
+            if upsample:
+                x = upsample(x, skips[-1])
+
+        # Exit flow
+        return self.conv_out(self.norm(x)), deep
 
 
-def descend(shape, x, residual, attend):
-    """Builds the encoder: returns the feature maps for the skip connections, and the middle one."""
-    # Downsampling flow
-    skips = [x]
-    for i, (channels, heads, depth) in enumerate(shape.levels):
-        for j in range(shape.blocks):
-            x = residual(x, channels, f"down_blocks_{i}_resnets_{j}")
-            x = attend(x, heads, depth, f"down_blocks_{i}_attentions_{j}")
-            skips.append(x)
-        if i < len(shape.levels) - 1:
-            x = Downsample(channels, padding=(1, 1), name=f"down_blocks_{i}_downsamplers_0")(x)
-            skips.append(x)
+class UNet(NamedTuple):
+    """Holds the layers of a diffusion model and wires them."""
 
-    # Middle flow
-    x = residual(x, channels, "mid_block_resnets_0")
-    x = attend(x, heads, shape.middle_depth, "mid_block_attentions_0")
-    return skips, residual(x, channels, "mid_block_resnets_1")
+    encoder: UNetEncoder
+    decoder: UNetDecoder
+
+    def __call__(self, inputs, residuals=(), features=()):
+        """Returns the prediction and the deep features, see `DiffusionModel.steer`."""
+        latent, timestep, context = inputs
+        time = self.encoder.embed_time(timestep)
+        skips, x = self.encoder(self.encoder.conv_in(latent), time, context, features)
+        if residuals:
+            *skips, x = (x + residual for x, residual in zip([*skips, x], residuals, strict=True))
+        return self.decoder(x, skips, time, context)
 
 
 @keras.saving.register_keras_serializable("keras_diffusion")
@@ -104,32 +179,13 @@ class DiffusionModel(Network):
             timestep = keras.Input((shape.frequencies,), name="timestep_embedding")
             context = keras.Input((max_text_length, shape.context), name="context")
 
-            time = embed_time(shape, timestep)
-            residual, attend = blocks(shape, time, context)
-
-            # Downsampling and middle flow
-            x = conv(shape.levels[0].channels, "conv_in")(latent)
-            skips, middle = descend(shape, x, residual, attend)
-
-            # Upsampling flow
-            x, passed, branches = middle, list(skips), []
-            for i, (channels, heads, depth) in enumerate(reversed(shape.levels)):
-                for j in range(shape.blocks + 1):
-                    branches.insert(0, x)
-                    x = Join()(x, passed.pop())
-                    x = residual(x, channels, f"up_blocks_{i}_resnets_{j}")
-                    x = attend(x, heads, depth, f"up_blocks_{i}_attentions_{j}")
-                if passed:
-                    x = Upsample(channels, name=f"up_blocks_{i}_upsamplers_0")(x, passed[-1])
-
-            # Exit flow
-            x = GroupNorm(shape.groups, silu=True, name="conv_norm_out")(x)
-            prediction = conv(shape.out_channels, "conv_out")(x)
+            unet = UNet(UNetEncoder(shape), UNetDecoder(shape))
+            prediction, deep = unet([latent, timestep, context])
         sizes = {"img_height": img_height, "img_width": img_width, "max_text_length": max_text_length}
         super().__init__([latent, timestep, context], prediction, architecture, name, **sizes)
-        self._time, self._skips, self._middle, self.deep = time, skips, middle, branches[BRANCH]
+        self.unet, self.deep = unet, deep
 
-    def steer(self, inputs, residuals=(), features=(), outputs=None):
+    def steer(self, inputs, residuals=(), features=()):
         """Predicts with tensors of other networks added inside: a second graph of the same layers.
 
         Call it with `keras.Input`s to join this network and those that steer it, see `controlnet.steered`.
@@ -140,35 +196,19 @@ class DiffusionModel(Network):
                 then one for the middle; or none.
             features: Tensors that a T2I-adapter (Mou et al. 2023, arXiv:2302.08453) adds: one for the last feature map
                 of every level of the encoder; or none.
-            outputs: Tensors of this graph to return, a list, such as [`deep`]; None returns the prediction.
 
         Returns:
-            The prediction (b, h, w, output channels), or the `outputs`.
+            The prediction (b, h, w, output channels), and the deep features of these inputs, see `deep`.
 
         Raises:
             ValueError: If the number of `residuals` or `features` is wrong.
         """
-        shape = self.architecture.diffusion_model
-        for name, given, places in (("residuals", residuals, len(self._skips) + 1),
-                                    ("features", features, len(shape.levels))):
+        levels = self.unet.encoder.levels
+        skips = sum(len(blocks) + 1 for blocks, _ in levels)
+        for name, given, places in (("residuals", residuals, skips + 1), ("features", features, len(levels))):
             if len(given) not in (0, places):
                 raise ValueError(f"`{name}` must be {places} tensors, or none. Received: {len(given)} tensors")
-        # Each part of the graph starts from the tensors whose values are already known.
-        tensors, values = list(self.inputs), list(inputs)
-
-        def proceed(*wanted):
-            values.extend(keras.Model(tensors, wanted)(values))
-            tensors.extend(wanted)
-
-        proceed(self._time)
-        for level in range(len(shape.levels)):
-            proceed(*self._skips[level * (shape.blocks + 1) :][: shape.blocks + 1])
-            if features:
-                values[-1] = values[-1] + features[level]
-        proceed(self._middle)
-        for i, residual in enumerate(residuals, len(self.inputs) + 1):
-            values[i] = values[i] + residual
-        return keras.Model(tensors, outputs or self.outputs[0])(values)
+        return self.unet(inputs, residuals, features)
 
     def reuse(self, inputs, features, residuals):
         """Predicts with the deep features of an earlier timestep, by the shallowest layers alone.
@@ -178,15 +218,15 @@ class DiffusionModel(Network):
         Args:
             inputs: latent, timestep_embedding and context.
             features: The value of `deep` at the earlier timestep.
-            residuals: The first residuals of `steer`, one for each skip connection that is computed.
+            residuals: The first of those of `steer`, for the one skip connection that is computed.
 
         Returns:
             The prediction (b, h, w, output channels).
         """
-        computed = [self._time, *self._skips[: BRANCH + 1]]
-        time, *skips = keras.Model(self.inputs, computed)(inputs)
-        skips = map(sum, zip(skips, residuals, strict=True))
-        return keras.Model([*self.inputs, *computed, self.deep], self.outputs[0])([*inputs, time, *skips, features])
+        latent, timestep, context = inputs
+        encoder, decoder = self.unet
+        skips = [x + y for x, y in zip([encoder.conv_in(latent)], residuals, strict=True)]
+        return decoder(features, skips, encoder.embed_time(timestep), context)[0]
 
 
 def timestep_embedding(timesteps, width):
