@@ -14,6 +14,7 @@ from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
 from keras_diffusion.checkpoints.layouts.files import new_folder
 from keras_diffusion.checkpoints.layouts.saving import write_weights
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError, UnsafeCheckpointError
+from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
 pytestmark = pytest.mark.backend
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
@@ -118,8 +119,33 @@ def test_scheduler_config(saved, networks, small, tmp_path):
     config = {"_class_name": "EulerDiscreteScheduler", "beta_end": 0.5, "prediction_type": "sample"}
     diffusers_folder.save(tmp_path / "other", small, scheduler_config=config, **networks)
     read = DiffusersFolder(tmp_path / "other")
-    assert read.scheduler_config == {**config, "prediction_type": "epsilon"}
+    said = {"prediction_type": "epsilon", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    assert read.scheduler_config == {**config, **said}
     assert json.loads((tmp_path / "other/model_index.json").read_text())["scheduler"][1] == "EulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_text_encoder_says_that_it_computes_in_float32(networks, small, tmp_path, dtype):
+    diffusers_folder.save(tmp_path / "model", small, dtype=dtype, **networks)
+    assert json.loads((tmp_path / "model/text_encoder/config.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "to_one"),
+    [
+        ({"_class_name": "EulerDiscreteScheduler"}, False),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, False),
+        ({"_class_name": "DDIMScheduler"}, True),  # as the class has it where the file says nothing
+        ({"_class_name": "DDIMScheduler", "set_alpha_to_one": False, "clip_sample": True, "steps_offset": 0}, False),
+    ],
+)
+def test_the_scheduler_says_what_is_drawn_here(networks, small, tmp_path, scheduler, to_one):
+    diffusers_folder.save(tmp_path / "model", small, scheduler_config=scheduler, **networks)
+    written = DiffusersFolder(tmp_path / "model").scheduler_config
+    assert (written["clip_sample"], written["steps_offset"], written["set_alpha_to_one"]) == (False, 1, to_one)
+    before, after = from_scheduler_config(scheduler), from_scheduler_config(written)
+    assert before[0] == after[0]
+    assert before[1].get("set_alpha_to_one") in (None, after[1]["set_alpha_to_one"])
 
 
 # ---- Other forms of the same

@@ -145,7 +145,10 @@ def test_loads_one_network_alone(model, written, build, values):
 def test_the_scheduler_survives(networks, small, tmp_path):
     config = {"_class_name": "EulerDiscreteScheduler", "beta_end": 0.5}
     single_file.save(tmp_path / "file", small, scheduler_config=config, **networks)
-    assert SingleFile(tmp_path / "file").scheduler_config == {**config, "prediction_type": "epsilon"}
+    assert SingleFile(tmp_path / "file").scheduler_config == {
+        **{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+        **{**config, "prediction_type": "epsilon"},
+    }
 
 
 def test_openclip_stores_queries_keys_and_values_together(model, written):

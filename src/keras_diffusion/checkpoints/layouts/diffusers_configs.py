@@ -124,6 +124,7 @@ def to_diffusers(architecture):
         "text_encoder": {
             "architectures": ["CLIPTextModel"],
             "model_type": "clip_text_model",
+            "dtype": "float32",  # else transformers 5 takes that of the weights, and diffusers float32 for the rest
             **text_encoder_config,
             "intermediate_size": architecture.text_encoder.hidden,
         },

@@ -8,6 +8,7 @@ from keras import ops
 from keras_diffusion.checkpoints.formats import safetensors
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
 from keras_diffusion.checkpoints.mapping.loading import SHAPES, stored, unfit
+from keras_diffusion.sampling.scheduler_config import OPTIONS
 
 
 def described(architecture, dtype, scheduler_config, networks):
@@ -38,6 +39,9 @@ def described(architecture, dtype, scheduler_config, networks):
     if replace(from_diffusers(configs), name=architecture.name) != architecture:
         raise ValueError(f"diffusers cannot describe this architecture. Received: architecture={architecture!r:.200}")
     scheduler = {**(scheduler_config or configs["scheduler"]), "prediction_type": architecture.prediction_type}
+    # What is drawn here, said for the scheduler itself and for all that diffusers' from_config puts in its place.
+    to_one, *_ = OPTIONS.get(scheduler["_class_name"], {}).get("set_alpha_to_one", (False,))
+    scheduler = {"set_alpha_to_one": to_one, **scheduler, "clip_sample": False, "steps_offset": 1}
     configs["scheduler"] = scheduler
     configs["model_index"]["scheduler"] = ["diffusers", scheduler["_class_name"]]
     return configs
