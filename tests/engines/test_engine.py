@@ -415,7 +415,7 @@ def test_openvino_must_be_installed(monkeypatch):
         Engine("openvino")
 
 
-@pytest.mark.parametrize("jit_compile", [None, 2, "yes"])
+@pytest.mark.parametrize("jit_compile", [None, 2, "yes", 1, 0, 1.0, np.True_, np.array([True, False])])
 def test_jit_compile_is_checked(jit_compile):
     with pytest.raises(ValueError, match="Received: jit_compile="):
         Engine(jit_compile)

@@ -49,7 +49,7 @@ class Engine:
     """
 
     def __init__(self, jit_compile="auto"):
-        if jit_compile not in (True, False, "auto", "openvino"):
+        if not isinstance(jit_compile, bool | str) or jit_compile not in (True, False, "auto", "openvino"):
             raise ValueError(
                 "`jit_compile` must be True, False, 'auto' or 'openvino'. "
                 f"Received: jit_compile={repr(jit_compile)[:200]}"
