@@ -17,7 +17,6 @@ from peers import ours
 from keras_diffusion import DiffusionModel
 from keras_diffusion.engines.engine import Engine
 from keras_diffusion.engines.stages import Conditions
-from keras_diffusion.networks.deep_cache import split
 from keras_diffusion.sampling.samplers import between, build, every
 
 PLAIN = {"sampler": "ddim", "num_steps": 50, "interval": (0, 1), "n": 1}
@@ -44,13 +43,11 @@ def main():
     latents, context = ours.arrays(options.size, 1)
     conditions = Conditions(context, np.full(1, ours.GUIDANCE, "float32"))
     plain, engine = DiffusionModel(), Engine(jit_compile)
-    whole, shallow = split(plain)
 
     def timed(table, rows):
         """Seconds of each row."""
         guided, deep = rows
-        network = plain if deep.all() else whole
-        loop = engine.denoise(network, latents, conditions, table, None, guided=guided, shallow=shallow, deep=deep)
+        loop = engine.denoise(plain, latents, conditions, table, None, guided=guided, deep=deep)
         seconds = []
         for _ in rows.T:
             start = time.perf_counter()

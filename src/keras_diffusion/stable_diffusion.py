@@ -1,6 +1,6 @@
 """The facade: prompts to images."""
 
-from functools import lru_cache, partial
+from functools import partial
 
 import keras
 import numpy as np
@@ -12,16 +12,11 @@ from keras_diffusion.checkpoints import presets
 from keras_diffusion.components import Components
 from keras_diffusion.engines.engine import Engine, checksum, finite
 from keras_diffusion.errors import GenerationCancelled
-from keras_diffusion.generation.conditions import conditions
-from keras_diffusion.generation.controls import scales
-from keras_diffusion.generation.request import plan, read
+from keras_diffusion.generation.conditions import conditions, encode_prompts, encode_start, starting_latents
+from keras_diffusion.generation.request import make_request, read
 from keras_diffusion.images import previews
 from keras_diffusion.images.safety import refuse_flagged
-from keras_diffusion.networks.controlnet import steered
-from keras_diffusion.networks.deep_cache import split
-from keras_diffusion.prompts import reading as prompts
 from keras_diffusion.sampling import noise
-from keras_diffusion.sampling.samplers import between, every
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
 
@@ -82,7 +77,6 @@ class StableDiffusion(Components):
                 arguments.whole_number(name, side, 1, arguments.LARGEST_SIDE)
         super().__init__(preset, dtype, prediction_type, ema)
         self._engine = Engine(jit_compile)
-        self._remember()
         self.safety = None
         self.img_height = self.img_width = self.architecture.image_size
         self.img_height, self.img_width = self.side("img_height", img_height), self.side("img_width", img_width)
@@ -90,16 +84,6 @@ class StableDiffusion(Components):
         if self._checkpoint:
             self.sampler, self.schedule = from_scheduler_config(self._checkpoint.scheduler_config)
         self._load()
-
-    def _remember(self):
-        self._steered, self._split, self._fitted = (lru_cache(maxsize=1)(make) for make in (steered, split, self._fit))
-
-    def __getstate__(self):
-        return {name: x for name, x in vars(self).items() if name not in ("_steered", "_split", "_fitted")}
-
-    def __setstate__(self, state):
-        vars(self).update(state)
-        self._remember()
 
     @classmethod
     def from_preset(
@@ -124,8 +108,6 @@ class StableDiffusion(Components):
 
     def unload(self, discard=False):
         super().unload(discard)
-        for made in (self._steered, self._split, self._fitted):
-            made.cache_clear()
         self._engine.unload()
 
     @property
@@ -168,7 +150,7 @@ class StableDiffusion(Components):
             GenerationCancelled: If the callback returned False.
         """
         given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        return self._draw(plan(self, "prompt", *given, **options))
+        return self._draw(make_request(self, "prompt", *given, **options))
 
     def image_to_image(
         self,
@@ -283,16 +265,8 @@ class StableDiffusion(Components):
             ValueError: If a prompt is too long, a weight too large, or an option unknown.
             NumericalError: If the context is not finite.
         """
-        return self._encode(
-            read(
-                self,
-                "prompt",
-                prompt,
-                prompt_weighting=prompt_weighting,
-                long_prompts=long_prompts,
-                clip_skip=clip_skip,
-            )
-        )
+        reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
+        return encode_prompts(self, self._engine, read(self, "prompt", prompt, **reading))
 
     def generate_image(
         self,
@@ -344,7 +318,7 @@ class StableDiffusion(Components):
             GenerationCancelled: If the callback returned False.
         """
         given = encoded_text, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        return self._draw(plan(self, "encoded_text", *given, diffusion_noise=diffusion_noise, **options))
+        return self._draw(make_request(self, "encoded_text", *given, diffusion_noise=diffusion_noise, **options))
 
     def denoise(
         self,
@@ -375,7 +349,7 @@ class StableDiffusion(Components):
             TypeError, ValueError, NumericalError: As `text_to_image`, arguments before the first step.
         """
         given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        steps = self._steps(plan(self, "prompt", *given, **options))
+        steps = self._steps(make_request(self, "prompt", *given, **options))
         return ((step, timestep, finite(f"denoising step {step}", latents)) for step, timestep, latents in steps)
 
     def decode(self, latents):
@@ -410,9 +384,9 @@ class StableDiffusion(Components):
         """
         latents = self._latents(latents)
         weights = checksum(self.decoder.layers[-1])  # whoever loads other weights, loads the last layer's
-        return previews.preview(self._fitted(self.decoder, weights), latents)
+        return previews.preview(self._engine.make_once(self._fit_preview, self.decoder, weights), latents)
 
-    def _fit(self, decoder, weights):
+    def _fit_preview(self, decoder, weights):
         return previews.fit(partial(self._engine.decode, decoder), self.architecture.autoencoder.latent_channels)
 
     def _latents(self, latents):
@@ -422,65 +396,43 @@ class StableDiffusion(Components):
             raise ValueError(f"`latents` must be of shape {wanted}. Received: {np.shape(latents)}")
         return arguments.array("latents", latents, shape)
 
-    def _draw(self, plan):
+    def _draw(self, request):
         """Runs the denoising loop, shows how far it is, and decodes."""
-        steps = plan.table.steps[-1] + 1
-        progress = keras.utils.Progbar(steps, verbose=plan.verbose)
-        for step, timestep, latents in self._steps(plan, rows_per_call=1 if plan.callback else None):
+        callback, steps = request.callback, request.table.steps[-1] + 1
+        progress = keras.utils.Progbar(steps, verbose=request.verbose)
+        for step, timestep, latents in self._steps(request, rows_per_call=1 if callback else None):
             progress.update(step)
-            if plan.callback and plan.callback(step, timestep, finite(f"denoising step {step}", latents)) is False:
+            if callback and callback(step, timestep, finite(f"denoising step {step}", latents)) is False:
                 raise GenerationCancelled(f"The callback stopped the generation after step {step} of {steps}.")
-        if plan.output == "latents":
-            return finite("denoising", latents)
-        drawn = self._engine.decode(self.decoder, latents)
-        if plan.mask is not None:
-            drawn = np.where(plan.mask[..., None], drawn, plan.image.round().astype("uint8"))
-        if plan.safety:
-            refuse_flagged(plan.safety, drawn)
-        return drawn if plan.output == "array" else [Image.fromarray(image) for image in drawn]
+        return finite("denoising", latents) if request.output == "latents" else self._finish(request, latents)
 
-    def _steps(self, plan, rows_per_call=1):
-        """Yields the number of each step, from 1, its timestep and the latents after it."""
-        table, known = plan.table, plan.image
-        if known is not None and known.shape[1:3] != plan.noise.shape[1:3]:
-            known = self._latents_of(known)
-        latents = np.float32(table.initial_scale) * plan.noise
-        if known is not None and (plan.mask is None or table.steps[0] > 0):
-            latents = np.float32(table.alphas[0]) * known + np.float32(table.sigmas[0]) * plan.noise
-        network, shallow, controlnets = self.diffusion_model, None, tuple(control.network for control in plan.controls)
-        guided, how_much = between(table.steps, *plan.interval), scales(plan.controls, table.steps)
-        deep = every(table.steps, plan.deep_cache, guided, how_much)
-        if not deep.all():
-            network, shallow = self._split(network, controlnets)
-        elif controlnets:
-            network = self._steered(network, controlnets)
+    def _steps(self, request, rows_per_call=1):
+        """Encodes a request and denoises; yields the number of each step, from 1, its timestep and its latents."""
+        known = encode_start(self, self._engine, request)
+        latents = starting_latents(request, known)
         loop = self._engine.denoise(
-            network,
+            self.diffusion_model,
             latents,
-            conditions(plan, known, self.architecture, self._encode, self._latents_of),
-            table,
-            partial(noise.step_noise, plan.seeds, latents.shape[1:]),
+            conditions(self, self._engine, request, known),
+            request.table,
+            partial(noise.step_noise, request.seeds, latents.shape[1:]),
             rows_per_call,
-            scales=how_much if controlnets else None,
-            guided=guided,
-            shallow=shallow,
-            deep=deep,
+            controlnets=tuple(control.network for control in request.controls),
+            scales=request.scales,
+            guided=request.guided,
+            deep=request.deep,
         )
-        for step, timestep, current in loop:
-            yield step + 1, timestep, current
+        for step, timestep, latents in loop:
+            yield step + 1, timestep, latents
 
-    def _latents_of(self, pixels):
-        return self._engine.encode_image(self.image_encoder, pixels / 127.5 - 1.0)
-
-    def _encode(self, texts):
-        """Texts or a context → context (b, k · 77, width), one chunk at a time: none depends on its neighbours."""
-        if isinstance(texts, np.ndarray):
-            return texts
-        contexts = []
-        for text in texts:
-            chunks = [self._engine.encode(self.text_encoder, row[None], text.clip_skip)[0] for row in text.tokens]
-            contexts.append(np.concatenate(list(map(prompts.emphasise, chunks, text.weights))))
-        return np.stack(prompts.equally_long(*contexts))
+    def _finish(self, request, latents):
+        """Decodes latents, puts back what is not repainted, and asks `safety`."""
+        drawn = self._engine.decode(self.decoder, latents)
+        if request.mask is not None:
+            drawn = np.where(request.mask[..., None], drawn, request.pixels.round().astype("uint8"))
+        if request.safety:
+            refuse_flagged(request.safety, drawn)
+        return drawn if request.output == "array" else [Image.fromarray(image) for image in drawn]
 
     def side(self, name, value):
         """Returns a height or width in pixels if latents can have it; None is that of the model."""

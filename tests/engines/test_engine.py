@@ -22,6 +22,7 @@ from keras_diffusion.engines.stages import Conditions, Rows, decode
 from keras_diffusion.engines.stages import denoise as stage
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.networks import operations
+from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.image_encoder import ImageEncoder
@@ -47,12 +48,14 @@ def engine():
     return Engine()
 
 
-def denoise(engine, network, sampler="dpmpp_2m", num_steps=5, guidance=3.0, copies=2, seeds=(0, 1), **options):
+def denoise(
+    engine, network, sampler="dpmpp_2m", num_steps=5, guidance=3.0, copies=2, seeds=(0, 1), images=(), **options
+):
     context = np.random.default_rng(0).standard_normal((copies * len(seeds), 77, TINY.text_encoder.width), "float32")
     loop = engine.denoise(
         network,
         noise.starting_noise(seeds, SHAPE),
-        Conditions(context, np.full(len(seeds), guidance, "float32")),
+        Conditions(context, np.full(len(seeds), guidance, "float32"), controls=images),
         build(sampler, num_steps),
         lambda steps: noise.step_noise(seeds, SHAPE, steps),
         **options,
@@ -199,6 +202,33 @@ def test_rows_without_guidance_take_the_prompt_alone(engine, network, monkeypatc
     np.testing.assert_allclose(without, scale_of_one, rtol=1e-4, atol=1e-4)
     assert np.abs(mixed - without).max() > 1e-3
     assert np.abs(mixed - everywhere).max() > 1e-3
+
+
+def test_what_a_function_made_last_is_kept_until_unload():
+    engine, made = Engine(), []
+
+    def make(*given):
+        made.append(given)
+        return given
+
+    for given in ((1, 2), (1, 2), (3, 2), (1, 2)):
+        assert engine.make_once(make, *given) == given
+    assert made == [(1, 2), (3, 2), (1, 2)]
+    engine.unload()
+    engine.make_once(make, 1, 2)
+    assert len(made) == 4
+
+
+@pytest.mark.skipif(not COMPILES, reason="eager torch compiles nothing")
+def test_networks_that_the_engine_makes_are_compiled_once(network):
+    """A network with ControlNets, and the pair of DeepCache: the plain network stays as it was."""
+    engine, controlnet = Engine(), ControlNet(architecture=TINY)
+    image = np.zeros((2, 8 * SHAPE[0], 8 * SHAPE[1], 3), "float32")
+    steered = {"controlnets": (controlnet,), "scales": np.ones((5, 1), "float32"), "images": (image,)}
+    for options, compilations in ((steered, 1), ({"deep": np.array([True, False, False, True, False])}, 3)):
+        for _ in range(2):
+            denoise(engine, network, **options)
+            assert engine.compilations == compilations
 
 
 @pytest.mark.skipif(not COMPILES, reason="eager torch compiles nothing")
@@ -502,7 +532,7 @@ def test_openvino_must_be_installed(monkeypatch):
         Engine("openvino")
 
 
-@pytest.mark.parametrize("jit_compile", [None, 2, "yes"])
+@pytest.mark.parametrize("jit_compile", [None, 2, "yes", 1, 0, 1.0, np.True_, np.array([True, False])])
 def test_jit_compile_is_checked(jit_compile):
     with pytest.raises(ValueError, match="Received: jit_compile="):
         Engine(jit_compile)

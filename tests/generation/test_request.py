@@ -1,12 +1,15 @@
 """What a call asks for: pictures to start from, masks, strengths and samplers; results in each form."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 from PIL import Image
 
-from keras_diffusion import StableDiffusion
+from keras_diffusion import ControlNet, StableDiffusion
 from keras_diffusion.architectures import TINY
+from keras_diffusion.generation.request import make_request
 from keras_diffusion.sampling.samplers import SAMPLERS
 
 pytestmark = pytest.mark.backend
@@ -62,6 +65,44 @@ def test_latents_may_take_the_place_of_a_picture(model):
         model.image_to_image(latents, "a cat", img_height=96, **QUICK)
 
 
+def test_latents_of_three_channels_are_not_taken_for_pictures():
+    """Numbers that can be pixels are pixels; latents leave [0, 1]."""
+    autoencoder = replace(TINY.autoencoder, latent_channels=3)
+    unet = replace(TINY.diffusion_model, in_channels=3, out_channels=3)
+    model = StableDiffusion(preset=replace(TINY, autoencoder=autoencoder, diffusion_model=unet))
+    latents = np.random.default_rng(0).standard_normal((1, 6, 8, 3), "float32")
+
+    for pixels in (PICTURE[None], PICTURE[None] / 255):
+        assert model.inpaint(pixels, MASK, "a cat", **QUICK).shape == (1, 48, 64, 3)
+    assert model.image_to_image(latents, "a cat", **QUICK).shape == (1, 48, 64, 3)
+
+
+def test_a_request_holds_pixels_or_latents(model):
+    given = ("prompt", "a cat", None, 2, 4, 7.5, 0)
+    for image, field in ((PICTURE, "pixels"), (np.ones((1, 6, 8, 4)), "latents"), (None, None)):
+        request = make_request(model, *given, image=image)
+        held = {name for name in ("pixels", "latents") if getattr(request, name) is not None}
+        assert held == ({field} if field else set())
+        assert not held or len(getattr(request, field)) == 2
+
+
+def test_a_request_knows_which_rows_are_guided_deep_and_controlled(model):
+    control = (ControlNet(architecture=TINY), PICTURE, 0.5, 0, 0.75)
+    request = make_request(
+        model,
+        "prompt",
+        "a cat",
+        *(None, None, 4, 7.5, 0),
+        image=PICTURE,
+        control=control,
+        guidance_interval=(0.25, 1),
+        deep_cache=2,
+    )
+    assert request.guided.tolist() == [False, True, True, True]
+    assert request.scales.tolist() == [[0.5], [0.5], [0.5], [0.0]]
+    assert request.deep.tolist() == [True, True, False, True]
+
+
 def test_a_picture_is_scaled_on_request(model):
     assert model.image_to_image(PICTURE[:45], "a cat", img_height=40, **QUICK).shape == (1, 40, 64, 3)
 
@@ -87,8 +128,6 @@ def test_known_latents_stay_known(model):
 
 
 def test_a_model_for_inpainting_draws_with_and_without_a_picture():
-    from dataclasses import replace
-
     model = StableDiffusion(preset=replace(TINY, diffusion_model=replace(TINY.diffusion_model, in_channels=9)))
     image = model.inpaint(PICTURE, MASK, "a cat", **QUICK)[0]
 

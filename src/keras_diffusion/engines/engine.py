@@ -23,6 +23,8 @@ from keras_diffusion.engines.stages import (
 )
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.memory import trim
+from keras_diffusion.networks.controlnet import steered
+from keras_diffusion.networks.deep_cache import split
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling.solvers import HISTORY
@@ -49,7 +51,7 @@ class Engine:
     """
 
     def __init__(self, jit_compile="auto"):
-        if jit_compile not in (True, False, "auto", "openvino"):
+        if not isinstance(jit_compile, bool | str) or jit_compile not in (True, False, "auto", "openvino"):
             raise ValueError(
                 "`jit_compile` must be True, False, 'auto' or 'openvino'. "
                 f"Received: jit_compile={repr(jit_compile)[:200]}"
@@ -65,6 +67,7 @@ class Engine:
         self.strips = "auto"
         self._ways = WeakKeyDictionary()
         self._compiled = {}
+        self._made = {}
         self._weights = WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -73,13 +76,28 @@ class Engine:
         return type(self), (self.jit_compile,)
 
     def unload(self):
-        """Lets go of everything compiled, and of the networks."""
+        """Lets go of everything compiled or made, and of the networks."""
         with self._lock:
             self._compiled.clear()
+            self._made.clear()
             self._weights.clear()
             self._ways.clear()
         gc.collect()
         trim()
+
+    def make_once(self, make, *given):
+        """Returns `make(*given)`. The engine keeps what a function made last, until `unload`."""
+        made_from, made = self._made.get(make, (None, None))
+        if made_from != given:
+            made = make(*given)
+            self._made[make] = given, made
+        return made
+
+    def _networks(self, diffusion_model, controlnets, deep):
+        """The network of the deep rows, and that of the others or None; both include the ControlNets."""
+        if not deep.all():
+            return self.make_once(split, diffusion_model, controlnets)
+        return self.make_once(steered, diffusion_model, controlnets) if controlnets else diffusion_model, None
 
     def way(self, network, shape):
         """How a network is run on an input of a shape (b, …): a name in `choice.WAYS`."""
@@ -135,25 +153,35 @@ class Engine:
         return finite("decoding", self.run(stage, decoder, latents)).round().astype("uint8")
 
     def denoise(
-        self, diffusion_model, latents, conditions, table, step_noise, rows_per_call=1, scales=None, guided=None,
-        shallow=None, deep=None,
-    ):  # fmt: skip
+        self,
+        diffusion_model,
+        latents,
+        conditions,
+        table,
+        step_noise,
+        rows_per_call=1,
+        controlnets=(),
+        scales=None,
+        guided=None,
+        deep=None,
+    ):
         """Runs a sampler's table, yielding after every step.
 
         Args:
-            diffusion_model: The network.
+            diffusion_model: The network, a `DiffusionModel` if there are ControlNets or rows that are not deep.
             latents: float32 (b, h, w, c), where the table starts.
             conditions: `Conditions`, of float32 arrays.
             table: A `samplers.Table`.
             step_noise: Function of an array of k steps that returns unit noise (k, b, h, w, c).
             rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph, None for
                 as many as suit the runner. The result is the same.
-            scales: (rows, n), how much each ControlNet has a say in every row, for a steered network.
+            controlnets: A tuple of n `ControlNet`, whose images are `conditions.controls`.
+            scales: float32 (rows, n), the scale of each ControlNet in every row.
             guided: bool (rows,), which rows follow the guidance; the others take the prompt alone, in half the time
                 but with OpenVINO, which would compile for it. None guides all.
-            shallow: The network for rows that are not deep, where `diffusion_model` is whole, see `deep_cache.split`.
-            deep: bool (rows,), which rows run the whole network; the first one, and each that is guided otherwise than
-                the row before it. None: all.
+            deep: bool (rows,), which rows run the whole network; the others reuse its deep features, see
+                `deep_cache.split`. The first row must be deep, and each that is guided otherwise than the row before
+                it. None makes all rows deep.
 
         Yields:
             (step, timestep, latents): the number of the step just started, from 0, its timestep, and the latents after
@@ -166,13 +194,14 @@ class Engine:
         trim()
         count = len(table.rows)
         guided, deep = (np.ones(count, bool) if which is None else which for which in (guided, deep))
-        for network in filter(None, (diffusion_model, shallow)):
-            self._forget_stale(network, latents.shape)
-        network_alone = self.way(diffusion_model, latents.shape) in FROZEN
+        network, shallow = self._networks(diffusion_model, controlnets, deep)
+        for each in filter(None, (network, shallow)):
+            self._forget_stale(each, latents.shape)
+        network_alone = self.way(network, latents.shape) in FROZEN
         if network_alone or shallow or not guided.all():  # the rest is outside, or not all rows are alike
             rows_per_call = 1
         elif rows_per_call is None:
-            rows_per_call = rows_at_once(self.way(diffusion_model, latents.shape))
+            rows_per_call = rows_at_once(self.way(network, latents.shape))
         frequencies = diffusion_model.architecture.diffusion_model.frequencies
         columns = table.rows.astype("float32")
         levels = np.stack([table.alphas, table.sigmas], axis=-1)[1:].astype("float32")
@@ -189,12 +218,12 @@ class Engine:
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
             noise = step_noise(table.steps[index]) if table.stochastic else quiet
             rows = Rows(columns[index], levels[index], embeddings[index], noise)
-            if scales is not None:
+            if controlnets:
                 rows = rows._replace(scales=scales[index])
             here = np.int32(min(rows_per_call, count - first))
             given = conditions if guided[first] else unguided
             if deep[first]:
-                latents, history, *kept = self.run(denoise, diffusion_model, latents, history, here, rows, given)
+                latents, history, *kept = self.run(denoise, network, latents, history, here, rows, given)
             else:
                 given = given._replace(controls=())
                 latents, history = self.run(denoise, shallow, latents, history, here, rows, given, tuple(kept))

@@ -1,40 +1,84 @@
-"""What the latents of a call are drawn from: a plan's prompts, picture and controls as arrays for the engine."""
+"""Encodes what a request asks for: its prompts, image and controls as arrays for the engine."""
 
 import numpy as np
 
 from keras_diffusion.engines.stages import Conditions
-from keras_diffusion.prompts.reading import equally_long
+from keras_diffusion.prompts.reading import emphasise, equally_long
 
 
-def conditions(plan, known, architecture, encode_text, encode_image):
-    """Encodes what a plan asks for.
+def encode_prompts(model, engine, prompts):
+    """Prompts that have been read, or a context → context (b, k · 77, d).
+
+    Every chunk is encoded alone: none depends on its neighbours.
+    """
+    if isinstance(prompts, np.ndarray):
+        return prompts
+    contexts = []
+    for prompt in prompts:
+        chunks = [engine.encode(model.text_encoder, row[None], prompt.clip_skip)[0] for row in prompt.tokens]
+        contexts.append(np.concatenate(list(map(emphasise, chunks, prompt.weights))))
+    return np.stack(equally_long(*contexts))
+
+
+def encode_start(model, engine, request):
+    """The latents of the image that a request starts from, float32 (b, h/f, w/f, c), or None."""
+    return request.latents if request.pixels is None else _encode_pixels(model, engine, request.pixels)
+
+
+def starting_latents(request, known):
+    """The latents of the first row: noise, or an image and the noise that belongs to that row.
 
     Args:
-        plan: A `Plan` for b images.
-        known: The latents of its picture, float32 (b, h, w, c), or None.
-        architecture: The model's `Architecture`.
-        encode_text: Function of a plan's prompts, 1 or b of them, that returns their context, (1 or b, n, d).
-        encode_image: Function of pixels, (b, factor · h, factor · w, 3) in [0, 255], that returns their latents.
+        request: A `Request` for b images.
+        known: What `encode_start` returns.
+
+    Returns:
+        A float32 array (b, h/f, w/f, c).
+    """
+    table = request.table
+    if known is None or (request.mask is not None and table.steps[0] == 0):
+        return np.float32(table.initial_scale) * request.noise
+    return np.float32(table.alphas[0]) * known + np.float32(table.sigmas[0]) * request.noise
+
+
+def conditions(model, engine, request, known):
+    """Encodes what the latents of a request are drawn from.
+
+    Args:
+        model: The `StableDiffusion`.
+        engine: Its `Engine`.
+        request: A `Request` for b images.
+        known: What `encode_start` returns.
 
     Returns:
         `Conditions`.
     """
-    count, height, width, channels = plan.noise.shape
-    factor = architecture.autoencoder.factor
-    context = _repeated(encode_text(plan.prompt), count)
-    if (plan.guidance != 1.0).any():
-        context = np.concatenate(equally_long(_repeated(encode_text(plan.negative), count), context))
-    result = Conditions(context, plan.guidance, plan.rescale if plan.rescale.any() else None)
-    if plan.controls:
-        result = result._replace(controls=tuple(control.image for control in plan.controls))
-    if architecture.diffusion_model.in_channels > channels:  # a model for inpainting sees what is known
-        mask = np.ones((count, factor * height, factor * width), bool) if plan.mask is None else plan.mask
-        rest = np.where(mask[..., None], 127.5, np.zeros(3) if plan.mask is None else plan.image)
-        extra = np.concatenate([_cells(mask, factor).astype("float32"), encode_image(rest)], axis=-1)
-        return result._replace(extra=extra)
-    if plan.mask is None:
+    count, height, width, channels = request.noise.shape
+    factor = model.architecture.autoencoder.factor
+    mask = request.mask
+    context = _repeated(encode_prompts(model, engine, request.prompt), count)
+    if (request.guidance != 1.0).any():
+        negative = _repeated(encode_prompts(model, engine, request.negative), count)
+        context = np.concatenate(equally_long(negative, context))
+    result = Conditions(
+        context,
+        request.guidance,
+        rescale=request.rescale if request.rescale.any() else None,
+        controls=tuple(control.image for control in request.controls),
+    )
+    if model.architecture.diffusion_model.in_channels > channels:  # a model for inpainting sees what is known
+        everywhere = np.ones((count, factor * height, factor * width), bool)
+        drawn, pixels = (everywhere, np.zeros(3)) if mask is None else (mask, request.pixels)
+        rest = _encode_pixels(model, engine, np.where(drawn[..., None], 127.5, pixels))
+        return result._replace(extra=np.concatenate([_cells(drawn, factor).astype("float32"), rest], axis=-1))
+    if mask is None:
         return result
-    return result._replace(drawn=_cells(plan.mask, factor), known=known, noise=plan.noise)
+    return result._replace(drawn=_cells(mask, factor), known=known, noise=request.noise)
+
+
+def _encode_pixels(model, engine, pixels):
+    """Pixels (b, h, w, 3) in [0, 255] → latents (b, h/f, w/f, c)."""
+    return engine.encode_image(model.image_encoder, pixels / 127.5 - 1.0)
 
 
 def _repeated(context, count):

@@ -7,18 +7,18 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_diffusion import arguments
-from keras_diffusion.generation.controls import controls
+from keras_diffusion.generation.controls import controls, scales
 from keras_diffusion.images import reading as images
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.prompts import reading as prompts
 from keras_diffusion.sampling import noise
-from keras_diffusion.sampling.samplers import Table, build
+from keras_diffusion.sampling.samplers import Table, between, build, every
 
 OUTPUTS = ("array", "pil", "latents")
 
 
-class Plan(NamedTuple):
-    """A call for b images, checked.
+class Request(NamedTuple):
+    """Everything that a call for b images asks for, checked.
 
     Args:
         prompt: 1 or b prompts that have been read, see `prompts.reading.read`, or contexts.
@@ -28,11 +28,13 @@ class Plan(NamedTuple):
         noise: Unit noise to start from, float32 (b, h/f, w/f, c).
         guidance: float32 (b,).
         rescale: float32 (b,).
-        interval: The fractions of the steps between which there is guidance.
-        deep_cache: For how many steps deep features serve.
-        image: Pixels to start from, float32 (b, h, w, 3) in [0, 255], or latents, float32 (b, h/f, w/f, c), or None.
-        mask: Which of them are repainted, bool (b, h, w), or None.
-        controls: A list of `controls.Control`.
+        guided: bool (rows,), which rows of the table are guided.
+        deep: bool (rows,), which rows run the whole diffusion model; the others reuse its deep features.
+        pixels: The image to start from, float32 (b, h, w, 3) in [0, 255], or None.
+        latents: The same as latents, float32 (b, h/f, w/f, c), or None. `pixels` or `latents` is None.
+        mask: Which pixels are repainted, bool (b, h, w), or None.
+        controls: A list of n `controls.Control`.
+        scales: float32 (rows, n), the scale of every control in every row.
         callback: A function, or None.
         safety: Likewise, the model's.
         verbose: 0, 1 or 2.
@@ -46,18 +48,20 @@ class Plan(NamedTuple):
     noise: np.ndarray
     guidance: np.ndarray
     rescale: np.ndarray
-    interval: tuple
-    deep_cache: int
-    image: np.ndarray | None
+    guided: np.ndarray
+    deep: np.ndarray
+    pixels: np.ndarray | None
+    latents: np.ndarray | None
     mask: np.ndarray | None
     controls: list
+    scales: np.ndarray
     callback: Callable | None
     safety: Callable | None
     verbose: int
     output: str
 
 
-def plan(
+def make_request(
     model,
     name,
     prompt,
@@ -99,55 +103,42 @@ def plan(
         prompt: Prompts or contexts.
 
     Returns:
-        A `Plan`.
+        A `Request`.
 
     Raises:
         TypeError, ValueError: As `StableDiffusion.generate_image`.
     """
     if unknown:
-        known = [*inspect.signature(plan).parameters][3:-1]
+        known = [*inspect.signature(make_request).parameters][3:-1]
         raise TypeError(f"The arguments are {name}, {', '.join(known)}. Received: {', '.join(unknown)}")
     arguments.choice("output", output, OUTPUTS)
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
     prompt = read(model, name, prompt, **reading)
-    if image is not None:
-        image, (img_height, img_width) = _start(model, image, img_height, img_width)
-        if batch_size is None and len(prompt) == 1:
-            batch_size = len(image)
-    elif mask is not None or strength is not None:
-        raise ValueError("`mask` and `strength` need an `image`. Received: no image")
+    spread = {"spacing": spacing, "karras": arguments.boolean("karras", karras) or None, "eta": eta}
+    start = _start(model, image, strength, mask, img_height, img_width)
+    if batch_size is None and start and len(prompt) == 1:
+        batch_size = len(start.image)
     count = arguments.batch_size("batch_size", batch_size, len(prompt))
-    size = model.side("img_height", img_height), model.side("img_width", img_width)
-    if image is not None:
-        image = np.stack(arguments.repeated("image", list(image), count))
-    if mask is not None:
-        if image.shape[-1] != 3:
-            raise ValueError(f"`mask` needs an `image` of pixels. Received: latents of shape {image.shape}")
-        white = arguments.choice("mask_white", mask_white, images.MASK_WHITE)
-        mask = np.stack(arguments.repeated("mask", list(images.mask("mask", mask, size, white)), count))
-    if seed is not None and diffusion_noise is not None:
-        raise ValueError(f"Give `seed` or `diffusion_noise`, not both. Received: both, with {seed=!r:.200}")
-    seeds, autoencoder = noise.seeds(seed, count), model.architecture.autoencoder
-    latent_shape = (*autoencoder.latent_size(*size), autoencoder.latent_channels)
-    if diffusion_noise is None:
-        diffusion_noise = noise.starting_noise(seeds, latent_shape)
-    karras = arguments.boolean("karras", karras) or None
-    spread = {"spacing": spacing, "karras": karras, "eta": eta, "timesteps": timesteps}
+    size = start.size if start else (model.side("img_height", img_height), model.side("img_width", img_width))
+    seeds, unit_noise = _noise(model, seed, diffusion_noise, count, size)
     negative = read(model, "negative_prompt", "" if negative_prompt is None else negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
-    return Plan(
+    table = _table(model, sampler, num_steps, strength, {**spread, "timesteps": timesteps})
+    asked = controls("control", control, count, size, model.diffusion_model)
+    guided = between(table.steps, *arguments.interval("guidance_interval", guidance_interval))
+    return Request(
         prompt=prompt,
         negative=negative,
-        table=_table(model, sampler, num_steps, strength, {k: v for k, v in spread.items() if v is not None}),
+        table=table,
         seeds=seeds,
-        noise=arguments.array("diffusion_noise", diffusion_noise, (count, *latent_shape)),
+        noise=unit_noise,
         guidance=arguments.numbers("unconditional_guidance_scale", unconditional_guidance_scale, count),
         rescale=arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1),
-        interval=arguments.interval("guidance_interval", guidance_interval),
-        deep_cache=_deep_cache(model, deep_cache),
-        image=image,
-        mask=mask,
-        controls=controls("control", control, count, size, model.diffusion_model),
+        guided=guided,
+        deep=every(table.steps, _deep_cache(model, deep_cache), guided, scales(asked, table.steps)),
+        **_for_each_image(start, mask, mask_white, count),
+        controls=asked,
+        scales=scales(asked, table.steps),
         callback=arguments.function("callback", callback),
         safety=arguments.function("safety", model.safety),
         verbose=arguments.whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2),
@@ -165,7 +156,7 @@ def read(model, name, value, **reading):
 
 def _table(model, sampler, num_steps, strength, spread):
     """The table of the model's own sampler, or of another one on its noise schedule."""
-    schedule = model.schedule
+    schedule, spread = model.schedule, {name: value for name, value in spread.items() if value is not None}
     if sampler is not None:
         schedule = {key: schedule[key] for key in ("prediction_type", "alphas_cumprod") if key in schedule}
     sampler, schedule = model.sampler if sampler is None else sampler, {**schedule, **spread}
@@ -187,18 +178,75 @@ def _deep_cache(model, value):
     return value
 
 
-def _start(model, image, height, width):
-    """What to start from, pixels or latents, and its size in pixels; pixels are scaled where a side is given."""
+class Start(NamedTuple):
+    """The image or images that a call starts from.
+
+    Args:
+        image: Pixels or latents, float32 (k, ...).
+        size: (height, width) in pixels.
+        in_pixels: Which of the two.
+    """
+
+    image: np.ndarray
+    size: tuple
+    in_pixels: bool
+
+
+def _start(model, image, strength, mask, height, width):
+    """Reads what to start from, a `Start` or None; pixels are scaled to the sides that are given."""
+    if image is None:
+        if mask is not None or strength is not None:
+            raise ValueError("`mask` and `strength` need an `image`. Received: no image")
+        return None
     autoencoder = model.architecture.autoencoder
-    if np.shape(image)[-1:] == (autoencoder.latent_channels,) and np.ndim(image) == 4:
+    if _are_latents(image, autoencoder.latent_channels):
         latents = arguments.array("image", image, np.shape(image))
         size = tuple(autoencoder.factor * side for side in latents.shape[1:3])
         if (height or size[0], width or size[1]) != size:
             raise ValueError(f"Latents cannot be scaled. Received: latents of {size}, {height=!r:.99}, {width=!r:.99}")
-        return latents, size
+        if mask is not None:
+            raise ValueError(f"`mask` needs an `image` of pixels. Received: latents of shape {latents.shape}")
+        for name, side in zip(("img_height", "img_width"), size, strict=True):
+            model.side(name, side)
+        return Start(latents, size, in_pixels=False)
     pixels = images.pictures("image", image)
     size = pixels.shape[1:3]
     wanted = tuple(side if given is None else given for given, side in zip((height, width), size, strict=True))
     for name, side in zip(("height of image", "width of image"), wanted, strict=True):
         model.side(name, side)
-    return (pixels if wanted == size else images.resize(pixels, wanted).clip(0, 255)), wanted
+    scaled = pixels if wanted == size else images.resize(pixels, wanted).clip(0, 255)
+    return Start(scaled, wanted, in_pixels=True)
+
+
+def _are_latents(image, channels):
+    """Whether an image is given as latents: an array (b, h/f, w/f, channels) that cannot be pixels.
+
+    Only latents of three channels have the shape of pixels; numbers outside [0, 1] then tell them apart.
+    """
+    if np.ndim(image) != 4 or np.shape(image)[-1] != channels:
+        return False
+    array = np.asarray(image)
+    return channels != 3 or (array.dtype.kind == "f" and not ((array >= 0) & (array <= 1)).all())
+
+
+def _for_each_image(start, mask, mask_white, count):
+    """The pixels or the latents, and the mask, of each of `count` images: a dict of three fields of `Request`."""
+    fields = {"pixels": None, "latents": None, "mask": None}
+    if start:
+        image = np.stack(arguments.repeated("image", list(start.image), count))
+        fields["pixels" if start.in_pixels else "latents"] = image
+    if mask is not None:
+        white = arguments.choice("mask_white", mask_white, images.MASK_WHITE)
+        read_mask = images.mask("mask", mask, start.size, white)
+        fields["mask"] = np.stack(arguments.repeated("mask", list(read_mask), count))
+    return fields
+
+
+def _noise(model, seed, given, count, size):
+    """The seeds of `count` images, and the unit noise to start from: the seeds' own, or what was given."""
+    if seed is not None and given is not None:
+        raise ValueError(f"Give `seed` or `diffusion_noise`, not both. Received: both, with {seed=!r:.200}")
+    seeds, autoencoder = noise.seeds(seed, count), model.architecture.autoencoder
+    shape = (*autoencoder.latent_size(*size), autoencoder.latent_channels)
+    unit_noise = noise.starting_noise(seeds, shape) if given is None else given
+    return seeds, arguments.array("diffusion_noise", unit_noise, (count, *shape))
