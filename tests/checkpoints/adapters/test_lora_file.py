@@ -73,6 +73,9 @@ SPELLED = {  # writer → what it replaced in a name of today's peft
         (r"(self_attn\.\w+)\.lora_A", r"\1_lora.down"),
         (r"(self_attn\.\w+)\.lora_B", r"\1_lora.up"),
     ),
+    "peft with a name": ((r"(lora_[AB])\.", r"\1.default."),),
+    "peft with a numbered name": ((r"(lora_[AB])\.", r"\1.default_0."),),
+    "peft's own": ((r"^text_encoder\.", "base_model.model.text_model."), (r"^unet\.", "base_model.model.")),
     "unet.save_attn_procs": ((r"^unet\.", ""),),
 }
 
@@ -93,6 +96,70 @@ def test_names_of_many_years(targets, write, writer):
     assert tensors.keys() != today.keys()
     assert len(tensors) == len(today)
     assert equal(changes(write(tensors), targets), expected)
+
+
+@pytest.mark.parametrize("prefix", ["lora_te1_text_model", "lora_te_encoder_text_model"])
+def test_other_prefixes_of_the_text_encoder(targets, write, prefix):
+    today = load_file(lora.FILES["kohya"])
+    expected = changes(write(today), targets)
+    renamed = {re.sub("^lora_te_text_model", prefix, name): x for name, x in today.items()}
+    assert renamed.keys() != today.keys()
+    assert equal(changes(write(renamed), targets), expected)
+
+
+@pytest.mark.parametrize("form", ["lora_unet_{_}", "diffusion_model.{.}", "model.diffusion_model.{.}", "unet.{.}"])
+def test_the_originals_names(targets, write, form):
+    """Every layer by its name in the original (LDM) layout, joined or dotted."""
+    random, tensors, expected = np.random.default_rng(0), {}, {}
+    for row in rows("diffusion_model", lora.ARCHITECTURE):
+        key = f"diffusion_model/{row.diffusers.removesuffix('.weight')}"
+        if key in targets:
+            bare = row.ldm.removeprefix("model.diffusion_model.").removesuffix(".weight")
+            name = form.replace("{_}", bare.replace(".", "_")).replace("{.}", bare)
+            out, into, *kernel = targets[key].shape
+            down, up = (random.normal(size=shape).astype("float32") for shape in ((2, into, *kernel), (out, 2)))
+            tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+            expected[key] = down, up, 1.0
+    found = changes(write(tensors), targets, lora.ARCHITECTURE)
+    assert len(found) > 30
+    assert equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ({"r": 2, "lora_alpha": 4}, 2.0),
+        ({"r": 2, "lora_alpha": 4, "use_rslora": True}, 4 / 2**0.5),
+        ({"lora_alpha": 4, "alpha_pattern": {r"down_blocks\.0.*attn1\.to_q": 1}}, 0.5),
+        ({"lora_alpha": 4, "alpha_pattern": {"up_blocks.*to_q": 1}}, 2.0),
+        ({}, 1.0),
+    ],
+)
+def test_alpha_in_pefts_file_beside(targets, tmp_path, options, factor):
+    name = LAYER.replace("unet.", "base_model.model.")
+    tensors = {f"{name}.lora_A.weight": zeros(2, 16), f"{name}.lora_B.weight": zeros(16, 2)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(options))
+    [change] = changes(tmp_path / "adapter_model.safetensors", targets).values()
+    assert change.factor == factor
+
+
+PATTERNS = {  # pattern → alpha of a layer of rank 2 with alpha 8 elsewhere
+    "down_blocks.*to_q": 3 / 2,
+    r"down_blocks\.0.*attn1\.to_q": 3 / 2,
+    "to_q": 3 / 2,
+    "up_blocks.*to_q": 4.0,
+    "o_q": 4.0,
+    "attn1": 4.0,
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_of_alphas_are_regular_expressions(targets, write, pattern):
+    tensors = {f"{LAYER}.lora_A.weight": zeros(2, 16), f"{LAYER}.lora_B.weight": zeros(16, 2)}
+    options = {"unet.lora_alpha": 8, "unet.alpha_pattern": {pattern: 3}}
+    [change] = changes(write(tensors, metadata={METADATA: json.dumps(options)}), targets).values()
+    assert change.factor == PATTERNS[pattern]
 
 
 def test_halves_of_half_precision_and_of_another_rank_of_axes(targets, write):
@@ -147,6 +214,8 @@ def test_alpha_in_the_metadata(targets, write, options, factor):
         '{"unet.lora_alpha": NaN}',
         '{"unet.alpha_pattern": {"a": []}}',
         '{"unet.alpha_pattern": 3}',
+        '{"unet.alpha_pattern": {"(a+)+": 1}}',
+        '{"unet.alpha_pattern": {"(": 1}}',
         "[" * 10**5,
         '{"unet.lora_alpha": 1' + "0" * 400 + "}",
     ],
@@ -182,7 +251,8 @@ WRONG = {  # what is wrong → (tensors, None to leave one out, words of the mes
     "dtype of alpha": ({f"{Q}.alpha": zeros(dtype="int8")}, "dtype I8"),
     "NaN": ({f"{Q}.lora_up.weight": np.full((16, 2), np.nan, "float32")}, "holds nan"),
     "infinite alpha": ({f"{Q}.alpha": np.array(np.inf)}, "holds inf"),
-    "SDXL": ({"lora_te1_text_model_x.lora_down.weight": zeros(1, 2)}, "a LoRA for SDXL"),
+    "cloneofsimo": (dict.fromkeys(HALVES) | {"unet:0:up": zeros(1, 2)}, "cloneofsimo"),
+    "SDXL": ({"lora_te2_text_model_x.lora_down.weight": zeros(1, 2)}, "a LoRA for SDXL"),
     "SDXL by width": (
         {"unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": zeros(1, 2048)},
         "a LoRA for SDXL",

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from keras_diffusion.checkpoints.formats import tensor_index
 from keras_diffusion.checkpoints.formats.tensors import DTYPES, largest, read
 from keras_diffusion.checkpoints.mapping import loading
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS, rows
+from keras_diffusion.checkpoints.mapping.names import LAYOUTS, LDM_PREFIXES, rows
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 
 
@@ -23,21 +24,21 @@ class Spelling(NamedTuple):
     """How files spell the layers of a network that `names.rows` lists."""
 
     prefixes: tuple[str, ...]  # before the name: diffusers and peft
-    joined: str  # before the name with "_" for ".": kohya
+    joined: tuple[str, ...]  # before the name with "_" for ".": kohya, and diffusers' conversion of it
     old: tuple[str, str]  # what in the name was written how until diffusers 0.16
     declared: str  # before the network's options in metadata
 
 
 SPELLINGS = {
     "text_encoder": Spelling(
-        prefixes=("text_encoder.text_model.", "text_encoder."),
-        joined="lora_te_text_model_",
+        prefixes=("text_encoder.text_model.", "text_encoder.", "text_model."),
+        joined=("lora_te_text_model_", "lora_te1_text_model_", "lora_te_encoder_text_model_"),
         old=(r"\.(q|k|v|out)_proj$", r".to_\1"),
         declared="text_encoder.",
     ),
     "diffusion_model": Spelling(
-        prefixes=("unet.", ""),
-        joined="lora_unet_",
+        prefixes=("unet.", "", "diffusion_model."),
+        joined=("lora_unet_",),
         old=(r"(attn\d)\.(to_[a-z]+)(\.0)?$", r"\1.processor.\2"),
         declared="unet.",
     ),
@@ -52,6 +53,8 @@ PARTS = {  # how the name of a tensor ends → what it is to the layer named bef
 }
 WEIGHTS = {"matrix", "pointwise", "conv"}  # layouts of the tensors that a LoRA can change
 ALPHAS = ("F64", "I64")  # what an alpha may be stored in, beside `DTYPES`
+LARGEST_CONFIG = 2**20  # bytes
+LONGEST_PATTERN, MOST_REPEATS = 300, 3  # of a regular expression in it
 METADATA = "lora_adapter_metadata"  # peft's configuration in a file of diffusers
 FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
     "a DoRA, which is not supported": r"dora_scale|lora_magnitude_vector",
@@ -60,7 +63,8 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
     "a GLoRA, which is not supported": r"\.[ab][12]\.weight ",
     "an OFT, which is not supported": r"\.oft_",
     "a difference of whole weights, which is not supported": r"\.diff(_b)? ",
-    "a LoRA for SDXL": r"lora_te[12]_|text_encoder_2\.|lora_unet_(in|out)put_block|attn2.to_k\S+ \(\d+, 2048",
+    "a LoRA of cloneofsimo's lora, which is not supported; convert it": r"^(unet|text_encoder):\d+:(up|down) ",
+    "a LoRA for SDXL": r"lora_te2_|text_encoder_2\.|attn2.to_k\S+ \(\d+, 2048",
     "a LoRA for Stable Diffusion 3 or Flux": r"^transformer\.|lora_transformer_|lora_unet_(joint|double|single)_block",
     "a LoRA for Stable Diffusion 2": r"attn2.to_k\S+(down|A)\.weight \(\d+, 1024",
     "a LoRA for Stable Diffusion 1": r"attn2.to_k\S+(down|A)\.weight \(\d+, 768",
@@ -94,18 +98,38 @@ def spellings(key):
     """Yields what files call a layer that `weights` lists."""
     network, _, layer = key.partition("/")
     prefixes, joined, old, _ = SPELLINGS[network]
-    yield joined + layer.replace(".", "_")
+    for prefix in joined:
+        yield prefix + layer.replace(".", "_")
     for prefix in prefixes:
         yield prefix + layer
         yield prefix + re.sub(*old, layer)
 
 
-def changes(path, targets):
+def original_spellings(architecture):
+    """The names of the UNet's layers in the original (LDM) layout, dotted and joined: a dict to keys of `weights`."""
+    names = {}
+    for row in rows("diffusion_model", architecture):
+        if row.layout in WEIGHTS:
+            key = f"diffusion_model/{row.diffusers.removesuffix('.weight')}"
+            dotted = row.ldm.removesuffix(".weight")
+            bare = dotted.removeprefix(LDM_PREFIXES["unet"])
+            spelled = (dotted, f"diffusion_model.{bare}", f"unet.{bare}", "lora_unet_" + bare.replace(".", "_"))
+            names |= dict.fromkeys(spelled, key)
+    return names
+
+
+def canonical(name):
+    """The name of a tensor without what peft's own files put around it: the model's prefix, the adapter's name."""
+    return re.sub(r"(lora_[AB])\.default(_\d+)?\.", r"\1.", name.removeprefix("base_model.model."))
+
+
+def changes(path, targets, architecture=None):
     """Reads what a LoRA file changes.
 
     Args:
         path: The file, safetensors or a pickle.
         targets: What `weights` lists.
+        architecture: The `Architecture` of the diffusion model, to know the original's names of its layers.
 
     Returns:
         A dict from keys of `targets` to `Change`.
@@ -116,11 +140,13 @@ def changes(path, targets):
         CorruptCheckpointError: If the file is damaged or of another kind.
     """
     tensors, declared = tensor_index.index(path), declarations(path)
-    layers = {spelling: key for key in targets for spelling in spellings(key)}
+    layers = original_spellings(architecture) if architecture else {}
+    layers |= {spelling: key for key in targets for spelling in spellings(key)}
     found, unexpected = {}, []
     for name, tensor in tensors.items():
-        ending = next(filter(name.endswith, PARTS), "")
-        key, part = layers.get(name.removesuffix(ending)), PARTS.get(ending)
+        bare = canonical(name)
+        ending = next(filter(bare.endswith, PARTS), "")
+        key, part = layers.get(bare.removesuffix(ending)), PARTS.get(ending)
         if key is None or part is None or part in found.get(key, {}):
             unexpected.append(name)
         else:
@@ -192,25 +218,40 @@ def factor(key, parts, declared):
         return number(parts["alpha"]) / rank
     network, _, layer = key.partition("/")
     alpha, patterns, root = declared[network]
-    alpha = next((value for end, value in patterns.items() if f".text_model.{layer}".endswith(f".{end}")), alpha)
+    full = f"text_model.{layer}" if network == "text_encoder" else layer
+    alpha = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", full)), alpha)
     return 1.0 if alpha is None else alpha / (math.sqrt(rank) if root else rank)
 
 
 def declarations(path):
-    """What the metadata says of each network: (alpha, alphas by the end of a layer's name, whether over √rank)."""
-    text = tensor_index.metadata(path).get(METADATA, "{}")
+    """What metadata or peft's file beside says of each network: (alpha, alphas by pattern, whether over √rank)."""
+    text, beside = tensor_index.metadata(path).get(METADATA), Path(path).with_name("adapter_config.json")
+    own = text is None and Path(path).stem == "adapter_model" and beside.is_file()  # peft's, of whichever network
     try:
-        options = json.loads(text)
+        options = json.loads(beside.read_bytes()[:LARGEST_CONFIG] if own else text or ("{}" if text is None else ""))
+        if own:
+            prefixes = [spelling.declared for spelling in SPELLINGS.values()]
+            options = {prefix + key: value for prefix in prefixes for key, value in options.items()}
         return {
             network: (
                 finite(options.get(f"{spelling.declared}lora_alpha")),
-                {end: finite(x) for end, x in (options.get(f"{spelling.declared}alpha_pattern") or {}).items()},
+                {compiled(key): finite(x)
+                 for key, x in (options.get(f"{spelling.declared}alpha_pattern") or {}).items()},
                 bool(options.get(f"{spelling.declared}use_rslora")),
             )
             for network, spelling in SPELLINGS.items()
         }
-    except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
+    except (re.error, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
         raise CorruptCheckpointError(f"{path} has damaged metadata. Received: {METADATA}={text!r:.200}") from error
+
+
+def compiled(pattern):
+    """A pattern of layers' names as peft means it, without what could take forever to match."""
+    repeats = len(re.findall(r"[*+?{]", pattern))
+    if len(pattern) > LONGEST_PATTERN or repeats > MOST_REPEATS or re.search(r"[)\]}*+?][*+?{]|[*+?}]\)", pattern):
+        raise ValueError(f"the pattern {pattern:.100} is too involved")
+    re.compile(pattern)
+    return pattern
 
 
 def finite(alpha):

@@ -44,7 +44,8 @@ class Loras:
                 "A network was replaced while there were LoRAs in the one before; unload them first. "
                 f"Received: loras={[*self._loaded]!r:.200}"
             )
-        changes = lora_file.changes(path, lora_file.weights(networks))
+        architecture = networks["diffusion_model"].architecture if "diffusion_model" in networks else None
+        changes = lora_file.changes(path, lora_file.weights(networks), architecture)
         self.networks = networks
         self._update({**self._loaded, name: (scale, changes)}, changes)
         return name
