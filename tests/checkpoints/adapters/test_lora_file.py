@@ -98,7 +98,7 @@ def test_names_of_many_years(targets, write, writer):
     assert equal(changes(write(tensors), targets), expected)
 
 
-@pytest.mark.parametrize("prefix", ["lora_te1_text_model", "lora_te_encoder_text_model"])
+@pytest.mark.parametrize("prefix", ["lora_te1_text_model", "lora_te", "lora_te1"])
 def test_other_prefixes_of_the_text_encoder(targets, write, prefix):
     today = load_file(lora.FILES["kohya"])
     expected = changes(write(today), targets)

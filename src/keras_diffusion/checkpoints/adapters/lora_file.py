@@ -32,7 +32,7 @@ class Spelling(NamedTuple):
 SPELLINGS = {
     "text_encoder": Spelling(
         prefixes=("text_encoder.text_model.", "text_encoder.", "text_model."),
-        joined=("lora_te_text_model_", "lora_te1_text_model_", "lora_te_encoder_text_model_"),
+        joined=("lora_te_text_model_", "lora_te1_text_model_", "lora_te_", "lora_te1_"),
         old=(r"\.(q|k|v|out)_proj$", r".to_\1"),
         declared="text_encoder.",
     ),
