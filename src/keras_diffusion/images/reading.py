@@ -94,7 +94,7 @@ def resize(images, size):
     return np.moveaxis(np.array(scaled), 1, -1)
 
 
-def pad(images, top, bottom, left, right):
+def pad(images: np.ndarray, top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, np.ndarray]:
     """Extends images (b, h, w, 3) by pixels like those at their edges.
 
     Returns:

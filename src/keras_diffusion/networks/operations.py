@@ -1,5 +1,6 @@
 """How layers attend, convolve and so on, and how an engine or an adapter has them do it in another way."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -88,7 +89,7 @@ def how_to(name):
 
 
 @contextmanager
-def replace_operations(**functions):
+def replace_operations(**functions: Callable) -> Iterator[None]:
     """Has the layers called inside it compute in other ways.
 
     Args:
