@@ -1,5 +1,7 @@
 """What importing the package adds to importing Keras: no sound, no socket, no thread, no weight."""
 
+import ast
+import inspect
 import json
 import os
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import keras_diffusion
+from keras_diffusion import StableDiffusion
 
 MARK = "-- the package is imported below --"
 PROBE = f"""
@@ -79,6 +82,33 @@ def test_import_loads_nothing_heavier_than_keras(imported):
 def test_version_is_the_projects():
     pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     assert keras_diffusion.__version__ == pyproject["project"]["version"]
+
+
+def test_type_checkers_see_every_public_name():
+    """The imports for type checkers, which they re-export under the same name, are those of the lazy table."""
+    tree = ast.parse(Path(keras_diffusion.__file__).read_text(encoding="utf-8"))
+    checked = next(node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(checked.test) == "TYPE_CHECKING"
+    seen = {(node.module, alias.name, alias.asname) for node in checked.body for alias in node.names}
+    homes = keras_diffusion._HOMES.items()
+    assert seen == {(f"keras_diffusion.{home}", name, name) for home, names in homes for name in names}
+    assert Path(keras_diffusion.__file__).with_name("py.typed").is_file()
+
+
+PUBLIC = [
+    (StableDiffusion, name)
+    for name in dir(StableDiffusion)
+    if not name.startswith("_") and inspect.isroutine(getattr(StableDiffusion, name))
+]
+PUBLIC += [(keras_diffusion, "pad"), (keras_diffusion, "replace_operations")]
+
+
+@pytest.mark.parametrize(("owner", "name"), PUBLIC)
+def test_public_functions_have_type_hints(owner, name):
+    signature = inspect.signature(getattr(owner, name))
+    assert signature.return_annotation is not inspect.Signature.empty
+    untyped = [x.name for x in signature.parameters.values() if x.annotation is x.empty and x.name != "self"]
+    assert not untyped
 
 
 def test_every_public_name_is_there():

@@ -318,6 +318,13 @@ def test_an_untrained_model_predicts_what_it_is_told():
         StableDiffusion(preset=TINY, prediction_type="v")
 
 
+def test_repr_says_preset_size_dtype_and_backend(model):
+    backend = keras.backend.backend()
+    shown = f"StableDiffusion(preset='random weights', img_height=64, img_width=64, dtype='float32', {backend=})"
+    assert repr(model) == shown
+    assert "preset='emoji'" in repr(StableDiffusion.from_preset("emoji"))
+
+
 def test_damaged_weights_are_an_error_not_a_black_image(model):
     bias = model.decoder.get_layer("conv_out").bias
     value = keras.ops.convert_to_numpy(bias).copy()

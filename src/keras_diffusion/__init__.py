@@ -1,11 +1,38 @@
 """Stable Diffusion in Keras 3."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_HOMES`
+    from keras_diffusion.errors import CheckpointError as CheckpointError
+    from keras_diffusion.errors import CheckpointMismatchError as CheckpointMismatchError
+    from keras_diffusion.errors import CorruptCheckpointError as CorruptCheckpointError
+    from keras_diffusion.errors import DownloadError as DownloadError
+    from keras_diffusion.errors import FlaggedImagesError as FlaggedImagesError
+    from keras_diffusion.errors import GenerationCancelled as GenerationCancelled
+    from keras_diffusion.errors import IntegrityError as IntegrityError
+    from keras_diffusion.errors import NoSpaceError as NoSpaceError
+    from keras_diffusion.errors import NumericalError as NumericalError
+    from keras_diffusion.errors import OfflineError as OfflineError
+    from keras_diffusion.errors import UnsafeCheckpointError as UnsafeCheckpointError
+    from keras_diffusion.generation.controls import Control as Control
+    from keras_diffusion.generation.options import Options as Options
+    from keras_diffusion.images.reading import pad as pad
+    from keras_diffusion.networks.controlnet import ControlNet as ControlNet
+    from keras_diffusion.networks.decoder import Decoder as Decoder
+    from keras_diffusion.networks.diffusion_model import DiffusionModel as DiffusionModel
+    from keras_diffusion.networks.image_encoder import ImageEncoder as ImageEncoder
+    from keras_diffusion.networks.operations import replace_operations as replace_operations
+    from keras_diffusion.networks.text_encoder import TextEncoder as TextEncoder
+    from keras_diffusion.prompts.tokenizer import SimpleTokenizer as SimpleTokenizer
+    from keras_diffusion.sampling.samplers import SAMPLERS as SAMPLERS
+    from keras_diffusion.stable_diffusion import StableDiffusion as StableDiffusion
 
 __version__ = "0.1.0"
 
 _HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
     "generation.controls": ("Control",),
+    "generation.options": ("Options",),
     "networks.controlnet": ("ControlNet",),
     "networks.decoder": ("Decoder",),
     "networks.diffusion_model": ("DiffusionModel",),

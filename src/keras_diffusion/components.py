@@ -1,5 +1,6 @@
 """The parts of a model: where they come from, what is added to them, and how they are saved and let go."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -38,11 +39,17 @@ class Components:
     Networks are loaded when they are first asked for.
     """
 
+    text_encoder: TextEncoder
+    diffusion_model: DiffusionModel
+    decoder: Decoder
+    image_encoder: ImageEncoder
+
     def __init__(self, preset, dtype, prediction_type, ema):
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
         if prediction_type is not None:
             arguments.choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        self._preset = "random weights" if isinstance(preset, Architecture) else str(preset)
         self._dtype = dtype or keras.config.dtype_policy()
         self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
         if isinstance(preset, Architecture):
@@ -79,7 +86,7 @@ class Components:
         with keras.StatelessScope(initialize_variables=self._checkpoint is None):
             return NETWORKS[name](architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
 
-    def unload(self, discard=False):
+    def unload(self, discard: bool = False) -> None:
         """Frees the memory of the networks and of what was compiled; the next call that needs them loads them again.
 
         Args:
@@ -103,7 +110,7 @@ class Components:
         if self.tokenizer.added_tokens:
             self.tokenizer = SimpleTokenizer()
 
-    def load_controlnet(self, path):
+    def load_controlnet(self, path: str | os.PathLike[str]) -> ControlNet:
         """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.
 
         Args:
@@ -124,7 +131,7 @@ class Components:
         source.load(network)
         return network
 
-    def save_to_preset(self, path, dtype="float32"):
+    def save_to_preset(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
         """Writes the model as a folder in diffusers layout, which `from_preset` and diffusers load.
 
         LoRAs that are loaded become part of the weights.
@@ -140,7 +147,7 @@ class Components:
         """
         self._save(diffusers_folder.save, path, dtype)
 
-    def export_checkpoint(self, path, dtype="float32"):
+    def export_checkpoint(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
         """Writes the model as one safetensors file in the original (LDM) layout, which most other tools load.
 
         Args:
@@ -168,11 +175,11 @@ class Components:
         )
 
     @property
-    def loras(self):
+    def loras(self) -> dict[str, float]:
         """The LoRAs that are fused into the weights: a dict from names to scales."""
         return self._loras.scales
 
-    def load_lora(self, path, scale=1.0, name=None):
+    def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0, name: str | None = None) -> str:
         """Fuses a LoRA into the weights of the text encoder and the diffusion model; nothing is compiled again.
 
         Several LoRAs add up, in whichever order they are loaded. Other changes to these weights in between are lost.
@@ -198,7 +205,7 @@ class Components:
             path, scale, name, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model
         )
 
-    def unload_lora(self, name=None):
+    def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA out of the weights again: they are, bit for bit, as if it had not been loaded.
 
         Args:
@@ -209,7 +216,7 @@ class Components:
         """
         self._loras.unload(name)
 
-    def load_textual_inversion(self, path, token=None):
+    def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
         """Teaches the model a word; the text encoder becomes a larger one, which is compiled again.
 
         Args:

@@ -1,9 +1,13 @@
 """The facade: prompts to images."""
 
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any, Literal, Self, Unpack
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from keras_diffusion import arguments
@@ -13,11 +17,18 @@ from keras_diffusion.components import Components
 from keras_diffusion.engines.engine import Engine, checksum, finite
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.generation.conditions import conditions, encode_prompts, encode_start, starting_latents
+from keras_diffusion.generation.options import Options, OptionsWithImage, OptionsWithMask, OptionsWithNoise
 from keras_diffusion.generation.request import make_request, read
 from keras_diffusion.images import previews
 from keras_diffusion.images.safety import refuse_flagged
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
+
+Preset = str | os.PathLike[str] | Architecture
+JitCompile = bool | Literal["auto", "openvino"]
+NegativePrompt = str | Sequence[str] | np.ndarray | None
+Guidance = float | Sequence[float] | np.ndarray
+Images = Any  # a uint8 array, or what the option `output` says
 
 
 class StableDiffusion(Components):
@@ -64,20 +75,20 @@ class StableDiffusion(Components):
 
     def __init__(
         self,
-        img_height=None,
-        img_width=None,
-        jit_compile="auto",
-        dtype=None,
-        preset="sd14",
-        prediction_type=None,
-        ema=False,
-    ):
+        img_height: int | None = None,
+        img_width: int | None = None,
+        jit_compile: JitCompile = "auto",
+        dtype: str | None = None,
+        preset: Preset = "sd14",
+        prediction_type: str | None = None,
+        ema: bool = False,
+    ) -> None:
         for name, side in (("img_height", img_height), ("img_width", img_width)):  # where a preset is given by mistake
             if side is not None:
                 arguments.whole_number(name, side, 1, arguments.LARGEST_SIDE)
         super().__init__(preset, dtype, prediction_type, ema)
         self._engine = Engine(jit_compile)
-        self.safety = None
+        self.safety: Callable[[np.ndarray], ArrayLike] | None = None
         self.img_height = self.img_width = self.architecture.image_size
         self.img_height, self.img_width = self.side("img_height", img_height), self.side("img_width", img_width)
         self.sampler, self.schedule = "ddim", {"prediction_type": self.architecture.prediction_type}
@@ -88,44 +99,54 @@ class StableDiffusion(Components):
     @classmethod
     def from_preset(
         cls,
-        preset,
-        dtype=None,
-        img_height=None,
-        img_width=None,
-        jit_compile="auto",
-        prediction_type=None,
-        ema=False,
-    ):
+        preset: Preset,
+        dtype: str | None = None,
+        img_height: int | None = None,
+        img_width: int | None = None,
+        jit_compile: JitCompile = "auto",
+        prediction_type: str | None = None,
+        ema: bool = False,
+    ) -> Self:
         """Loads a model, and downloads it first where `preset` names one that is not at hand.
 
         The arguments are the constructor's, which itself never downloads. `preset` may also be
         "hf://owner/repository" or "hf://owner/repository@revision", in diffusers layout or KerasCV's .h5 files; that
         needs the package huggingface_hub. Size and licence are logged before a built-in model is downloaded.
         """
-        if not isinstance(preset, Architecture):
-            preset = presets.find(preset, may_download=True)
-        return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema)
+        if isinstance(preset, Architecture):
+            return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema)
+        path = presets.find(preset, may_download=True)
+        model = cls(img_height, img_width, jit_compile, dtype, path, prediction_type, ema)
+        model._preset = str(preset)  # the name rather than where its files lie
+        return model
 
-    def unload(self, discard=False):
+    def unload(self, discard: bool = False) -> None:
         super().unload(discard)
         self._engine.unload()
 
+    def __repr__(self) -> str:
+        dtype = getattr(self._dtype, "name", self._dtype)
+        return (
+            f"{type(self).__name__}(preset={self._preset!r}, img_height={self.img_height}, img_width={self.img_width}, "
+            f"dtype={dtype!r}, backend={keras.backend.backend()!r})"
+        )
+
     @property
-    def way(self):
+    def way(self) -> str:
         """How the diffusion model is run for one image: "graph", "xla", "jit", "eager", "inductor" or "openvino"."""
         size = self.architecture.autoencoder.latent_size(self.img_height, self.img_width)
         return self._engine.way(self.diffusion_model, (1, *size, self.diffusion_model.inputs[0].shape[-1]))
 
     def text_to_image(
         self,
-        prompt,
-        negative_prompt=None,
-        batch_size=None,
-        num_steps=50,
-        unconditional_guidance_scale=7.5,
-        seed=None,
-        **options,
-    ):
+        prompt: str | Sequence[str],
+        negative_prompt: NegativePrompt = None,
+        batch_size: int | None = None,
+        num_steps: int = 50,
+        unconditional_guidance_scale: Guidance = 7.5,
+        seed: int | Sequence[int] | None = None,
+        **options: Unpack[Options],
+    ) -> Images:
         """Draws images of a prompt.
 
         Args:
@@ -138,7 +159,7 @@ class StableDiffusion(Components):
                 for each image. At 1 the negative prompt has no part and costs nothing.
             seed: Where the noise comes from: an int from 0 to 2**63 - 1, where image i takes seed + i, or a list with
                 one for each image. None takes another one every time.
-            **options: See `generate_image` and `encode_text`.
+            **options: See `keras_diffusion.Options`.
 
         Returns:
             A uint8 array (batch_size, height, width, 3), or what the option `output` says.
@@ -154,16 +175,16 @@ class StableDiffusion(Components):
 
     def image_to_image(
         self,
-        image,
-        prompt,
-        strength=0.8,
-        negative_prompt=None,
-        batch_size=None,
-        num_steps=50,
-        unconditional_guidance_scale=7.5,
-        seed=None,
-        **options,
-    ):
+        image: Any,
+        prompt: str | Sequence[str],
+        strength: float = 0.8,
+        negative_prompt: NegativePrompt = None,
+        batch_size: int | None = None,
+        num_steps: int = 50,
+        unconditional_guidance_scale: Guidance = 7.5,
+        seed: int | Sequence[int] | None = None,
+        **options: Unpack[OptionsWithMask],
+    ) -> Images:
         """Draws images of a prompt that start from a picture (Meng et al. 2021, "SDEdit", arXiv:2108.01073).
 
         Args:
@@ -178,7 +199,7 @@ class StableDiffusion(Components):
             num_steps: Number of steps.
             unconditional_guidance_scale: How much to follow the prompt.
             seed: Where the noise comes from.
-            **options: See `generate_image`.
+            **options: See `keras_diffusion.Options`.
 
         Returns:
             As `text_to_image`.
@@ -194,17 +215,17 @@ class StableDiffusion(Components):
 
     def inpaint(
         self,
-        image,
-        mask,
-        prompt,
-        strength=1.0,
-        negative_prompt=None,
-        batch_size=None,
-        num_steps=50,
-        unconditional_guidance_scale=7.5,
-        seed=None,
-        **options,
-    ):
+        image: Any,
+        mask: Any,
+        prompt: str | Sequence[str],
+        strength: float = 1.0,
+        negative_prompt: NegativePrompt = None,
+        batch_size: int | None = None,
+        num_steps: int = 50,
+        unconditional_guidance_scale: Guidance = 7.5,
+        seed: int | Sequence[int] | None = None,
+        **options: Unpack[OptionsWithNoise],
+    ) -> Images:
         """Repaints a part of a picture.
 
         A model for inpainting, whose diffusion model takes 9 channels, sees the rest of the picture. With any other,
@@ -222,7 +243,7 @@ class StableDiffusion(Components):
             num_steps: Number of steps.
             unconditional_guidance_scale: How much to follow the prompt.
             seed: Where the noise comes from.
-            **options: See `generate_image`; also `mask_white`, "repaint" or, as in KerasCV, "keep".
+            **options: See `keras_diffusion.Options`.
 
         Returns:
             As `text_to_image`.
@@ -244,7 +265,13 @@ class StableDiffusion(Components):
             **options,
         )
 
-    def encode_text(self, prompt, prompt_weighting=False, long_prompts="error", clip_skip=0):
+    def encode_text(
+        self,
+        prompt: str | Sequence[str],
+        prompt_weighting: bool = False,
+        long_prompts: Literal["error", "truncate", "chunk"] = "error",
+        clip_skip: int = 0,
+    ) -> np.ndarray:
         """Turns prompts into the context that `generate_image` takes.
 
         Args:
@@ -270,15 +297,15 @@ class StableDiffusion(Components):
 
     def generate_image(
         self,
-        encoded_text,
-        negative_prompt=None,
-        batch_size=None,
-        num_steps=50,
-        unconditional_guidance_scale=7.5,
-        diffusion_noise=None,
-        seed=None,
-        **options,
-    ):
+        encoded_text: np.ndarray,
+        negative_prompt: NegativePrompt = None,
+        batch_size: int | None = None,
+        num_steps: int = 50,
+        unconditional_guidance_scale: Guidance = 7.5,
+        diffusion_noise: ArrayLike | None = None,
+        seed: int | Sequence[int] | None = None,
+        **options: Unpack[OptionsWithImage],
+    ) -> Images:
         """Draws images of a context.
 
         Args:
@@ -291,22 +318,7 @@ class StableDiffusion(Components):
             diffusion_noise: Noise of unit variance to start from instead of a seed's, (h/f, w/f, c) for all images or
                 (batch_size, h/f, w/f, c), for the latent factor f.
             seed: Where the noise comes from.
-            **options: `img_height` and `img_width`, the size of these images; `sampler`, the name of a sampler in
-                `SAMPLERS`; `spacing`, `karras`, `eta` and `timesteps`, see `samplers.build`, where
-                `timesteps` replaces `num_steps`; `guidance_rescale`, from 0 to 1, which keeps high guidance from
-                washing out (Lin et al. 2023, arXiv:2305.08891; they take 0.7), or a list with one for each image;
-                `guidance_interval`, the fractions (start, end) of the steps between which there is guidance: the others
-                take half the time (Kynkäänniemi et al. 2024, arXiv:2404.07724), though not with OpenVINO, and the
-                images differ;
-                `deep_cache`, for how many steps the deep features of the diffusion model serve, 1 to 1000: each step
-                but the first of so many takes about a tenth of the time (Ma et al. 2023, "DeepCache",
-                arXiv:2312.00858), and the images differ;
-                `image`, `strength`, `mask` and `mask_white`, see `image_to_image` and `inpaint`; `control`,
-                (ControlNet, image, scale, start, end) or a list of those, see `control.Control`; `callback`, called as
-                callback(step, timestep, latents) after every step, counted from 1, with the latents as a float32
-                array, which cancels when it returns False; `verbose`, 1 for a progress bar, 2 for a line at the end
-                and 0 for neither; `output`, "array" for a uint8 array, "pil" for a list of PIL images, "latents" for
-                the float32 latents; and those of `encode_text`, here for the negative prompt.
+            **options: See `keras_diffusion.Options`. Those of `encode_text` are for the negative prompt here.
 
         Returns:
             A uint8 array (batch_size, height, width, 3), or what the option `output` says.
@@ -322,14 +334,14 @@ class StableDiffusion(Components):
 
     def denoise(
         self,
-        prompt,
-        negative_prompt=None,
-        batch_size=None,
-        num_steps=50,
-        unconditional_guidance_scale=7.5,
-        seed=None,
-        **options,
-    ):
+        prompt: str | Sequence[str],
+        negative_prompt: NegativePrompt = None,
+        batch_size: int | None = None,
+        num_steps: int = 50,
+        unconditional_guidance_scale: Guidance = 7.5,
+        seed: int | Sequence[int] | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[tuple[int, float, np.ndarray]]:
         """Draws images of a prompt step by step, as the caller asks for them.
 
         Args:
@@ -339,7 +351,7 @@ class StableDiffusion(Components):
             num_steps: Number of steps.
             unconditional_guidance_scale: How much to follow the prompt.
             seed: Where the noise comes from.
-            **options: See `generate_image`.
+            **options: See `keras_diffusion.Options`.
 
         Yields:
             (step, timestep, latents) after every step: its number, counted from 1, its timestep, and the latents, a
@@ -352,7 +364,7 @@ class StableDiffusion(Components):
         steps = self._steps(make_request(self, "prompt", *given, **options))
         return ((step, timestep, finite(f"denoising step {step}", latents)) for step, timestep, latents in steps)
 
-    def decode(self, latents):
+    def decode(self, latents: ArrayLike) -> np.ndarray:
         """Turns latents into images.
 
         Args:
@@ -367,7 +379,7 @@ class StableDiffusion(Components):
         """
         return self._engine.decode(self.decoder, self._latents(latents))
 
-    def preview(self, latents):
+    def preview(self, latents: ArrayLike) -> np.ndarray:
         """Shows latents roughly, at almost no cost: `decode` is not asked.
 
         The colours are the affine function of the latents that is nearest to the decoder's. The first call finds it,
@@ -434,7 +446,7 @@ class StableDiffusion(Components):
             refuse_flagged(request.safety, drawn)
         return drawn if request.output == "array" else [Image.fromarray(image) for image in drawn]
 
-    def side(self, name, value):
+    def side(self, name: str, value: int | None) -> int:
         """Returns a height or width in pixels if latents can have it; None is that of the model."""
         return arguments.image_side(
             name, getattr(self, name) if value is None else value, self.architecture.autoencoder.factor

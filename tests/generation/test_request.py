@@ -220,7 +220,8 @@ WRONG = [
     ({"verbose": 3}, ValueError, "`verbose` must be from 0 to 2"),
     ({"verbose": "auto"}, TypeError, "`verbose` must be an int"),
     ({"karras": "no"}, TypeError, "`karras` must be True or False"),
-    ({"colour": "red"}, TypeError, "The arguments are prompt, .*num_steps, .*control, .*Received: colour"),
+    ({"colour": "red"}, TypeError, "The arguments are prompt, .*num_steps, .*control, .*Received: colour$"),
+    ({"guidance_scale": 3}, TypeError, "guidance_scale. Did you mean unconditional_guidance_scale\\?$"),
 ]
 
 

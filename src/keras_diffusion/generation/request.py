@@ -1,6 +1,5 @@
 """What a call asks for: all of its arguments, checked before anything is computed."""
 
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from keras_diffusion import arguments
 from keras_diffusion.generation.controls import controls, scales
+from keras_diffusion.generation.options import Options, refuse_unknown
 from keras_diffusion.images import reading as images
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.prompts import reading as prompts
@@ -15,6 +15,7 @@ from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.samplers import Table, between, build, every
 
 OUTPUTS = ("array", "pil", "latents")
+ALWAYS = ("negative_prompt", "batch_size", "num_steps", "unconditional_guidance_scale", "seed")
 
 
 class Request(NamedTuple):
@@ -109,8 +110,7 @@ def make_request(
         TypeError, ValueError: As `StableDiffusion.generate_image`.
     """
     if unknown:
-        known = [*inspect.signature(make_request).parameters][3:-1]
-        raise TypeError(f"The arguments are {name}, {', '.join(known)}. Received: {', '.join(unknown)}")
+        refuse_unknown(unknown, [name, *ALWAYS, *Options.__annotations__])
     arguments.choice("output", output, OUTPUTS)
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
     prompt = read(model, name, prompt, **reading)

@@ -121,7 +121,7 @@ def _nearest(masks, size):
     return masks[:, rows][:, :, columns]
 
 
-def pad(images, top, bottom, left, right):
+def pad(images: np.ndarray, top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, np.ndarray]:
     """Extends images (b, h, w, 3) by pixels like those at their edges.
 
     Returns:

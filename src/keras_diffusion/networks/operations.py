@@ -1,5 +1,6 @@
 """Defines how layers attend, convolve and so on, and lets engines and adapters replace that."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -89,7 +90,7 @@ def how_to(name):
 
 
 @contextmanager
-def replace_operations(**functions):
+def replace_operations(**functions: Callable) -> Iterator[None]:
     """Replaces operations of the layers that are called inside it.
 
     Args:

@@ -1,0 +1,119 @@
+"""The options of the methods that draw: their names, types and meaning, and what people call them elsewhere."""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+# Parameters of diffusers, A1111 and others → ours.
+OTHER_NAMES = {
+    "callback_on_step_end": "callback",
+    "cfg_scale": "unconditional_guidance_scale",
+    "control_image": "control",
+    "controlnet_conditioning_scale": "control",
+    "generator": "seed",
+    "guidance_scale": "unconditional_guidance_scale",
+    "height": "img_height",
+    "latents": "diffusion_noise",
+    "mask_image": "mask",
+    "negative_prompt_embeds": "negative_prompt",
+    "num_images_per_prompt": "batch_size",
+    "num_inference_steps": "num_steps",
+    "output_type": "output",
+    "scheduler": "sampler",
+    "steps": "num_steps",
+    "use_karras_sigmas": "karras",
+    "width": "img_width",
+}
+
+
+class CommonOptions(TypedDict, total=False):
+    """What every method that draws takes; `Options` documents them."""
+
+    mask_white: Literal["repaint", "keep"]
+    img_height: int | None
+    img_width: int | None
+    sampler: str | None
+    spacing: str | None
+    karras: bool
+    eta: float | None
+    timesteps: Sequence[float] | np.ndarray | None
+    guidance_rescale: float | Sequence[float] | np.ndarray
+    guidance_interval: tuple[float, float] | list[float]
+    deep_cache: int
+    control: Any
+    callback: Callable[[int, float, np.ndarray], Any] | None
+    verbose: int
+    output: Literal["array", "pil", "latents"]
+    prompt_weighting: bool
+    long_prompts: Literal["error", "truncate", "chunk"]
+    clip_skip: int
+
+
+class NoiseOptions(TypedDict, total=False):
+    diffusion_noise: ArrayLike | None
+
+
+class ImageOptions(TypedDict, total=False):
+    image: Any
+    strength: float | None
+
+
+class MaskOptions(TypedDict, total=False):
+    mask: Any
+
+
+class OptionsWithImage(CommonOptions, ImageOptions, MaskOptions, total=False):
+    """`Options` for a method that has `diffusion_noise` as an argument."""
+
+
+class OptionsWithNoise(CommonOptions, NoiseOptions, total=False):
+    """`Options` for a method that has `image`, `strength` and `mask` as arguments."""
+
+
+class OptionsWithMask(OptionsWithNoise, MaskOptions, total=False):
+    """`Options` for a method that has `image` and `strength` as arguments."""
+
+
+class Options(OptionsWithMask, ImageOptions, total=False):
+    """The options of `text_to_image` and of the other methods that draw.
+
+    Attributes:
+        img_height: Height of these images in pixels; None takes the model's.
+        img_width: Width of these images in pixels; None takes the model's.
+        sampler: Name of a sampler in `SAMPLERS`, or another spelling of it; None takes the model's.
+        spacing: How the timesteps are spread, see `sampling.samplers.build`.
+        karras: Whether to spread the noise levels as Karras et al. 2022 do.
+        eta: Share of ancestral noise, from 0 to 1, for the samplers that have the choice.
+        timesteps: The timesteps themselves, decreasing; they replace `num_steps`.
+        guidance_rescale: From 0 to 1, or a list with one for each image: keeps high guidance from washing out (Lin et
+            al. 2023, arXiv:2305.08891; they take 0.7).
+        guidance_interval: The fractions (start, end) of the steps between which there is guidance. The other steps take
+            half the time, though not with OpenVINO, and the images differ (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+        deep_cache: For how many steps the deep features of the diffusion model serve, 1 to 1000. Each step but the
+            first of so many takes about a tenth of the time, and the images differ (Ma et al. 2023, "DeepCache",
+            arXiv:2312.00858).
+        control: (ControlNet, image, scale, start, end), or a list of those, see `Control`.
+        image: The image to start from, see `image_to_image`.
+        strength: How much to change the image, see `image_to_image`.
+        mask: Where to repaint the image, see `inpaint`.
+        mask_white: What white in the mask means: "repaint" or, as in KerasCV, "keep".
+        diffusion_noise: Noise of unit variance to start from, see `generate_image`; it replaces `seed`.
+        callback: Called as callback(step, timestep, latents) after every step, counted from 1, with the latents as a
+            float32 array. It cancels when it returns False.
+        verbose: 1 for a progress bar, 2 for a line at the end, 0 for neither.
+        output: "array" for a uint8 array, "pil" for a list of PIL images, "latents" for the float32 latents.
+        prompt_weighting: See `encode_text`; in `generate_image` it is for the negative prompt.
+        long_prompts: See `encode_text`; in `generate_image` it is for the negative prompt.
+        clip_skip: See `encode_text`; in `generate_image` it is for the negative prompt.
+    """
+
+
+def refuse_unknown(unknown, known):
+    """Raises a TypeError that lists the arguments there are and, for each unknown one, the nearest of them."""
+    nearest = [OTHER_NAMES.get(name) or next(iter(get_close_matches(name, known, 1)), None) for name in unknown]
+    suggested = ", ".join(dict.fromkeys(name for name in nearest if name in known))
+    hint = f". Did you mean {suggested}?" if suggested else ""
+    raise TypeError(f"The arguments are {', '.join(known)}. Received: {', '.join(unknown)}{hint}")
