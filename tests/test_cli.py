@@ -463,8 +463,9 @@ def test_a_model_is_converted_there_and_back(tiny, tmp_path, capsys, dtype, half
     assert cli.main(["convert", str(single), str(again)]) == 0
     assert capsys.readouterr().out.splitlines() == [str(single), str(again)]
     parts = ["text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"]
-    same = [(again / f"{part}.safetensors").read_bytes() == (tiny / f"{part}.safetensors").read_bytes()
-            for part in parts]
+    same = [
+        (again / f"{part}.safetensors").read_bytes() == (tiny / f"{part}.safetensors").read_bytes() for part in parts
+    ]
     assert same == [not half] * 3
 
     assert cli.main(["info", str(tiny)]) == cli.main(["info", str(single)]) == 0

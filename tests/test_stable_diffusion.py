@@ -37,8 +37,10 @@ def test_images_are_bytes(model):
 
 
 def test_signatures_are_those_of_keras_cv():
-    parameters = {name: inspect.signature(getattr(StableDiffusion, name)).parameters for name in (
-        "__init__", "text_to_image", "encode_text", "generate_image")}
+    parameters = {
+        name: inspect.signature(getattr(StableDiffusion, name)).parameters
+        for name in ("__init__", "text_to_image", "encode_text", "generate_image")
+    }
     assert list(parameters["__init__"])[:4] == ["self", "img_height", "img_width", "jit_compile"]
     assert list(parameters["encode_text"])[:2] == ["self", "prompt"]
     common = ["negative_prompt", "batch_size", "num_steps", "unconditional_guidance_scale"]
@@ -223,16 +225,26 @@ def test_assigned_networks_take_effect(model):
 
 def test_callback_sees_every_step_and_may_cancel(model):
     seen = []
-    model.text_to_image("a cat", seed=0, num_steps=3, sampler="heun", verbose=0,
-                        callback=lambda step, timestep, latents: seen.append((step, timestep, latents.shape)))
+    model.text_to_image(
+        "a cat",
+        seed=0,
+        num_steps=3,
+        sampler="heun",
+        verbose=0,
+        callback=lambda step, timestep, latents: seen.append((step, timestep, latents.shape)),
+    )
     assert [step for step, _, _ in seen] == [1, 2, 3]
     assert [shape for *_, shape in seen] == [(1, 8, 8, 4)] * 3
     assert [timestep for _, timestep, _ in seen] == sorted((t for _, t, _ in seen), reverse=True)
 
     calls = []
     with pytest.raises(GenerationCancelled, match="after step 2 of 5"):
-        model.text_to_image("a cat", num_steps=5, verbose=0,
-                            callback=lambda step, *_: calls.append(step) or (False if step == 2 else None))
+        model.text_to_image(
+            "a cat",
+            num_steps=5,
+            verbose=0,
+            callback=lambda step, *_: calls.append(step) or (False if step == 2 else None),
+        )
     assert calls == [1, 2]
     assert model.text_to_image("a cat", **QUICK).shape == (1, 64, 64, 3)
 

@@ -109,9 +109,9 @@ def main():
     training.train(trainer, batch, arguments.steps, arguments.state)
     encoder, decoder = (in_float32(model) for model in (encoder, decoder))
 
-    latents = np.concatenate([
-        np.asarray(encoder(scaled(images))) for images in np.array_split(pictures, len(pictures) // 64)
-    ])
+    latents = np.concatenate(
+        [np.asarray(encoder(scaled(images))) for images in np.array_split(pictures, len(pictures) // 64)]
+    )
     some = np.random.default_rng(0).permutation(len(pictures))[:256]
     error = np.square(np.asarray(decoder(latents[some])).clip(-1, 1) - scaled(pictures[some])).mean((1, 2, 3)) / 4
     print(f"reconstruction: {np.mean(-10 * np.log10(error)):.2f} dB on {len(some)} of the training pictures")

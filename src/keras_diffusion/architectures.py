@@ -125,12 +125,14 @@ class Architecture:
         unet, autoencoder = dict(config["diffusion_model"]), dict(config["autoencoder"])
         unet["levels"] = tuple(Level(*level) for level in unet["levels"])
         autoencoder["channels"] = tuple(autoencoder["channels"])
-        return cls(**{
-            **config,
-            "text_encoder": TextEncoderShape(**config["text_encoder"]),
-            "diffusion_model": DiffusionModelShape(**unet),
-            "autoencoder": AutoencoderShape(**autoencoder),
-        })
+        return cls(
+            **{
+                **config,
+                "text_encoder": TextEncoderShape(**config["text_encoder"]),
+                "diffusion_model": DiffusionModelShape(**unet),
+                "autoencoder": AutoencoderShape(**autoencoder),
+            }
+        )
 
 
 SD14 = Architecture("sd14")
@@ -160,5 +162,16 @@ TINY = Architecture(
     AutoencoderShape(channels=(8, 16, 16, 16), blocks=1, groups=4),
     image_size=64,
 )
-ARCHITECTURES = {a.name: a for a in (SD14, SD15, replace(SD21_BASE, name="sd20_base"), replace(SD21, name="sd20"),
-                                     SD21_BASE, SD21, EMOJI, TINY)}
+ARCHITECTURES = {
+    a.name: a
+    for a in (
+        SD14,
+        SD15,
+        replace(SD21_BASE, name="sd20_base"),
+        replace(SD21, name="sd20"),
+        SD21_BASE,
+        SD21,
+        EMOJI,
+        TINY,
+    )
+}

@@ -201,9 +201,7 @@ class Components:
             TypeError: If an argument is of the wrong type.
             ValueError: If a LoRA of this name is loaded, `scale` is not finite, or a network has been replaced.
         """
-        return self._loras.load(
-            path, scale, name, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model
-        )
+        return self._loras.load(path, scale, name, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model)
 
     def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA out of the weights again: they are, bit for bit, as if it had not been loaded.

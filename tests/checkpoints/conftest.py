@@ -110,6 +110,7 @@ def sandbox():
 @pytest.fixture(scope="session")
 def serving():
     """Has a server answer meanwhile: `with serving(server):`."""
+
     @contextmanager
     def run(server):
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -125,6 +126,7 @@ def serving():
 @pytest.fixture
 def refused(sandbox):
     """Gives the message about a file that is not to be read: it costs little, and nothing but the file is touched."""
+
     def run(reader, path, error="CorruptCheckpointError"):
         outcome = sandbox(reader, path)
         assert outcome["error"] == error, outcome

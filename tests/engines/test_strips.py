@@ -38,8 +38,10 @@ def test_strips_give_the_same(decoder, monkeypatch, shape, values):
     """One row at a time, some rows, and all at once."""
     monkeypatch.setattr(strips, "STRIP", values)
     latents = np.random.default_rng(0).standard_normal(shape, "float32")
-    expected, found = (keras.ops.convert_to_numpy(f(keras.ops.convert_to_tensor(latents)))
-                       for f in (decoder, lambda x: strips.decode(decoder, x)))
+    expected, found = (
+        keras.ops.convert_to_numpy(f(keras.ops.convert_to_tensor(latents)))
+        for f in (decoder, lambda x: strips.decode(decoder, x))
+    )
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 

@@ -107,6 +107,13 @@ def test_a_picture_is_scaled_on_request(model):
     assert model.image_to_image(PICTURE[:45], "a cat", img_height=40, **QUICK).shape == (1, 40, 64, 3)
 
 
+def test_a_mask_is_scaled_with_its_picture(model):
+    whole = make_request(model, "prompt", "a cat", *(None, None, 2, 7.5, 0), image=PICTURE, mask=MASK, img_height=24)
+    np.testing.assert_array_equal(whole.mask[0], MASK[1::2])
+    with pytest.raises(ValueError, match="48×64"):
+        make_request(model, "prompt", "a cat", *(None, None, 2, 7.5, 0), image=PICTURE, mask=MASK[:40], img_height=24)
+
+
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_what_is_not_repainted_stays_bit_by_bit(model, strength):
     image = model.inpaint(PICTURE, MASK, "a cat", strength, **QUICK)[0]

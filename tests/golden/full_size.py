@@ -55,8 +55,10 @@ def build(architecture):
         models.append(kind(architecture=architecture, initialize=False))
         print(f"{network}: {models[-1].count_params():,} parameters, after {time.perf_counter() - start:.1f} s")
     weights, memory = 4 * sum(model.count_params() for model in models) / 1e6, peak() - before
-    print(f"all: {time.process_time() - work:.1f} s of processor time; {weights:.0f} MB of weights, "
-          f"at most {memory:.0f} MB in use, {memory / weights:.2f} times the weights")
+    print(
+        f"all: {time.process_time() - work:.1f} s of processor time; {weights:.0f} MB of weights, "
+        f"at most {memory:.0f} MB in use, {memory / weights:.2f} times the weights"
+    )
 
 
 def compare(case):
@@ -71,10 +73,12 @@ def compare(case):
     start = time.perf_counter()
     output = keras.ops.convert_to_numpy(model(values if len(values) > 1 else values[0]))
     error = np.abs(output - expected)
-    print(f"{case.architecture.name} {case.network} {output.shape}: largest deviation {error.max():.1e}, "
-          f"mean {error.mean():.1e}, relative {np.linalg.norm(error) / np.linalg.norm(expected):.1e}, "
-          f"output up to {np.abs(expected).max():.2f}, deviation {expected.std():.2f}; "
-          f"built in {built:.1f} s, computed in {time.perf_counter() - start:.1f} s, peak {peak():.0f} MB")
+    print(
+        f"{case.architecture.name} {case.network} {output.shape}: largest deviation {error.max():.1e}, "
+        f"mean {error.mean():.1e}, relative {np.linalg.norm(error) / np.linalg.norm(expected):.1e}, "
+        f"output up to {np.abs(expected).max():.2f}, deviation {expected.std():.2f}; "
+        f"built in {built:.1f} s, computed in {time.perf_counter() - start:.1f} s, peak {peak():.0f} MB"
+    )
 
 
 def reference(case):

@@ -1,6 +1,6 @@
 """Draws the pictures of the bundled model that `tests/test_emoji.py` expects on every backend.
 
-    python tests/golden/make_emoji.py
+python tests/golden/make_emoji.py
 """
 
 from pathlib import Path

@@ -41,13 +41,21 @@ NETWORKS = {  # name in the fixture → KerasCV's module, class and arguments
     "sd21_base/diffusion_model": ("diffusion_model", "DiffusionModelV2", (64, 64, 77)),
 }
 NARROW = {  # what is replaced in the sources
-    "diffusion_model": {r"\b320\b": "32", r"\b640\b": "64", r"\b1280\b": "128", r"\b768\b": "48", r"\b1024\b": "64",
-                        r"Transformer\(\d+, \d+": lambda m: f"Transformer(4, {HEADS[m[0]]}"},
+    "diffusion_model": {
+        r"\b320\b": "32",
+        r"\b640\b": "64",
+        r"\b1280\b": "128",
+        r"\b768\b": "48",
+        r"\b1024\b": "64",
+        r"Transformer\(\d+, \d+": lambda m: f"Transformer(4, {HEADS[m[0]]}",
+    },
     "text_encoder": {r"\b768\b": "48", r"\b1024\b": "64"},
     "autoencoder": {r"\b128\b": "32", r"\b256\b": "64", r"\b512\b": "96"},
 }
-HEADS = {f"Transformer({heads}, {size}": heads * size // 40
-         for heads, size in ((8, 40), (8, 80), (8, 160), (5, 64), (10, 64), (20, 64))}
+HEADS = {
+    f"Transformer({heads}, {size}": heads * size // 40
+    for heads, size in ((8, 40), (8, 80), (8, 160), (5, 64), (10, 64), (20, 64))
+}
 # As much of `keras.ops` as KerasCV's networks need on Keras 2, to be built and not to be run.
 KERAS_2 = {"softmax": tf.nn.softmax, "gelu": tf.nn.gelu, "triu": lambda x, k: x}
 KERAS_2_OPS = types.SimpleNamespace(**{**vars(tf), **KERAS_2})
@@ -158,8 +166,11 @@ def deviation(name, network):
         ours.load_weights(f"{folder}/theirs.weights.h5")
         inputs = {
             "text_encoder": [random.integers(0, 1000, (2, 77)), np.tile(np.arange(77), (2, 1))],
-            "diffusion_model": [random.normal(size=(1, 8, 8, 4)), random.normal(size=(1, unet.frequencies)),
-                                random.normal(size=(1, 77, unet.context))],
+            "diffusion_model": [
+                random.normal(size=(1, 8, 8, 4)),
+                random.normal(size=(1, unet.frequencies)),
+                random.normal(size=(1, 77, unet.context)),
+            ],
             "image_encoder": random.uniform(-1, 1, size=(1, 64, 64, 3)),
             "decoder": random.normal(size=(1, 8, 8, 4)),
         }[name.partition("/")[2]]

@@ -1,6 +1,6 @@
 """Writes the pickle checkpoints that the reader's tests read: by torch.save, in both of its formats.
 
-    python tests/golden/make_pickles.py
+python tests/golden/make_pickles.py
 """
 
 import sys

@@ -97,6 +97,7 @@ def bomb(path):
 
 def hidden_bomb(kind, start):
     """A picture with 64 MiB of zeros in a chunk that is no pixels."""
+
     def write(path):
         chunk = kind + start + zlib.compress(bytes(2**26))
         Image.fromarray(PIXELS).save(path)

@@ -144,13 +144,16 @@ def test_another_channel_order_shows():
 
 
 @once
-@pytest.mark.parametrize("layer", [
-    "controlnet_down_blocks_0",
-    "controlnet_down_blocks_3",
-    "controlnet_mid_block",
-    "controlnet_cond_embedding_conv_out",
-    "controlnet_cond_embedding_blocks_3",
-])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "controlnet_down_blocks_0",
+        "controlnet_down_blocks_3",
+        "controlnet_mid_block",
+        "controlnet_cond_embedding_conv_out",
+        "controlnet_cond_embedding_blocks_3",
+    ],
+)
 def test_a_lost_layer_shows(layer):
     pair = both(SMALLEST)
     kernel = pair[1].get_layer(layer).kernel
@@ -215,13 +218,16 @@ def test_half_precision(dtype, tiny):
     assert np.abs(ops.convert_to_numpy(ops.cast(prediction, "float32")) - plain).max() > 1e-2
 
 
-@pytest.mark.parametrize("arguments", [
-    {"conditioning": (16, 32, 96)},
-    {"conditioning": ()},
-    {"channel_order": "gbr"},
-    {"channel_order": None},
-    {"img_height": 60},
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"conditioning": (16, 32, 96)},
+        {"conditioning": ()},
+        {"channel_order": "gbr"},
+        {"channel_order": None},
+        {"img_height": 60},
+    ],
+)
 def test_refuses_what_it_cannot_be(arguments):
     with pytest.raises(ValueError, match="Received: "):
         ControlNet(architecture=TINY, **arguments)

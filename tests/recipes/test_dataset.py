@@ -107,9 +107,7 @@ def test_main_writes_data_set_and_sources(packages, monkeypatch, capsys):
     monkeypatch.setattr(dataset, "LABELS", labels)
     monkeypatch.setattr(dataset, "PICTURES", pictures)
     output = folder / "emoji.npz"
-    monkeypatch.setattr(
-        sys, "argv", ["dataset.py", "--packages", str(folder), "--output", str(output)]
-    )
+    monkeypatch.setattr(sys, "argv", ["dataset.py", "--packages", str(folder), "--output", str(output)])
     dataset.main()
 
     sources = json.loads((folder / "emoji.sources.json").read_text())
@@ -140,9 +138,7 @@ def test_missing_archive_is_packed_by_npm(packages, monkeypatch):
 def test_changed_archive_is_refused(packages):
     folder, labels, _ = packages
     (folder / labels.archive).write_bytes(b"something else")
-    with pytest.raises(
-        ValueError, match=r"labels-1\.0\.0\.tgz is not the archive.*sha256="
-    ):
+    with pytest.raises(ValueError, match=r"labels-1\.0\.0\.tgz is not the archive.*sha256="):
         dataset.fetch(labels, folder)
 
 

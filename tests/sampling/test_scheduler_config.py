@@ -227,8 +227,7 @@ def test_diffusers_reads_the_same_of_a_switched_scheduler(before, option, kind):
     """diffusers' class has no such option at all, and the one before has."""
     diffusers = pytest.importorskip("diffusers")
     (key,) = option
-    parameters = [inspect.signature(getattr(diffusers, name).__init__).parameters
-                  for name in (before, kind)]
+    parameters = [inspect.signature(getattr(diffusers, name).__init__).parameters for name in (before, kind)]
     assert [key in names for names in parameters] == [True, False]
 
 

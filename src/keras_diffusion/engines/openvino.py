@@ -287,6 +287,7 @@ def group_norm(layer, x):
 
 def attention(layer, x, context=None):
     """Translates an attention layer."""
+
     def split(x):
         return transpose(reshape(x, (x.shape[0], x.shape[1], layer.heads, -1)), (0, 2, 1, 3))
 

@@ -41,6 +41,7 @@ def _converts(network):
 
 def _in_turn(network):
     """The network with layers that read their weights after their inputs: a graph converts all at the start else."""
+
     def waiting(layer):
         def call(*inputs, **options):
             with tf.control_dependencies(list(filter(tf.is_tensor, keras.tree.flatten((inputs, options))))):

@@ -71,8 +71,9 @@ def _control(name, entry, batch_size, size, diffusion_model):
         raise TypeError(f"`{name}` must be a tuple ({', '.join(Control._fields)}). Received: {name}={shorten(entry)}")
     network, image, scale, start, end = Control(*entry)
     if not isinstance(network, ControlNet):
-        raise TypeError(f"`{name}` must begin with a ControlNet; load one with `load_controlnet`. "
-                        f"Received: {shorten(network)}")
+        raise TypeError(
+            f"`{name}` must begin with a ControlNet; load one with `load_controlnet`. Received: {shorten(network)}"
+        )
     ours, theirs = _fitting(diffusion_model), _fitting(network)
     if ours != theirs:
         raise ValueError(f"`{name}` must be a ControlNet for this model, with {ours}. Received: one with {theirs}")

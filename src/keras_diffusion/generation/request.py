@@ -184,11 +184,13 @@ class Start(NamedTuple):
     Args:
         image: Pixels or latents, float32 (k, ...).
         size: (height, width) in pixels.
+        given_size: The size before pixels were scaled.
         in_pixels: Which of the two.
     """
 
     image: np.ndarray
     size: tuple
+    given_size: tuple
     in_pixels: bool
 
 
@@ -208,14 +210,14 @@ def _start(model, image, strength, mask, height, width):
             raise ValueError(f"`mask` needs an `image` of pixels. Received: latents of shape {latents.shape}")
         for name, side in zip(("img_height", "img_width"), size, strict=True):
             model.side(name, side)
-        return Start(latents, size, in_pixels=False)
+        return Start(latents, size, size, in_pixels=False)
     pixels = images.pictures("image", image)
     size = pixels.shape[1:3]
     wanted = tuple(side if given is None else given for given, side in zip((height, width), size, strict=True))
     for name, side in zip(("height of image", "width of image"), wanted, strict=True):
         model.side(name, side)
     scaled = pixels if wanted == size else images.resize(pixels, wanted).clip(0, 255)
-    return Start(scaled, wanted, in_pixels=True)
+    return Start(scaled, wanted, size, in_pixels=True)
 
 
 def _are_latents(image, channels):
@@ -237,7 +239,7 @@ def _for_each_image(start, mask, mask_white, count):
         fields["pixels" if start.in_pixels else "latents"] = image
     if mask is not None:
         white = arguments.choice("mask_white", mask_white, images.MASK_WHITE)
-        read_mask = images.mask("mask", mask, start.size, white)
+        read_mask = images.mask("mask", mask, start.size, white, start.given_size)
         fields["mask"] = np.stack(arguments.repeated("mask", list(read_mask), count))
     return fields
 

@@ -43,10 +43,12 @@ class TextEncoder(Network):
         with construction(dtype, initialize):
             tokens = keras.Input((max_length,), dtype="int32", name="tokens")
             positions = keras.Input((max_length,), dtype="int32", name="positions")
-            x = layers.Add()([
-                embedding(vocab_size, shape.width, "embeddings_token_embedding")(tokens),
-                embedding(shape.length, shape.width, "embeddings_position_embedding")(positions),
-            ])
+            x = layers.Add()(
+                [
+                    embedding(vocab_size, shape.width, "embeddings_token_embedding")(tokens),
+                    embedding(shape.length, shape.width, "embeddings_position_embedding")(positions),
+                ]
+            )
             for i in range(shape.layers):
                 x = EncoderLayer(shape.heads, shape.activation, name=f"encoder_layers_{i}")(x)
             context = layer_norm("final_layer_norm")(x)

@@ -101,6 +101,7 @@ def server(serving):
 @pytest.fixture
 def request_here(server):
     """Stands in for `https.request`: every host is the server here."""
+
     def request(url, headers):
         here = urlsplit(url)._replace(scheme="http", netloc=f"127.0.0.1:{server.server_port}").geturl()
         hosts.append(urlsplit(url).netloc)
@@ -319,6 +320,7 @@ def test_a_read_only_cache(fetch, monkeypatch):
 
 def test_another_process_may_have_the_file_open(fetch, monkeypatch, manifest):
     """Windows does not replace a file that is open."""
+
     def refuse(source, target):
         target.write_bytes(CONTENT)
         raise PermissionError(errno.EACCES, "in use")

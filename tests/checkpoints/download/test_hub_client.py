@@ -158,8 +158,10 @@ def fail(status, files=False, **headers):
 
 
 def cut(handler, file):
-    return file == WEIGHTS and handler.command == "GET" and handler.answer(
-        200, handler.server.files[file], send=20, ETag='"e"', X_Repo_Commit=COMMIT
+    return (
+        file == WEIGHTS
+        and handler.command == "GET"
+        and handler.answer(200, handler.server.files[file], send=20, ETag='"e"', X_Repo_Commit=COMMIT)
     )
 
 

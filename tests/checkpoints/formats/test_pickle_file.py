@@ -327,7 +327,6 @@ def test_runs_nothing_in_any_protocol(path, refused, write, protocol):
 # What is damaged, or costs much.
 
 
-
 def doubled(empty, add, levels=30):
     """Each level holds twice the one before."""
     return b"(" + empty + b"q\0" + b"".join(empty + b"q%c" % i + add(b"h%c" % (i - 1)) for i in range(1, levels)) + b"l"

@@ -73,17 +73,27 @@ def test_says_how_to_build_the_network(folder):
 def test_reads_half_precision(folder):
     (folder / WEIGHTS).unlink()
     halves = {name: array.astype("float16") for name, array in TENSORS.items()}
-    save_file({name: np.ascontiguousarray(array) for name, array in halves.items()},
-              folder / "diffusion_pytorch_model.fp16.safetensors")
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in halves.items()},
+        folder / "diffusion_pytorch_model.fp16.safetensors",
+    )
     assert_holds(loaded(folder), halves)
 
 
-@pytest.mark.parametrize("options", [
-    {"attention_head_dim": 2, "transformer_layers_per_block": 1},  # one value for every level
-    {"act_fn": "swish"},
-    {"num_attention_heads": None, "class_embed_type": None, "only_cross_attention": False, "upcast_attention": True},
-    {"_diffusers_version": "0.16.0.dev0", "_name_or_path": "/home/someone"},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention_head_dim": 2, "transformer_layers_per_block": 1},  # one value for every level
+        {"act_fn": "swish"},
+        {
+            "num_attention_heads": None,
+            "class_embed_type": None,
+            "only_cross_attention": False,
+            "upcast_attention": True,
+        },
+        {"_diffusers_version": "0.16.0.dev0", "_name_or_path": "/home/someone"},
+    ],
+)
 def test_takes_other_spellings(folder, options):
     change(folder, **options)
     assert ControlNetFolder(folder, MODEL).options["architecture"] == CASE.architecture
@@ -99,34 +109,37 @@ def test_defaults_are_those_of_diffusers(folder):
     assert options["architecture"].diffusion_model.in_channels == 4
 
 
-@pytest.mark.parametrize("options", [
-    {"cross_attention_dim": 768},
-    {"block_out_channels": [32, 96]},
-    {"block_out_channels": [32, 64, 64]},
-    {"attention_head_dim": [2, 4]},
-    {"layers_per_block": 2},
-    {"norm_num_groups": 16},
-    {"down_block_types": ["DownBlock2D", "DownBlock2D"]},
-    {"transformer_layers_per_block": [1, 2]},
-    {"cross_attention_dim": None},  # 1280
-    {"conditioning_channels": 4},
-    {"conditioning_embedding_out_channels": [16, 32, 96, 256]},
-    {"conditioning_embedding_out_channels": None},
-    {"conditioning_embedding_out_channels": [16, "32", 96]},
-    {"conditioning_embedding_out_channels": []},
-    {"conditioning_embedding_out_channels": 3},
-    {"controlnet_conditioning_channel_order": "gbr"},
-    {"global_pool_conditions": True},
-    {"use_linear_projection": "yes"},
-    {"in_channels": 0},
-    {"addition_embed_type": "text_time"},
-    {"class_embed_type": "projection"},
-    {"num_attention_heads": 4},
-    {"flip_sin_to_cos": False},
-    {"resnet_time_scale_shift": "scale_shift"},
-    {"mid_block_type": "UNetMidBlock2D"},
-    {"something": {"new": 1}},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cross_attention_dim": 768},
+        {"block_out_channels": [32, 96]},
+        {"block_out_channels": [32, 64, 64]},
+        {"attention_head_dim": [2, 4]},
+        {"layers_per_block": 2},
+        {"norm_num_groups": 16},
+        {"down_block_types": ["DownBlock2D", "DownBlock2D"]},
+        {"transformer_layers_per_block": [1, 2]},
+        {"cross_attention_dim": None},  # 1280
+        {"conditioning_channels": 4},
+        {"conditioning_embedding_out_channels": [16, 32, 96, 256]},
+        {"conditioning_embedding_out_channels": None},
+        {"conditioning_embedding_out_channels": [16, "32", 96]},
+        {"conditioning_embedding_out_channels": []},
+        {"conditioning_embedding_out_channels": 3},
+        {"controlnet_conditioning_channel_order": "gbr"},
+        {"global_pool_conditions": True},
+        {"use_linear_projection": "yes"},
+        {"in_channels": 0},
+        {"addition_embed_type": "text_time"},
+        {"class_embed_type": "projection"},
+        {"num_attention_heads": 4},
+        {"flip_sin_to_cos": False},
+        {"resnet_time_scale_shift": "scale_shift"},
+        {"mid_block_type": "UNetMidBlock2D"},
+        {"something": {"new": 1}},
+    ],
+)
 def test_refuses_other_networks(folder, options):
     change(folder, **options)
     with pytest.raises(CheckpointMismatchError, match="Received: path=") as caught:
@@ -158,8 +171,16 @@ def refused(folder, error=CheckpointMismatchError):
     return caught.value
 
 
-@pytest.mark.parametrize("name", ["conv_in.weight", "controlnet_mid_block.bias", "controlnet_down_blocks.3.weight",
-                                  "controlnet_cond_embedding.blocks.3.weight", "mid_block.resnets.1.conv2.bias"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv_in.weight",
+        "controlnet_mid_block.bias",
+        "controlnet_down_blocks.3.weight",
+        "controlnet_cond_embedding.blocks.3.weight",
+        "mid_block.resnets.1.conv2.bias",
+    ],
+)
 def test_every_tensor_must_be_there(folder, name):
     write(folder, controlnets.config(CASE), {other: array for other, array in TENSORS.items() if other != name})
     assert refused(folder).missing == [f"ControlNet/{name}"]

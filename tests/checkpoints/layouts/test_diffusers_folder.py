@@ -352,13 +352,16 @@ def test_refuses_a_network_that_would_compute_something_else(saved, small, build
     assert f"{name}: built with {option}={value}" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [
-    "model_index.json",
-    "text_encoder/config.json",
-    "unet/config.json",
-    "vae/config.json",
-    "scheduler/scheduler_config.json",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "text_encoder/config.json",
+        "unet/config.json",
+        "vae/config.json",
+        "scheduler/scheduler_config.json",
+    ],
+)
 def test_a_folder_must_be_complete(copy, name):
     (copy / name).unlink()
     with pytest.raises(CorruptCheckpointError, match=f"{name} is missing"):

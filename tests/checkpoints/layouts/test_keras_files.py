@@ -273,7 +273,10 @@ def test_reads_what_h5py_writes(plain):
     np.testing.assert_array_equal(read(tensors["layers/a"]), np.arange(4))
     np.testing.assert_array_equal(read(tensors["legacy/w:0"]), np.arange(4))
     assert {name: tensor.dtype for name, tensor in tensors.items()} == {
-        "b": "F64", "c": "big-endian float of 4 bytes", "layers/a": "F32", "legacy/w:0": "F16",
+        "b": "F64",
+        "c": "big-endian float of 4 bytes",
+        "layers/a": "F32",
+        "legacy/w:0": "F16",
     }
 
 
@@ -326,6 +329,7 @@ def number(content, place):
 
 def patch(start, offset, change):
     """Changes what lies `offset` bytes behind the first place that begins so."""
+
     def run(content):
         place = content.index(start) + offset
         new = change if isinstance(change, bytes) else change(content, place)
@@ -341,6 +345,7 @@ def reference(content):
 
 def root(offset, change):
     """Changes what lies `offset` bytes behind the beginning of the outermost group."""
+
     def run(content):
         place = number(content, 64) + offset
         new = change(content, place) if callable(change) else change
@@ -387,6 +392,7 @@ LIES = {  # what was changed → how
 
 def endless(message, count):
     """Has the header of the outermost group go on at the end of the file, with many messages."""
+
     def change(content):
         end, more = len(content), b"".join(message(i) for i in range(count))
         root(16, struct.pack("<HHI", 16, 16, 0) + pack(end, len(more)))(content)

@@ -83,6 +83,7 @@ def written(model, tmp_path_factory):
 @pytest.fixture
 def foreign(written, tmp_path):
     """Writes a file as other programs do, without our metadata, after a change of its tensors; gives its path."""
+
     def foreign(name, change=lambda tensors: tensors, metadata=None):
         tensors = {key: np.asarray(array, order="C") for key, array in change(load_file(written / name)).items()}
         save_file(tensors, tmp_path / "foreign.bin", metadata)
@@ -94,6 +95,7 @@ def foreign(written, tmp_path):
 @pytest.fixture
 def others(build):
     """Builds other networks of an architecture and fills them from a file."""
+
     def others(path, architecture, **options):
         networks = build(architecture)
         SingleFile(path, **options).load(**networks)
@@ -174,8 +176,9 @@ def test_shapes_tell_the_real_models(build, tmp_path, name):
     architecture = ARCHITECTURES[name]
     with keras.StatelessScope(initialize_variables=False):
         parts, _ = wanted(build(architecture), architecture, ldm=True)
-    tensors = {target.name: Tensor(tmp_path, target.name, "F16", target.shape, 0) for part in parts.values()
-               for target in part}
+    tensors = {
+        target.name: Tensor(tmp_path, target.name, "F16", target.shape, 0) for part in parts.values() for target in part
+    }
     for key in [key for key in tensors if "resblocks.22." in key]:  # the layer that is there and not used
         tensors[key.replace(".22.", ".23.")] = tensors[key]
     assert replace(ldm.architecture(tensors), name=name) == architecture
@@ -198,8 +201,9 @@ def with_leftovers(tensors):
 
 def flat_attention(tensors):
     """Matrices where the original has 1×1 convolutions."""
-    return {key: array[:, :, 0, 0] if ".attn_1." in key and array.ndim == 4 else array
-            for key, array in tensors.items()}
+    return {
+        key: array[:, :, 0, 0] if ".attn_1." in key and array.ndim == 4 else array for key, array in tensors.items()
+    }
 
 
 OUTSIDE = {  # no part of the model: their values are wrong on purpose
@@ -312,6 +316,7 @@ def test_half_precision_of_others(model, foreign, others, values, dtype):
 
 def four_channels(deviation=None):
     """Makes an SD 2 file of the inpainting one; `deviation` gives it the bias that tells v from epsilon."""
+
     def change(tensors):
         tensors[f"{ldm.UNET}input_blocks.0.0.weight"] = tensors[f"{ldm.UNET}input_blocks.0.0.weight"][:, :4]
         if deviation:
@@ -376,16 +381,19 @@ def test_names_what_is_no_whole_model(tmp_path, names, family):
     assert not names or str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [
-    "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
-    "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
-    "model.diffusion_model.input_blocks.0.0.weight",
-    "model.diffusion_model.input_blocks.1.0.in_layers.2.weight",
-    "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight",
-    "model.diffusion_model.out.2.weight",
-    "first_stage_model.encoder.down.0.block.0.conv1.weight",
-    "first_stage_model.post_quant_conv.weight",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model.diffusion_model.input_blocks.1.0.in_layers.2.weight",
+        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+        "model.diffusion_model.out.2.weight",
+        "first_stage_model.encoder.down.0.block.0.conv1.weight",
+        "first_stage_model.post_quant_conv.weight",
+    ],
+)
 @pytest.mark.parametrize("change", ["absent", "scalar"])
 def test_names_what_it_takes_to_tell_the_architecture(foreign, name, change):
     def damaged(tensors):

@@ -235,8 +235,10 @@ def declarations(path):
         return {
             network: (
                 finite(options.get(f"{spelling.declared}lora_alpha")),
-                {compiled(key): finite(x)
-                 for key, x in (options.get(f"{spelling.declared}alpha_pattern") or {}).items()},
+                {
+                    compiled(key): finite(x)
+                    for key, x in (options.get(f"{spelling.declared}alpha_pattern") or {}).items()
+                },
                 bool(options.get(f"{spelling.declared}use_rslora")),
             )
             for network, spelling in SPELLINGS.items()

@@ -149,14 +149,17 @@ def save(
 def write_tokenizer(folder, special_tokens, length):
     """Writes the files of transformers' `CLIPTokenizer`."""
     words, merges = tokenizer.table()
-    write_json(folder / "tokenizer_config.json", {
-        **special_tokens,
-        "add_prefix_space": False,
-        "do_lower_case": True,
-        "errors": "replace",
-        "model_max_length": length,
-        "tokenizer_class": "CLIPTokenizer",
-    })
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            **special_tokens,
+            "add_prefix_space": False,
+            "do_lower_case": True,
+            "errors": "replace",
+            "model_max_length": length,
+            "tokenizer_class": "CLIPTokenizer",
+        },
+    )
     write_json(folder / "vocab.json", {word: token for token, word in enumerate(words)})
     lines = ["#version: 0.2", *(f"{words[left]} {words[right]}" for left, right in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")

@@ -192,6 +192,7 @@ def _attribute(match):
 
 def _rows(network, architecture, layers):
     """Renames the rows of `names.py`, layer by layer, by a table of patterns, classes and their parts."""
+
     def split(row):
         layer, cls, parts = next((m[0], *rest) for pattern, *rest in layers if (m := re.match(pattern, row.path)))
         part, _, variable = row.path.removeprefix(layer).rpartition("/")

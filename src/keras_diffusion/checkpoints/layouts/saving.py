@@ -53,6 +53,7 @@ def write_weights(path, wanted, dtype, prefix="", metadata=None):
     Raises:
         ValueError: If a value is not finite in `dtype`.
     """
+
     def values():
         for target in wanted:
             array = stored(np.asarray(ops.convert_to_numpy(target.variable), "float32"), target.layout)

@@ -87,8 +87,9 @@ class SingleFile:
 
     def tensors(self, part):
         """Lists the tensors of a part, "text_encoder", "unet" or "vae", by the names in the table of names."""
-        names = {row.ldm for name, (folder, _) in NETWORKS.items() if folder == part
-                 for row in rows(name, self.architecture)}
+        names = {
+            row.ldm for name, (folder, _) in NETWORKS.items() if folder == part for row in rows(name, self.architecture)
+        }
         return {name: tensor for name, tensor in self._tensors.items() if name in names}
 
     def _known(self):

@@ -112,16 +112,24 @@ VAE_ATTENTION = (
 VAE_RESAMPLE = (("conv", "conv", "conv", "conv"),)
 
 
-CLIP = ("transformer.text_model.encoder.layers", CLIP_LAYER, (
-    ("embeddings.token_embedding", "transformer.text_model.embeddings.token_embedding", "embedding"),
-    ("embeddings.position_embedding", "transformer.text_model.embeddings.position_embedding", "embedding"),
-    ("final_layer_norm", "transformer.text_model.final_layer_norm", "norm"),
-))
-OPEN_CLIP = ("model.transformer.resblocks", OPEN_CLIP_LAYER, (
-    ("embeddings.token_embedding", "model.token_embedding", "embedding"),
-    ("embeddings.position_embedding", "model.positional_embedding", "embedding", "parameter"),
-    ("final_layer_norm", "model.ln_final", "norm"),
-))
+CLIP = (
+    "transformer.text_model.encoder.layers",
+    CLIP_LAYER,
+    (
+        ("embeddings.token_embedding", "transformer.text_model.embeddings.token_embedding", "embedding"),
+        ("embeddings.position_embedding", "transformer.text_model.embeddings.position_embedding", "embedding"),
+        ("final_layer_norm", "transformer.text_model.final_layer_norm", "norm"),
+    ),
+)
+OPEN_CLIP = (
+    "model.transformer.resblocks",
+    OPEN_CLIP_LAYER,
+    (
+        ("embeddings.token_embedding", "model.token_embedding", "embedding"),
+        ("embeddings.position_embedding", "model.positional_embedding", "embedding", "parameter"),
+        ("final_layer_norm", "model.ln_final", "norm"),
+    ),
+)
 TEXT_ENCODERS = {"quick_gelu": CLIP, "gelu": OPEN_CLIP}  # activation → LDM's layers, one of them, and the others
 
 
@@ -144,10 +152,15 @@ def diffusion_model(architecture):
         return block(name, ldm, RESIDUAL_BLOCK + SHORTCUT * (channels != width))
 
     def transformer(name, ldm, depth):
-        ends = [(name, name, name, kind) for name, kind in (
-            ("norm", "norm"), ("proj_in", projection), ("proj_out", projection))]
-        inner = [row for i in range(depth) for row in under(
-            f"transformer_blocks_{i}", *[f"transformer_blocks.{i}"] * 2, TRANSFORMER_BLOCK)]
+        ends = [
+            (name, name, name, kind)
+            for name, kind in (("norm", "norm"), ("proj_in", projection), ("proj_out", projection))
+        ]
+        inner = [
+            row
+            for i in range(depth)
+            for row in under(f"transformer_blocks_{i}", *[f"transformer_blocks.{i}"] * 2, TRANSFORMER_BLOCK)
+        ]
         return block(name, ldm, (*ends, *inner)) if depth else ()
 
     yield from layer("conv_in", "input_blocks.0.0", "conv")
@@ -286,8 +299,11 @@ def controlnet(architecture, conditioning):
     skips = (shape.blocks + 1) * len(shape.levels)
     return [
         *(row for row in diffusion_model(architecture) if row.path.startswith(shared)),
-        *(row for i, name in enumerate(reading)
-          for row in layer(f"controlnet_cond_embedding.{name}", f"input_hint_block.{2 * i}", "conv")),
+        *(
+            row
+            for i, name in enumerate(reading)
+            for row in layer(f"controlnet_cond_embedding.{name}", f"input_hint_block.{2 * i}", "conv")
+        ),
         *(row for i in range(skips) for row in layer(f"controlnet_down_blocks.{i}", f"zero_convs.{i}.0", "pointwise")),
         *layer("controlnet_mid_block", "middle_block_out.0", "pointwise"),
     ]
