@@ -193,7 +193,8 @@ def test_options_hold_for_the_negative_prompt(model):
 def test_noise_may_be_given(model, rank, dtype):
     noise = np.random.default_rng(0).standard_normal((2, 8, 8, 4)[4 - rank :]).astype(dtype)
     images = model.generate_image(model.encode_text("a cat"), batch_size=2, diffusion_noise=noise, **QUICK)
-    assert np.array_equal(images[0], images[1]) == (rank == 3)
+    difference = np.abs(images[0].astype(int) - images[1]).max()  # matrix products round differently by row
+    assert (difference <= 1) == (rank == 3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (72, 40), (8, 128)])

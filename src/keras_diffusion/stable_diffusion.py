@@ -14,7 +14,7 @@ from keras_diffusion import arguments
 from keras_diffusion.architectures import Architecture
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.components import Components
-from keras_diffusion.engines.engine import Engine, checksum, finite
+from keras_diffusion.engines.engine import Engine, JitCompile, checksum, finite
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.generation.conditions import conditions, encode_prompts, encode_start, starting_latents
 from keras_diffusion.generation.options import Options, OptionsWithImage, OptionsWithMask, OptionsWithNoise
@@ -25,7 +25,6 @@ from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
 Preset = str | os.PathLike[str] | Architecture
-JitCompile = bool | Literal["auto", "openvino"]
 NegativePrompt = str | Sequence[str] | np.ndarray | None
 Guidance = float | Sequence[float] | np.ndarray
 Images = Any  # a uint8 array, or what the option `output` says

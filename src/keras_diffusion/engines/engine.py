@@ -4,6 +4,7 @@ import gc
 import threading
 import zlib
 from importlib.util import find_spec
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import keras
@@ -29,6 +30,7 @@ from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling.solvers import HISTORY
 
+JitCompile = bool | Literal["auto", "openvino"]
 ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output
 IN_STRIPS = ("eager",)  # ways where strips cost nothing: elsewhere each is more to compile
 

@@ -42,7 +42,8 @@ class Rescaling(keras.layers.Rescaling):
     """Multiplies by a number, without the tensor that Keras makes in every call: a CUDA graph cannot record that."""
 
     def call(self, x):
-        return x * self.scale
+        x = x * self.scale
+        return x + self.offset if self.offset else x
 
 
 def embedding(size, width, name):
