@@ -82,15 +82,7 @@ class Components:
             return CLASSES[name](architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
 
     def unload(self, discard: bool = False) -> None:
-        """Frees the memory of the networks and of what was compiled; the next call that needs them loads them again.
-
-        Args:
-            discard: Whether to give up what loading does not bring back. Weights that were changed in place, by
-                `load_weights` or by training, are lost in any case.
-
-        Raises:
-            ValueError: If anything else would be lost, unless `discard`. Nothing has been done.
-        """
+        """Lets go of the networks, see `StableDiffusion.unload`."""
         lost = [] if self._checkpoint else ["random weights, which have no preset to be loaded from"]
         lost += [f"the LoRAs {[*self.loras]}"] if self.loras else []
         lost += [f"the words {list(self.tokenizer.added_tokens)}"] if self.tokenizer.added_tokens else []
