@@ -14,6 +14,7 @@ from keras_diffusion.checkpoints.adapters import textual_inversion
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
 from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
+from keras_diffusion.networks.classes import CLASSES
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
@@ -21,12 +22,6 @@ from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
-NETWORKS = {
-    "text_encoder": TextEncoder,
-    "diffusion_model": DiffusionModel,
-    "decoder": Decoder,
-    "image_encoder": ImageEncoder,
-}
 TOGETHER = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
 AUTOENCODER = ("decoder", "image_encoder")
 LOADING = Lock()  # one for all models: a model's own could be neither copied nor pickled
@@ -64,7 +59,7 @@ class Components:
         self._loaded = {}
 
     def __getattr__(self, name):
-        if name not in NETWORKS:
+        if name not in CLASSES:
             return self.__getattribute__(name)  # says what is missing, if need be in a property
         with LOADING:
             if name not in vars(self):
@@ -84,22 +79,14 @@ class Components:
         """A network that waits for its first values, or a random one if there is nothing to load."""
         dtype = self._vae_dtype if name in AUTOENCODER else self._dtype
         with keras.StatelessScope(initialize_variables=self._checkpoint is None):
-            return NETWORKS[name](architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
+            return CLASSES[name](architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
 
     def unload(self, discard: bool = False) -> None:
-        """Frees the memory of the networks and of what was compiled; the next call that needs them loads them again.
-
-        Args:
-            discard: Whether to give up what loading does not bring back. Weights that were changed in place, by
-                `load_weights` or by training, are lost in any case.
-
-        Raises:
-            ValueError: If anything else would be lost, unless `discard`. Nothing has been done.
-        """
+        """Lets go of the networks, see `StableDiffusion.unload`."""
         lost = [] if self._checkpoint else ["random weights, which have no preset to be loaded from"]
         lost += [f"the LoRAs {[*self.loras]}"] if self.loras else []
         lost += [f"the words {list(self.tokenizer.added_tokens)}"] if self.tokenizer.added_tokens else []
-        present = [name for name in NETWORKS if name in vars(self)]
+        present = [name for name in CLASSES if name in vars(self)]
         replaced = [name for name in present if vars(self)[name] is not self._loaded.get(name)]
         lost += [f"the networks assigned to {', '.join(replaced)}"] if replaced else []
         if lost and not discard:

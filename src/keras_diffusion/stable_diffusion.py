@@ -120,6 +120,15 @@ class StableDiffusion(Components):
         return model
 
     def unload(self, discard: bool = False) -> None:
+        """Frees the memory of the networks and of what was compiled; the next call that needs them loads them again.
+
+        Args:
+            discard: Whether to give up what loading does not bring back. Weights that were changed in place, by
+                `load_weights` or by training, are lost in any case.
+
+        Raises:
+            ValueError: If anything else would be lost, unless `discard`. Nothing has been done.
+        """
         super().unload(discard)
         self._engine.unload()
 

@@ -7,20 +7,12 @@ import keras
 import numpy as np
 import pytest
 
-from keras_diffusion.networks.decoder import Decoder
-from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
-from keras_diffusion.networks.image_encoder import ImageEncoder
-from keras_diffusion.networks.text_encoder import TextEncoder
+from keras_diffusion.networks.classes import CLASSES as NETWORKS
+from keras_diffusion.networks.diffusion_model import timestep_embedding
 
 from . import networks
 
 TOLERANCE = 2e-5
-NETWORKS = {
-    "text_encoder": TextEncoder,
-    "diffusion_model": DiffusionModel,
-    "image_encoder": ImageEncoder,
-    "decoder": Decoder,
-}
 # A fixture that shows a change on one backend shows it on every backend.
 once = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="shown on TensorFlow")
 

@@ -240,6 +240,13 @@ def test_pad_says_what_is_new():
     assert mask.sum() == 7 * 9 - 6 * 4
 
 
+def test_pad_takes_one_image_and_refuses_other_shapes():
+    np.testing.assert_array_equal(images.pad(PIXELS, 1, 2, 3, 4)[0], images.pad(PIXELS[None], 1, 2, 3, 4)[0])
+    for image, top in ((PIXELS[..., 0], 1), (PIXELS, -1)):
+        with pytest.raises(ValueError, match="at least 0 pixels"):
+            images.pad(image, top, 0, 0, 0)
+
+
 def test_reading_a_file_says_nothing_else(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     with warnings.catch_warnings():

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -251,3 +253,21 @@ def test_half_precision_stays_near(network, dtype):
         comparison.evaluate(model, network, name), networks.expected(comparison.case(network, name)), strict=True
     ):
         assert relative_error(ours.astype("float32"), expected) < HALVES[dtype]
+
+
+@pytest.mark.parametrize("home", ["keras_diffusion", "keras_diffusion.networks.decoder"])
+def test_weights_load_strictly_however_the_class_was_imported(home, tmp_path):
+    """Keras' own reader would take the part that fits, and name nothing."""
+    program = f"""
+from {home} import Decoder
+from keras_diffusion.architectures import TINY
+network = Decoder(architecture=TINY)
+network.save_weights({str(tmp_path / "a.weights.h5")!r})
+try:
+    network.load_weights({str(tmp_path / "a.weights.h5")!r}, skip_mismatch=True)
+except ValueError as error:
+    print(error)
+"""
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert "Weights are loaded strictly" in child.stdout

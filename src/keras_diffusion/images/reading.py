@@ -122,12 +122,29 @@ def _nearest(masks, size):
 
 
 def pad(images: np.ndarray, top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, np.ndarray]:
-    """Extends images (b, h, w, 3) by pixels like those at their edges.
+    """Extends images (b, h, w, 3), or one of (h, w, 3), by pixels like those at their edges.
+
+    Args:
+        images: The images, of any dtype.
+        top: Number of rows to add above, at least 0.
+        bottom: Number of rows to add below, at least 0.
+        left: Number of columns to add on the left, at least 0.
+        right: Number of columns to add on the right, at least 0.
 
     Returns:
         The images (b, h + top + bottom, w + left + right, 3), of the same dtype, and the mask of what is new, bool
         (1, …).
+
+    Raises:
+        ValueError: If the images have another shape or a number is negative.
     """
+    images = np.asarray(images)
+    images = images[None] if images.ndim == 3 else images
+    if images.ndim != 4 or min(top, bottom, left, right) < 0:
+        raise ValueError(
+            "`images` must be of shape (b, h, w, 3) or (h, w, 3), extended by at least 0 pixels on each side. "
+            f"Received: shape {images.shape}, {top=}, {bottom=}, {left=}, {right=}"
+        )
     borders = ((0, 0), (top, bottom), (left, right))
     extended = np.pad(images, (*borders, (0, 0)), mode="edge")
     return extended, np.pad(np.zeros((1, *images.shape[1:3]), bool), borders, constant_values=True)

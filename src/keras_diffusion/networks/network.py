@@ -47,14 +47,7 @@ def construction(dtype=None, initialize=True):
 
 
 class Network(keras.Model):
-    """Makes a functional model whose configuration is the arguments of its constructor.
-
-    Attributes:
-        reader: The function that `load_weights` calls with the network and a path. `checkpoints/layouts/keras_files.py`
-            sets it, so that networks know no files. If it is None, Keras' own function is called.
-    """
-
-    reader = None
+    """Makes a functional model whose configuration is the arguments of its constructor."""
 
     def __init__(self, inputs, outputs, architecture, name, **config):
         super().__init__(inputs, outputs, name=name)
@@ -75,11 +68,14 @@ class Network(keras.Model):
             CheckpointError: If the file is damaged or does not fit.
             ValueError: If Keras' options to load a part are given: loading is strict.
         """
-        if self.reader is None:
+        from keras_diffusion.checkpoints.layouts import keras_files  # the one import upwards: networks know no files
+        from keras_diffusion.networks.classes import name_of
+
+        if not name_of(self):
             return super().load_weights(filepath, *arguments, **options)
         if any(arguments) or any(options.values()):
             raise ValueError(f"Weights are loaded strictly, without options. Received: {(arguments, options)!r:.200}")
-        self.reader(self, filepath)
+        keras_files.load_weights(self, filepath)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

@@ -18,19 +18,10 @@ from keras_diffusion.checkpoints.layouts.files import KERAS_CV, keras_cv_file, n
 from keras_diffusion.checkpoints.mapping.loading import Part, Target, load, stored
 from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
-from keras_diffusion.networks.decoder import Decoder
-from keras_diffusion.networks.diffusion_model import DiffusionModel
-from keras_diffusion.networks.image_encoder import ImageEncoder
-from keras_diffusion.networks.text_encoder import TextEncoder
+from keras_diffusion.networks.classes import name_of
 
 STATE = "optimizer/vars/"
 OPTIMIZER = ("optimizer/", "optimizer_weights/")  # what a trained network leaves in its file
-CLASSES = {
-    "text_encoder": TextEncoder,
-    "diffusion_model": DiffusionModel,
-    "image_encoder": ImageEncoder,
-    "decoder": Decoder,
-}
 KNOWN = {known.text_encoder.width: known for known in (SD14, SD21_BASE, EMOJI, TINY)}
 
 
@@ -50,7 +41,7 @@ def load_weights(network, filepath):
         CorruptCheckpointError: If the file is damaged.
         UnsafeCheckpointError: If the file refers to something elsewhere.
     """
-    part, mismatched = _part(_name(network), network, filepath)
+    part, mismatched = _part(name_of(network), network, filepath)
     optimizer = getattr(network, "optimizer", None)
     state = {name.removeprefix(STATE): tensor for name, tensor in part.tensors.items() if name.startswith(STATE)}
     for place, variable in enumerate(optimizer.variables if optimizer and state else ()):
@@ -112,7 +103,7 @@ def write(path, network):
     by_name = str(path).endswith(".weights.h5")
     layers = {}
     with new_file(path) as temporary, h5py.File(temporary, "w") as file:
-        for row in keras_names.keras_cv(_name(network), network.architecture):
+        for row in keras_names.keras_cv(name_of(network), network.architecture):
             values = np.asarray(ops.convert_to_numpy(variables[row.path]), "float32")
             if not np.isfinite(values).all():
                 raise ValueError(f"Weights must be finite. Received: {row.path} with inf or NaN")
@@ -194,11 +185,3 @@ class KerasCVFolder:
                 f"path={str(self.path)!r:.200}"
             )
         return path
-
-
-def _name(network):
-    return next(name for name, cls in CLASSES.items() if isinstance(network, cls))
-
-
-for cls in CLASSES.values():
-    cls.reader = staticmethod(load_weights)
