@@ -21,7 +21,7 @@ from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointErr
 
 
 class Spelling(NamedTuple):
-    """How files spell the layers of a network that `names.rows` lists."""
+    """Describes how files spell the names of a network's layers, see `names.rows`."""
 
     prefixes: tuple[str, ...]  # before the name: diffusers and peft
     joined: tuple[str, ...]  # before the name with "_" for ".": kohya, and diffusers' conversion of it
@@ -72,14 +72,14 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
 
 
 class Change(NamedTuple):
-    """What a LoRA does to one weight: factor · up @ down."""
+    """Holds the change of one weight by a LoRA, factor · up @ down."""
 
     down: np.ndarray  # (rank, in) or (rank, in, height, width)
     up: np.ndarray  # (out, rank)
     factor: float
 
     def added(self, target, scale):
-        """What is added to a variable, float32."""
+        """Returns the float32 array to add to a variable."""
         product = np.float32(scale * self.factor) * self.up @ self.down.reshape(len(self.down), -1)
         return LAYOUTS[target.layout][0](product.reshape(target.shape))
 
@@ -212,7 +212,7 @@ def change(parts, factor):
 
 
 def factor(key, parts, declared):
-    """What the product of the halves counts: alpha / rank, by a tensor of the file or else by its metadata."""
+    """Returns alpha / rank, the factor of up @ down. The file's alpha tensor takes precedence over its metadata."""
     rank = parts["down"].shape[0]
     if "alpha" in parts:
         return number(parts["alpha"]) / rank
@@ -224,7 +224,7 @@ def factor(key, parts, declared):
 
 
 def declarations(path):
-    """What metadata or peft's file beside says of each network: (alpha, alphas by pattern, whether over √rank)."""
+    """Reads the metadata, or peft's file beside: network → (alpha, alphas by pattern, whether to divide by √rank)."""
     text, beside = tensor_index.metadata(path).get(METADATA), Path(path).with_name("adapter_config.json")
     own = text is None and Path(path).stem == "adapter_model" and beside.is_file()  # peft's, of whichever network
     try:

@@ -40,7 +40,7 @@ def fetch(name, offline=None, read=None):
     huggingface_hub, which keeps them in its own cache.
 
     Args:
-        name: A built-in name ("sd15"), or "hf://owner/repository" with "@revision" at will.
+        name: A built-in name ("sd15"), or "hf://owner/repository", optionally followed by "@revision".
         offline: Whether to do without the network; None looks for KERAS_DIFFUSION_OFFLINE and HF_HUB_OFFLINE.
         read: What brings a file of a built-in model, see `read_file`; None takes huggingface_hub where it is installed.
 

@@ -74,7 +74,7 @@ class Objects:
             raise ValueError("it was cut short")
 
     def messages(self, address):
-        """What describes an object: a dict from kinds of messages to the first one of each."""
+        """Reads the messages that describe an object: a dict from each kind to its first message."""
         messages = {}
         for kind, message in self._header(address):
             messages.setdefault(kind, message)

@@ -1,4 +1,4 @@
-"""What the calls in a pickle mean: a table of names, and our own functions in place of theirs."""
+"""Maps the names that a pickle calls to our own functions, which replace theirs."""
 
 import json
 import math
