@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_diffusion import __version__, architectures, cli, stable_diffusion
+from keras_diffusion import __version__, architectures, cli, stable_diffusion, terminal
 from keras_diffusion.errors import CorruptCheckpointError, NumericalError
 from keras_diffusion.images import metadata
 from keras_diffusion.sampling.samplers import SAMPLERS
@@ -393,12 +393,12 @@ def test_a_message_takes_the_place_of_the_bar(generate, fake, capsys, monkeypatc
 
 @pytest.mark.parametrize(("level", "heard"), [(None, "after"), ("0", "before after")])
 def test_backends_are_silent_at_import_unless_a_log_level_is_set(capfd, monkeypatch, level, heard):
-    monkeypatch.delenv(cli.LOG_LEVEL)
+    monkeypatch.delenv(terminal.LOG_LEVEL)
     if level:
-        monkeypatch.setenv(cli.LOG_LEVEL, level)
-    with cli.quiet():
+        monkeypatch.setenv(terminal.LOG_LEVEL, level)
+    with terminal.quiet():
         os.write(2, b"before ")
-        assert os.environ[cli.LOG_LEVEL] == (level or "3")
+        assert os.environ[terminal.LOG_LEVEL] == (level or "3")
     os.write(2, b"after")
     assert capfd.readouterr().err == heard
 
@@ -515,7 +515,7 @@ def test_help_comes_without_keras():
 
 def test_the_bundled_model_draws(tmp_path):
     """As a newcomer runs it: in a process of its own, in which nothing has silenced the backend."""
-    environment = {key: value for key, value in os.environ.items() if key != cli.LOG_LEVEL}
+    environment = {key: value for key, value in os.environ.items() if key != terminal.LOG_LEVEL}
     command = [sys.executable, "-m", "keras_diffusion", "generate", "a slice of pizza", "--output", "pizza.png"]
     child = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (child.returncode, child.stdout) == (0, "pizza.png\n")

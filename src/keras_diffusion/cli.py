@@ -17,6 +17,7 @@ from keras_diffusion.errors import CheckpointError, NumericalError
 from keras_diffusion.images import metadata
 from keras_diffusion.images.metadata import FORMATS
 from keras_diffusion.startup import paused_gc
+from keras_diffusion.terminal import quiet, show
 
 RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
 USUAL = (50, 7.5)
@@ -25,7 +26,6 @@ STORED = ("float32", "float16", "bfloat16")  # how weights can be written
 LARGE = 860e6, 64 * 64  # parameters, and positions of latents, of Stable Diffusion
 OTHER_FILES = (".bin", ".ckpt", ".h5", ".keras", ".pt", ".pth")  # which cannot be
 FAILURES = (ValueError, OSError, ImportError, MemoryError, NumericalError)  # any other exception is a defect
-LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
 def main(argv=None):
@@ -279,32 +279,6 @@ def load(*arguments, **options):
         with quiet():
             from keras_diffusion import StableDiffusion
         return StableDiffusion(*arguments, **options)
-
-
-@contextmanager
-def quiet():
-    """Keeps off stderr what backends say when they are imported, unless a log level is set.
-
-    They say some of it before they look at the log level.
-    """
-    if LOG_LEVEL in os.environ:
-        yield
-        return
-    os.environ[LOG_LEVEL] = "3"
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
-
-
-def show(text):
-    """Replaces the last line of a terminal; a log gets none of it."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def save(image, path, settings):
