@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion.engines.choice import COMPILED, USUAL, runner
+from keras_diffusion.engines.choice import COMPILING_RUNNERS, DEFAULT_RUNNERS, load_runner
 from keras_diffusion.networks import layers, operations
 
 
@@ -44,7 +44,7 @@ def main():
     ways |= {f"{scores * 4 >> 20} MB of scores": limited(scores) for scores in (2**18, 2**19, 2**20, 2**21, 2**22)}
     runs, seconds = {}, {name: [] for name in ways}
     for name, attend in ways.items():
-        compiled = runner((COMPILED if options.jit_compile else USUAL)[keras.backend.backend()])
+        compiled = load_runner((COMPILING_RUNNERS if options.jit_compile else DEFAULT_RUNNERS)[keras.backend.backend()])
         run = compiled(attend, layers.Attention(heads), int)
         runs[name] = lambda run=run: ops.convert_to_numpy(run(*inputs))
         runs[name]()

@@ -1,4 +1,4 @@
-"""What a file outside the package can do with `how_to` and `replace_operations`: an IP-Adapter, equal to diffusers'."""
+"""An IP-Adapter in a file outside the package, by `operation` and `replace_operations`, equals diffusers'."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.mapping import names
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.layers import SpatialTransformer, dense
-from keras_diffusion.networks.operations import how_to, replace_operations
+from keras_diffusion.networks.operations import operation, replace_operations
 
 from .golden import comparison, networks
 
@@ -34,7 +34,7 @@ class ImagePrompt(keras.Model):
         self.built = True
 
     def call(self, inputs):
-        attend = how_to("attend")
+        attend = operation("attend")
 
         def decoupled(layer, query, key, value):
             out = attend(layer, query, key, value)

@@ -248,7 +248,7 @@ def test_a_picture_can_be_made_again(tiny, tmp_path):
     prompt = ["a (slice:1.3) BREAK of pizza", "--negative-prompt", "[blue]"]
     assert cli.main(["generate", *prompt, "--output", path, "--preset", str(tiny), "--steps", "2", *options]) == 0
     drawn = tmp_path / "pizza-2.png"
-    call = metadata.arguments(metadata.read(drawn))
+    call = metadata.call_arguments(metadata.read(drawn))
     again = stable_diffusion.StableDiffusion(preset=str(tiny)).text_to_image(**call, verbose=0)
     assert np.abs(again[0].astype(int) - pixels(drawn)).max() <= 1
 

@@ -122,7 +122,7 @@ def numbers(name, value, count, largest=math.inf):
     return np.array(repeated(name, values, count), "float32")
 
 
-def left_out(name, strength, num_steps):
+def skipped_steps(name, strength, num_steps):
     """Returns how many of `num_steps` steps a strength, more than 0 and at most 1, leaves out."""
     if not isinstance(strength, Real) or isinstance(strength, bool):
         raise TypeError(f"`{name}` must be a number above 0, at most 1. Received: {name}={shorten(strength)}")

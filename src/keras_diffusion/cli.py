@@ -210,7 +210,7 @@ def convert(options):
     if options.output.suffix.lower() in OTHER_FILES:
         options.refuse(f"`OUT` must be a folder or end in .safetensors. Received: {str(options.output)!r:.200}")
     presets.find(options.preset)
-    files.vacant(options.output, folder=not single)
+    files.require_vacant(options.output, folder=not single)
     show(f"loading {options.preset}")
     model = load(preset=options.preset, prediction_type=options.prediction_type, ema=options.ema)
     show(f"writing {options.output}")

@@ -22,9 +22,9 @@ from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
-TOGETHER = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
+LOADED_TOGETHER = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
 AUTOENCODER = ("decoder", "image_encoder")
-LOADING = Lock()  # one for all models: a model's own could be neither copied nor pickled
+_loading_lock = Lock()  # one for all models: a model's own could be neither copied nor pickled
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
 
 
@@ -61,12 +61,12 @@ class Components:
     def __getattr__(self, name):
         if name not in CLASSES:
             return self.__getattribute__(name)  # says what is missing, if need be in a property
-        with LOADING:
+        with _loading_lock:
             if name not in vars(self):
-                self._load(TOGETHER if name in TOGETHER else (name,))
+                self._load(LOADED_TOGETHER if name in LOADED_TOGETHER else (name,))
         return vars(self)[name]
 
-    def _load(self, names=TOGETHER):
+    def _load(self, names=LOADED_TOGETHER):
         """Makes networks; one that was assigned meanwhile stays."""
         networks = {name: self._build(name) for name in names}
         if self._checkpoint:

@@ -10,13 +10,13 @@ import numpy as np
 ALIGNMENT = 64  # bytes; a backend takes only arrays that begin at a multiple of it
 
 
-class Gift:
+class OwnedArray:
     """Marks an array whose memory `keras.ops.convert_to_tensor` may take over without copying.
 
     TensorFlow and torch take it over; JAX copies.
 
     Args:
-        array: An array from `aligned`, of which no other reference is kept.
+        array: An array from `aligned_array`, of which no other reference is kept.
     """
 
     def __init__(self, array):
@@ -26,8 +26,8 @@ class Gift:
         return self.array
 
 
-def aligned(allocate, shape, dtype):
-    """Makes an array for a `Gift`.
+def aligned_array(allocate, shape, dtype):
+    """Makes an array for an `OwnedArray`.
 
     Args:
         allocate: `np.empty`, or `np.zeros`, which takes no time: the system provides memory at the first write.
@@ -51,7 +51,7 @@ def trim():
             function(0)
 
 
-def physical():
+def physical_memory():
     """Returns the bytes of memory of the machine; infinity if the system does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

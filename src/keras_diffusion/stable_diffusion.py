@@ -16,7 +16,7 @@ from keras_diffusion.checkpoints import presets
 from keras_diffusion.components import Components
 from keras_diffusion.engines.engine import Engine, JitCompile, checksum, finite
 from keras_diffusion.errors import GenerationCancelled
-from keras_diffusion.generation.conditions import conditions, encode_prompts, encode_start, starting_latents
+from keras_diffusion.generation.conditions import encode_prompts, encode_start, make_conditions, starting_latents
 from keras_diffusion.generation.options import Options, OptionsWithImage, OptionsWithMask, OptionsWithNoise
 from keras_diffusion.generation.request import make_request, read
 from keras_diffusion.images import previews
@@ -143,7 +143,7 @@ class StableDiffusion(Components):
     def way(self) -> str:
         """How the diffusion model is run for one image: "graph", "xla", "jit", "eager", "inductor" or "openvino"."""
         size = self.architecture.autoencoder.latent_size(self.img_height, self.img_width)
-        return self._engine.way(self.diffusion_model, (1, *size, self.diffusion_model.inputs[0].shape[-1]))
+        return self._engine.runner(self.diffusion_model, (1, *size, self.diffusion_model.inputs[0].shape[-1]))
 
     def text_to_image(
         self,
@@ -433,7 +433,7 @@ class StableDiffusion(Components):
         loop = self._engine.denoise(
             self.diffusion_model,
             latents,
-            conditions(self, self._engine, request, known),
+            make_conditions(self, self._engine, request, known),
             request.table,
             partial(noise.step_noise, request.seeds, latents.shape[1:]),
             rows_per_call,

@@ -16,7 +16,7 @@ from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY, Level
 from keras_diffusion.components import VAE_DTYPE
 from keras_diffusion.engines import choice
-from keras_diffusion.engines.choice import faster
+from keras_diffusion.engines.choice import replaced_operations
 from keras_diffusion.engines.engine import Engine, checksum
 from keras_diffusion.engines.stages import Conditions, Rows, decode
 from keras_diffusion.engines.stages import denoise as stage
@@ -105,7 +105,7 @@ def network_embedding(timestep):
 @pytest.mark.parametrize("looking", [False, True])
 def test_rows_run_together_where_nobody_looks(looking, monkeypatch):
     """One call for ten rows on JAX with a GPU, which this has every runner do: 12 steps are two calls, or 12."""
-    monkeypatch.setattr("keras_diffusion.engines.engine.rows_at_once", lambda way: 10)
+    monkeypatch.setattr("keras_diffusion.engines.engine.rows_at_once", lambda runner: 10)
     model, calls, steps = StableDiffusion(preset=TINY), [], []
     run = model._engine.run
     monkeypatch.setattr(
@@ -374,7 +374,7 @@ def program(monkeypatch):
 
         variables = [jax.ShapeDtypeStruct(variable.shape, variable.dtype) for variable in network.variables]
         checks = [export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")]
-        with operations.replace_operations(**faster("jit")):
+        with operations.replace_operations(**replaced_operations("jit")):
             exported = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=checks)(variables, *inputs)
         return exported.mlir_module().splitlines()
 

@@ -28,7 +28,7 @@ def sizes(monkeypatch):
         sizes.append(int(np.prod(x.shape)))
         return convolve(layer, x)
 
-    monkeypatch.setattr("keras_diffusion.engines.engine.faster", lambda way: {"convolve": counting})
+    monkeypatch.setattr("keras_diffusion.engines.engine.replaced_operations", lambda runner: {"convolve": counting})
     return sizes
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion.engines.choice import faster
+from keras_diffusion.engines.choice import replaced_operations
 from keras_diffusion.networks import layers, operations
 from keras_diffusion.networks.network import construction
 
@@ -31,11 +31,11 @@ LAYERS = [
 
 @pytest.fixture
 def fused():
-    return faster("eager")
+    return replaced_operations("eager")
 
 
 def test_everything_is_replaced(fused):
-    assert fused.keys() == operations.PLAIN.keys() == {name for name, *_ in LAYERS}
+    assert fused.keys() == operations.DEFAULT.keys() == {name for name, *_ in LAYERS}
 
 
 @pytest.mark.parametrize("limit", [1, 100, 2**23])

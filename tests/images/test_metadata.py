@@ -93,7 +93,7 @@ def test_lone_surrogates_are_replaced():
 
 
 def test_arguments_are_those_that_were_given():
-    assert metadata.arguments(FULL) == {
+    assert metadata.call_arguments(FULL) == {
         "prompt": "a slice of pizza",
         "negative_prompt": "blue",
         "num_steps": 25,
@@ -106,7 +106,7 @@ def test_arguments_are_those_that_were_given():
         "img_width": 24,
         "img_height": 16,
     }
-    plain = metadata.arguments(metadata.settings(8, 8, "0.1.0", prompt="x", seed=1, sampler=None))
+    plain = metadata.call_arguments(metadata.settings(8, 8, "0.1.0", prompt="x", seed=1, sampler=None))
     assert plain == {
         "prompt": "x",
         "negative_prompt": "",
@@ -120,7 +120,7 @@ def test_arguments_are_those_that_were_given():
 
 
 def test_the_models_own_sampler_is_not_chosen_again():
-    assert "sampler" not in metadata.arguments(FULL | metadata.MODELS_OWN)
+    assert "sampler" not in metadata.call_arguments(FULL | metadata.MODELS_OWN)
 
 
 def test_what_a1111_writes_is_read_and_can_be_followed():
@@ -133,7 +133,7 @@ def test_what_a1111_writes_is_read_and_can_be_followed():
     assert found["Prompt"] == "girl with a (beret:1.2), ((eyes))\nsecond line"
     assert found["Negative prompt"] == "ugly, [blurry]"
     assert found["Lora hashes"] == "a: 1, b: 2"
-    call = metadata.arguments(found)
+    call = metadata.call_arguments(found)
     assert (call["img_width"], call["img_height"], call["num_steps"]) == (512, 768, 20)
     assert (call["prompt_weighting"], call["long_prompts"], call["clip_skip"]) == (True, "chunk", 0)
 
@@ -201,8 +201,8 @@ def test_words_with_colons_are_a_prompt():
 
 
 def test_a_seed_of_minus_one_is_none():
-    assert "seed" not in metadata.arguments(FULL | {"Seed": "-1"})
-    assert metadata.arguments(FULL | {"Seed": "0"})["seed"] == 0
+    assert "seed" not in metadata.call_arguments(FULL | {"Seed": "-1"})
+    assert metadata.call_arguments(FULL | {"Seed": "0"})["seed"] == 0
 
 
 @pytest.mark.parametrize("setting", ["Steps", "CFG scale", "Seed", "Size", "Clip skip", "Emphasis"])
@@ -211,7 +211,7 @@ def test_settings_that_make_no_sense_are_named(setting, value):
     if setting == "CFG scale" and value.startswith("9"):
         pytest.skip("is infinite, which text_to_image refuses")
     with pytest.raises(ValueError, match=f"'{setting}' cannot be followed") as caught:
-        metadata.arguments(FULL | {setting: value})
+        metadata.call_arguments(FULL | {setting: value})
     assert len(str(caught.value)) < 400
 
 

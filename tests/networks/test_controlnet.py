@@ -11,7 +11,7 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.mapping import names
 from keras_diffusion.checkpoints.mapping.loading import targets
 from keras_diffusion.checkpoints.mapping.names import LAYOUTS
-from keras_diffusion.networks.controlnet import ControlNet, steered
+from keras_diffusion.networks.controlnet import ControlNet, with_controlnets
 from keras_diffusion.networks.diffusion_model import DiffusionModel, UNetEncoder, timestep_embedding
 
 from ..golden import comparison, controlnets, networks
@@ -84,7 +84,7 @@ def adapt(case, network):
 def error(case, pair=None, scales=controlnets.SCALES):
     """The largest deviation of anything that the ControlNets of a case say or bring about."""
     pair = pair or built(case.name)
-    outputs = {"steered": predict(case, steered(comparison.built("diffusion_model", case.name), pair), scales)}
+    outputs = {"steered": predict(case, with_controlnets(comparison.built("diffusion_model", case.name), pair), scales)}
     for name, network in zip(controlnets.SCALES, pair, strict=True):
         for place, residual in zip(controlnets.places(case), say(case, name, network), strict=True):
             outputs[f"{name}_{place}"] = residual[..., :: controlnets.EVERY]
@@ -183,12 +183,14 @@ def test_an_untrained_controlnet_changes_nothing(tiny):
     network, control = tiny
     plain = ops.convert_to_numpy(network(tiny_inputs()))
     further = tensors(np.ones((2, 1)), networks.uniform("image", (2, 64, 64, 3), 0))
-    np.testing.assert_array_equal(ops.convert_to_numpy(steered(network, [control])([*tiny_inputs(), *further])), plain)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(with_controlnets(network, [control])([*tiny_inputs(), *further])), plain
+    )
 
 
 def test_a_steered_network_shares_its_layers(tiny):
     network, control = tiny
-    whole = steered(network, [control, control])
+    whole = with_controlnets(network, [control, control])
     assert {id(v) for v in whole.variables} == {id(v) for v in (*network.variables, *control.variables)}
     assert len(whole.variables) == len(network.variables) + len(control.variables)
 
@@ -212,7 +214,7 @@ def test_half_precision(dtype, tiny):
     network.set_weights(tiny[0].get_weights())
     control.get_layer("controlnet_mid_block").bias.assign(np.full(32, 0.5))
     further = tensors(np.ones((2, 1)), networks.uniform("image", (2, 64, 64, 3), 0))
-    prediction = steered(network, [control])([*tiny_inputs(), *further])
+    prediction = with_controlnets(network, [control])([*tiny_inputs(), *further])
     assert keras.backend.standardize_dtype(prediction.dtype) == dtype.removeprefix("mixed_")
     plain = ops.convert_to_numpy(ops.cast(network(tiny_inputs()), "float32"))
     assert np.abs(ops.convert_to_numpy(ops.cast(prediction, "float32")) - plain).max() > 1e-2

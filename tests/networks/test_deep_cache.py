@@ -10,9 +10,9 @@ from keras import ops
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
 from keras_diffusion.networks import deep_cache
-from keras_diffusion.networks.controlnet import ControlNet, steered
+from keras_diffusion.networks.controlnet import ControlNet, with_controlnets
 from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
-from keras_diffusion.networks.layers import Join
+from keras_diffusion.networks.layers import ConcatenateSkip
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.samplers import build, every
 
@@ -53,7 +53,7 @@ def spliced(network, given, features=None):
 
     def call(layer):
         def called(*arguments):
-            if isinstance(layer, Join) and arguments[1] is first[0]:
+            if isinstance(layer, ConcatenateSkip) and arguments[1] is first[0]:
                 met.append(arguments[0] if features is None else features)
                 arguments = met[0], first[0]
             result = layer(*arguments)
@@ -79,8 +79,8 @@ def share_weights(source, model):
 
 def compare_with_the_whole_network(branch):
     network = DiffusionModel(architecture=TINY)
-    network.deep = [layer for layer in network.layers if isinstance(layer, Join)][branch].input[0]
-    whole, shallow = deep_cache.split(network)
+    network.deep = [layer for layer in network.layers if isinstance(layer, ConcatenateSkip)][branch].input[0]
+    whole, shallow = deep_cache.deep_and_shallow(network)
     expected, features = spliced(network, inputs(500))
     prediction, kept = whole(inputs(500))
     assert difference(prediction, expected) < 1e-6
@@ -221,12 +221,12 @@ IMAGE = networks.uniform("image", (64, 64, 3), 0)
 
 def test_residuals_are_kept_like_features(controlnet):
     network = DiffusionModel(architecture=TINY)
-    whole, shallow = deep_cache.split(network, (controlnet,))
+    whole, shallow = deep_cache.deep_and_shallow(network, (controlnet,))
     control = [ops.ones((2, 1)), ops.convert_to_tensor(np.stack([IMAGE] * 2))]
     prediction, *kept = whole([*inputs(500), *control])
-    assert difference(prediction, steered(network, (controlnet,))([*inputs(500), *control])) < 1e-5
+    assert difference(prediction, with_controlnets(network, (controlnet,))([*inputs(500), *control])) < 1e-5
     assert difference(shallow([*inputs(500), *kept]), prediction) < 1e-5
-    _, without = deep_cache.split(network)
+    _, without = deep_cache.deep_and_shallow(network)
     assert difference(without([*inputs(500), kept[0]]), prediction) > 1e-3
 
 
@@ -251,7 +251,7 @@ def test_a_network_that_is_no_diffusion_model_is_refused(model, draw, monkeypatc
         draw(deep_cache=2)
 
 
-@pytest.mark.parametrize("take_apart", [deep_cache.split, steered], ids=["deep_cache", "control"])
+@pytest.mark.parametrize("take_apart", [deep_cache.deep_and_shallow, with_controlnets], ids=["deep_cache", "control"])
 def test_a_call_of_its_own_is_not_left_out(take_apart):
     class Own(DiffusionModel):
         def call(self, inputs):

@@ -165,7 +165,7 @@ def test_kernels_without_values_are_memory_that_nothing_has_written(monkeypatch,
     made = []
 
     def aligned(allocate, *arguments):
-        made.append((allocate, memory.aligned(allocate, *arguments)))
+        made.append((allocate, memory.aligned_array(allocate, *arguments)))
         return made[-1][1]
 
     monkeypatch.setattr("keras_diffusion.networks.network.aligned", aligned)

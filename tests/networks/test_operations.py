@@ -4,7 +4,7 @@ from keras import ops
 
 from keras_diffusion.networks import operations
 from keras_diffusion.networks.layers import Attention
-from keras_diffusion.networks.operations import attend, convolve, feed, how_to, replace_operations
+from keras_diffusion.networks.operations import attend, convolve, feed, operation, replace_operations
 
 from ..golden import networks
 
@@ -27,9 +27,9 @@ def test_replacements_nest_and_end():
 
     with replace_operations(attend=first, convolve=second):
         with replace_operations(attend=second):
-            assert (how_to("attend"), how_to("convolve"), how_to("feed")) == (second, second, feed)
-        assert how_to("attend") is first
-    assert (how_to("attend"), how_to("convolve")) == (attend, convolve)
+            assert (operation("attend"), operation("convolve"), operation("feed")) == (second, second, feed)
+        assert operation("attend") is first
+    assert (operation("attend"), operation("convolve")) == (attend, convolve)
 
 
 def test_what_layers_do_not_compute_is_refused():

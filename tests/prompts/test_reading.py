@@ -296,15 +296,15 @@ def test_contexts_of_equal_length_are_attended_to_as_before():
     random = np.random.default_rng(1)
     query = random.standard_normal((5, 4))
     contexts = [random.standard_normal((n, 4)) for n in (77, 154, 231)]
-    padded = prompts.equally_long(*contexts)
+    padded = prompts.repeat_to_one_length(*contexts)
     assert [context.shape for context in padded] == [(6 * 77, 4)] * 3
     for before, after in zip(contexts, padded, strict=True):
         np.testing.assert_allclose(attend(query, after), attend(query, before), rtol=1e-12)
-    batch = prompts.equally_long(np.stack([contexts[0]] * 2), contexts[1][None])
+    batch = prompts.repeat_to_one_length(np.stack([contexts[0]] * 2), contexts[1][None])
     assert [context.shape for context in batch] == [(2, 154, 4), (1, 154, 4)]
     np.testing.assert_array_equal(batch[0][1], np.concatenate([contexts[0]] * 2))
 
 
 def test_contexts_that_would_become_too_long_are_refused():
     with pytest.raises(ValueError, match="Received: 539, 616, 693 tokens"):
-        prompts.equally_long(*(np.zeros((77 * k, 2)) for k in (7, 8, 9)))
+        prompts.repeat_to_one_length(*(np.zeros((77 * k, 2)) for k in (7, 8, 9)))

@@ -14,7 +14,7 @@ from keras import ops
 from keras_diffusion import memory
 from keras_diffusion.networks import graphs
 
-WAYS = {  # way → the module of its runner, a function of that name; only the one that is used is imported
+RUNNERS = {  # runner → its module, a function of that name; only the one that is used is imported
     "graph": "tensorflow",
     "xla": "tensorflow",
     "jit": "jax",
@@ -22,14 +22,14 @@ WAYS = {  # way → the module of its runner, a function of that name; only the 
     "inductor": "torch",
     "openvino": "openvino",
 }
-USUAL = {"tensorflow": "graph", "jax": "jit", "torch": "eager"}
-COMPILED = {"tensorflow": "xla", "jax": "jit", "torch": "inductor"}
-FROZEN = ("openvino",)  # they hold the weights they were compiled with
-ADDRESSED = ("eager", "inductor")  # their CUDA graphs read weights from where they lay
-# (way, kind of device) → rows of a sampler's table that one program runs where nobody looks at each: Python takes
+DEFAULT_RUNNERS = {"tensorflow": "graph", "jax": "jit", "torch": "eager"}
+COMPILING_RUNNERS = {"tensorflow": "xla", "jax": "jit", "torch": "inductor"}
+HOLD_WEIGHTS = ("openvino",)  # they hold the weights they were compiled with
+ADDRESS_WEIGHTS = ("eager", "inductor")  # their CUDA graphs read weights from where they lay
+# (runner, kind of device) → rows of a sampler's table that one program runs where nobody looks at each: Python takes
 # longer to start a row than an H200 takes to compute it, and what is the same in all rows is then computed once.
 ROWS_AT_ONCE = {("jit", "gpu"): 10}
-# (backend, kind of device) → way: the work from which it is worth its compiling; the first one that is installed.
+# (backend, kind of device) → runner: the work from which it is worth its compiling; the first one that is installed.
 # XLA's was measured: at 256 × 256 Stable Diffusion has won back its compiling after 13 steps. OpenVINO's are estimates;
 # it is faster than XLA too, but takes three times its memory.
 AUTO = {
@@ -49,28 +49,28 @@ def device():
     return str(ops.zeros(()).device).rpartition("device:")[2].lower().partition(":")[0].replace("cuda", "gpu")
 
 
-def pick(jit_compile, network, shape):
-    """The name in `WAYS` of how a network is run on an input of a shape (b, …) for a value of `jit_compile`."""
+def choose_runner(jit_compile, network, shape):
+    """Chooses the runner of a network, a name in `RUNNERS`, for an input of a shape (b, …) and a `jit_compile`."""
     backend = keras.backend.backend()
     if jit_compile == "openvino":
         return jit_compile
     if jit_compile == "auto":
-        return best(count_parameters(network), prod(shape[:3]), network)
-    return (COMPILED if jit_compile is True else USUAL)[backend]
+        return choose_by_work(count_parameters(network), prod(shape[:3]), network)
+    return (COMPILING_RUNNERS if jit_compile is True else DEFAULT_RUNNERS)[backend]
 
 
-def best(parameters, positions, network=None):
-    """The way for so many parameters and positions of latents, with a network of this package or with another one."""
+def choose_by_work(parameters, positions, network=None):
+    """Chooses the runner for a number of parameters and of positions of latents, as `choose_runner` does."""
     backend = keras.backend.backend()
-    for way, enough in AUTO.get((backend, device()), {}).items():
-        if parameters * positions >= enough and (way != "openvino" or _openvino_serves(parameters, network)):
-            return way
-    return USUAL[backend]
+    for runner, enough in AUTO.get((backend, device()), {}).items():
+        if parameters * positions >= enough and (runner != "openvino" or _openvino_serves(parameters, network)):
+            return runner
+    return DEFAULT_RUNNERS[backend]
 
 
 def _openvino_serves(parameters, network):
     """Whether it is installed, the machine has memory enough for it, and it knows all layers."""
-    if not find_spec("openvino") or OPENVINO_NEEDS * parameters > memory.physical():
+    if not find_spec("openvino") or OPENVINO_NEEDS * parameters > memory.physical_memory():
         return False
     if network is None:
         return True
@@ -80,25 +80,25 @@ def _openvino_serves(parameters, network):
     return bool(nodes) and all(type(node.operation) in LOWERINGS for node in nodes)
 
 
-def rows_at_once(way):
+def rows_at_once(runner):
     """How many rows of a sampler's table one program should run where nobody looks at each."""
-    return ROWS_AT_ONCE.get((way, device()), 1)
+    return ROWS_AT_ONCE.get((runner, device()), 1)
 
 
-def runner(way):
-    """The function that runs a stage, by its name in `WAYS`."""
-    return getattr(_module(way), way)
+def load_runner(runner):
+    """Returns the function that runs a stage, by its name in `RUNNERS`."""
+    return getattr(_module(runner), runner)
 
 
-def faster(way):
-    """What layers are to compute otherwise under a way, by its name in `operations.PLAIN`."""
-    return _module(way).faster(way)
+def replaced_operations(runner):
+    """Returns the operations that a runner replaces: a dict from names in `operations.DEFAULT` to functions."""
+    return _module(runner).replaced_operations(runner)
 
 
-def addresses(way, network):
-    """Where the weights lie that a way in `ADDRESSED` reads, ready for it."""
-    return _module(way).addresses(network)
+def weight_addresses(runner, network):
+    """Lays the weights out for a runner in `ADDRESS_WEIGHTS`, and returns their addresses."""
+    return _module(runner).weight_addresses(network)
 
 
-def _module(way):
-    return import_module(f"{__package__}.{WAYS[way]}")
+def _module(runner):
+    return import_module(f"{__package__}.{RUNNERS[runner]}")

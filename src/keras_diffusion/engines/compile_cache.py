@@ -14,14 +14,14 @@ SETTING = "KERAS_DIFFUSION_COMPILE_CACHE"
 ROOM = 2**30  # bytes that must be free: some compilers fail where they cannot write
 # TensorFlow cannot do without its folder once it has it, and names what it keeps by a number that depends on all that
 # was traced before; torch keeps what it compiles anyway. OpenVINO would write all weights, once for each size.
-KEPT_BY_DEFAULT = ("jax",)
+CACHED_BY_DEFAULT = ("jax",)
 
 
-def keep():
-    """Has the backend keep what it compiles for the next process, unless it was told where before."""
+def use_compile_cache():
+    """Makes the backend store what it compiles for the next process, unless it has a folder already."""
     backend = keras.backend.backend()
-    if (backend in KEPT_BY_DEFAULT or chosen()) and (path := folder(backend)):
-        import_module(f"{__package__}.{backend}").keep(path)
+    if (backend in CACHED_BY_DEFAULT or chosen()) and (path := folder(backend)):
+        import_module(f"{__package__}.{backend}").use_compile_cache(path)
 
 
 def chosen():

@@ -11,8 +11,17 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion.engines.choice import ADDRESSED, FROZEN, USUAL, addresses, faster, pick, rows_at_once, runner
-from keras_diffusion.engines.compile_cache import keep
+from keras_diffusion.engines.choice import (
+    ADDRESS_WEIGHTS,
+    DEFAULT_RUNNERS,
+    HOLD_WEIGHTS,
+    choose_runner,
+    load_runner,
+    replaced_operations,
+    rows_at_once,
+    weight_addresses,
+)
+from keras_diffusion.engines.compile_cache import use_compile_cache
 from keras_diffusion.engines.stages import (
     Rows,
     decode,
@@ -24,15 +33,15 @@ from keras_diffusion.engines.stages import (
 )
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.memory import trim
-from keras_diffusion.networks.controlnet import steered
-from keras_diffusion.networks.deep_cache import split
+from keras_diffusion.networks.controlnet import with_controlnets
+from keras_diffusion.networks.deep_cache import deep_and_shallow
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling.solvers import HISTORY
 
 JitCompile = bool | Literal["auto", "openvino"]
 ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output
-IN_STRIPS = ("eager",)  # ways where strips cost nothing: elsewhere each is more to compile
+IN_STRIPS = ("eager",)  # runners where strips cost nothing: elsewhere each is more to compile
 
 
 class Engine:
@@ -63,11 +72,11 @@ class Engine:
                 "`jit_compile='openvino'` needs the package openvino; install it with: pip install openvino. "
                 "Received: jit_compile='openvino'"
             )
-        keep()
+        use_compile_cache()
         self.jit_compile = jit_compile
         self.compilations = 0
         self.strips = "auto"
-        self._ways = WeakKeyDictionary()
+        self._runners = WeakKeyDictionary()
         self._compiled = {}
         self._made = {}
         self._weights = WeakKeyDictionary()
@@ -83,7 +92,7 @@ class Engine:
             self._compiled.clear()
             self._made.clear()
             self._weights.clear()
-            self._ways.clear()
+            self._runners.clear()
         gc.collect()
         trim()
 
@@ -98,28 +107,32 @@ class Engine:
     def _networks(self, diffusion_model, controlnets, deep):
         """The network of the deep rows, and that of the others or None; both include the ControlNets."""
         if not deep.all():
-            return self.make_once(split, diffusion_model, controlnets)
-        return self.make_once(steered, diffusion_model, controlnets) if controlnets else diffusion_model, None
+            return self.make_once(deep_and_shallow, diffusion_model, controlnets)
+        return self.make_once(with_controlnets, diffusion_model, controlnets) if controlnets else diffusion_model, None
 
-    def way(self, network, shape):
-        """How a network is run on an input of a shape (b, …): a name in `choice.WAYS`."""
-        ways = self._ways.setdefault(network, {})
-        if shape not in ways:
-            ways[shape] = pick(self.jit_compile, network, shape)
-        return ways[shape]
+    def runner(self, network, shape):
+        """Returns the runner of a network for an input of a shape (b, …): a name in `choice.RUNNERS`."""
+        runners = self._runners.setdefault(network, {})
+        if shape not in runners:
+            runners[shape] = choose_runner(self.jit_compile, network, shape)
+        return runners[shape]
 
     def run(self, stage, network, *inputs):
         """Runs `stage(network, *inputs)`, compiled; (tuples of) NumPy arrays and backend tensors in, tensors out."""
-        way = self.way(network, tuple(inputs[0].shape))
-        if stage in ONLY_ON_BACKENDS and way == "openvino":
-            way = USUAL[keras.backend.backend()]
+        runner = self.runner(network, tuple(inputs[0].shape))
+        if stage in ONLY_ON_BACKENDS and runner == "openvino":
+            runner = DEFAULT_RUNNERS[keras.backend.backend()]
         with self._lock:
-            place = stage, network.name, way  # a steered diffusion model leaves the plain one what was compiled for it
+            place = (
+                stage,
+                network.name,
+                runner,
+            )  # a steered diffusion model leaves the plain one what was compiled for it
             compiled_for, compiled = self._compiled.get(place, (None, None))
             if compiled_for is not network:
-                compiled = runner(way)(stage, network, self._traced)
+                compiled = load_runner(runner)(stage, network, self._traced)
                 self._compiled[place] = network, compiled
-        with replace_operations(**faster(way)):
+        with replace_operations(**replaced_operations(runner)):
             return compiled(*_tensors(inputs))
 
     def _traced(self):
@@ -127,9 +140,9 @@ class Engine:
 
     def _forget_stale(self, network, shape):
         """Has a network compiled again that had other weights, where a compiled graph does not look them up."""
-        way = self.way(network, shape)
-        if way in FROZEN or way in ADDRESSED:
-            weights = checksum(network) if way in FROZEN else addresses(way, network)
+        runner = self.runner(network, shape)
+        if runner in HOLD_WEIGHTS or runner in ADDRESS_WEIGHTS:
+            weights = checksum(network) if runner in HOLD_WEIGHTS else weight_addresses(runner, network)
             with self._lock:
                 if self._weights.get(network) != weights:
                     self._compiled = {place: pair for place, pair in self._compiled.items() if pair[0] is not network}
@@ -149,7 +162,7 @@ class Engine:
     def decode(self, decoder, latents):
         """Latents → images, a uint8 array (b, h, w, 3)."""
         self._forget_stale(decoder, latents.shape)
-        in_strips = self.way(decoder, latents.shape) in IN_STRIPS if self.strips == "auto" else self.strips
+        in_strips = self.runner(decoder, latents.shape) in IN_STRIPS if self.strips == "auto" else self.strips
         stage = decode_in_strips if in_strips else decode
         trim()
         return finite("decoding", self.run(stage, decoder, latents)).round().astype("uint8")
@@ -182,8 +195,8 @@ class Engine:
             guided: bool (rows,), which rows follow the guidance; the others take the prompt alone, in half the time
                 but with OpenVINO, which would compile for it. None guides all.
             deep: bool (rows,), which rows run the whole network; the others reuse its deep features, see
-                `deep_cache.split`. The first row must be deep, and each that is guided otherwise than the row before
-                it. None makes all rows deep.
+                `deep_cache.deep_and_shallow`. The first row must be deep, and each that is guided otherwise than the
+                row before it. None makes all rows deep.
 
         Yields:
             (step, timestep, latents): the number of the step just started, from 0, its timestep, and the latents after
@@ -199,11 +212,11 @@ class Engine:
         network, shallow = self._networks(diffusion_model, controlnets, deep)
         for each in filter(None, (network, shallow)):
             self._forget_stale(each, latents.shape)
-        network_alone = self.way(network, latents.shape) in FROZEN
+        network_alone = self.runner(network, latents.shape) in HOLD_WEIGHTS
         if network_alone or shallow or not guided.all():  # the rest is outside, or not all rows are alike
             rows_per_call = 1
         elif rows_per_call is None:
-            rows_per_call = rows_at_once(self.way(network, latents.shape))
+            rows_per_call = rows_at_once(self.runner(network, latents.shape))
         frequencies = diffusion_model.architecture.diffusion_model.frequencies
         columns = table.rows.astype("float32")
         levels = np.stack([table.alphas, table.sigmas], axis=-1)[1:].astype("float32")

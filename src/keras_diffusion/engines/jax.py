@@ -21,12 +21,12 @@ def jit(stage, network, traced):
     return lambda *inputs: run([variable.value for variable in variables], *inputs)
 
 
-def faster(way):
+def replaced_operations(runner):
     """cuDNN's attention; Winograd's convolutions were measured to lose a tenth of the time."""
     return {"attend": _attend_by_cudnn}
 
 
-def keep(folder):
+def use_compile_cache(folder):
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         compilation_cache.reset_cache()  # it looks for its folder once

@@ -13,7 +13,7 @@ from openvino import Core, Model
 from openvino import opset13 as ov
 
 from keras_diffusion.engines import compile_cache
-from keras_diffusion.engines.winograd import BY_FOUR, BY_TWO, TAPS
+from keras_diffusion.engines.winograd import F2X2_3X3, F4X4_3X3, TAPS
 from keras_diffusion.networks import layers
 from keras_diffusion.networks.text_encoder import ACTIVATIONS, EncoderLayer
 
@@ -22,7 +22,9 @@ TO_INSIDE, TO_OUTSIDE = (0, 3, 1, 2), (0, 2, 3, 1)
 # With fewer tiles, Winograd's kernels, which are two or four times as large, cost more memory than the time is worth.
 # Larger feature maps leave the processor's cache while their tiles are cut out.
 FEWEST_TILES, FEWEST_CHANNELS, LARGEST_MAP = 64, 32, 2**23
-ONCE = "context"  # the input that is the same at all steps of an image; its keys and values cost 1 % of a step
+CONSTANT_INPUT = (
+    "context"  # the input that is the same at all steps of an image; its keys and values cost 1 % of a step
+)
 
 
 def openvino(stage, network, traced):
@@ -44,7 +46,7 @@ def openvino(stage, network, traced):
     return lambda *inputs: stage(predict, *inputs)
 
 
-def faster(way):
+def replaced_operations(runner):
     """Returns no operations: OpenVINO runs graphs of its own."""
     return {}
 
@@ -70,7 +72,11 @@ def compile_network(network, shapes):
     outputs = network._run_through_graph(inputs, operation_fn=lambda layer: partial(lower, layer))
     results = [transpose(x, TO_OUTSIDE) if is_map(x) else x for x in keras.tree.flatten(outputs)]
     model, precision = Model(results, parameters, network.name), PRECISIONS[network.layers[-1].compute_dtype]
-    run = in_two(model, precision) if ONCE in [x.name for x in network.inputs] else compiled(model, precision)
+    run = (
+        split_constant_part(model, precision)
+        if CONSTANT_INPUT in [x.name for x in network.inputs]
+        else compiled(model, precision)
+    )
     structure = keras.tree.map_structure(lambda _: None, outputs)  # without the graph, which holds all weights
     return lambda *arrays: keras.tree.pack_sequence_as(structure, run(arrays))
 
@@ -89,15 +95,15 @@ def compiled(model, precision):
     return lambda arrays: list(run(arrays).values())
 
 
-def in_two(model, precision):
-    """Compiles a model in two parts: the part that depends on `ONCE` alone runs only when that input changes."""
+def split_constant_part(model, precision):
+    """Compiles a model in two parts: what depends on `CONSTANT_INPUT` alone runs only when that input changes."""
     parameters, sources = model.get_parameters(), {}
     for node in model.get_ordered_ops():
         own = {node.get_friendly_name()} if node in parameters else set()
         sources[node.get_name()] = own.union(*(sources[x.get_node().get_name()] for x in node.input_values()))
 
     def alone(node):
-        return sources[node.get_name()] == {ONCE}
+        return sources[node.get_name()] == {CONSTANT_INPUT}
 
     kept, given = [], []
     for output in [output for node in model.get_ordered_ops() if alone(node) for output in node.outputs()]:
@@ -107,9 +113,9 @@ def in_two(model, precision):
             given.append(ov.parameter(output.get_shape(), output.get_element_type()))
         for taker in takers:
             taker.replace_source_output(given[-1].output(0))
-    index = [x.get_friendly_name() for x in parameters].index(ONCE)
+    index = [x.get_friendly_name() for x in parameters].index(CONSTANT_INPUT)
     once = parameters.pop(index)
-    first = compiled(Model(kept, [once], ONCE), precision)
+    first = compiled(Model(kept, [once], CONSTANT_INPUT), precision)
     rest = compiled(Model(model.get_results(), [*parameters, *given], model.get_friendly_name()), precision)
     known = values = None
 
@@ -199,7 +205,7 @@ def fastest(x, filters):
     batch, channels, height, width = x.shape
     if min(channels, filters) < FEWEST_CHANNELS or batch * channels * height * width > LARGEST_MAP:
         return None
-    for algorithm in (BY_FOUR, BY_TWO):
+    for algorithm in (F4X4_3X3, F2X2_3X3):
         if -(-height // algorithm.tile) * -(-width // algorithm.tile) >= FEWEST_TILES:
             return algorithm
     return None
@@ -219,18 +225,18 @@ def winograd(algorithm, x, kernel, bias):
     for (i, j), kernel in zip(np.ndindex(len(inputs), len(inputs)), kernels, strict=True):
         taps = np.broadcast_to(np.outer(inputs[i], inputs[j]), (channels, 1, 1, *inputs.shape))
         values.append(pointwise(ov.group_convolution(x, constant(taps), [tile] * 2, [1, 1], ends, [1, 1]), kernel))
-    rows = [[weighted(row, values[j :: len(inputs)]) for j in range(len(inputs))] for row in outputs]
-    cells = [ov.add(weighted(column, row), bias) for row in rows for column in outputs]
+    rows = [[weighted_sum(row, values[j :: len(inputs)]) for j in range(len(inputs))] for row in outputs]
+    cells = [ov.add(weighted_sum(column, row), bias) for row in rows for column in outputs]
     x = ov.depth_to_space(ov.concat(cells, 1), "blocks_first", tile)
-    return cut(x, height, width)
+    return crop(x, height, width)
 
 
-def weighted(weights, terms):
+def weighted_sum(weights, terms):
     """Sums terms, each times a number; it leaves out those times zero."""
     return reduce(ov.add, [ov.multiply(x, constant(w)) for w, x in zip(weights, terms, strict=True) if w])
 
 
-def cut(x, height, width):
+def crop(x, height, width):
     """Cuts out x[:, :, :height, :width]."""
     if list(x.shape)[2:] != [height, width]:
         x = ov.slice(x, np.array([0, 0]), np.array([height, width]), np.array([1, 1]), np.array([2, 3]))
@@ -305,20 +311,20 @@ def feed_forward(layer, x):
     return lower(layer.net_2, ov.multiply(x, ov.gelu(gate, "erf")).output(0))
 
 
-def alongside(x, context):
-    """Repeats x for the halves of a guided batch, as `layers.alongside`."""
+def repeat_for_guidance(x, context):
+    """Repeats x for the halves of a guided batch, as `layers.repeat_for_guidance`."""
     copies = context.shape[0] // x.shape[0]
     return ov.concat([x] * copies, 0).output(0) if copies > 1 else x
 
 
-def join(layer, x, skip):
+def concatenate_skip(layer, x, skip):
     """Translates the concatenation with a skip connection."""
-    return ov.concat([x, alongside(skip, x)], 1).output(0)
+    return ov.concat([x, repeat_for_guidance(skip, x)], 1).output(0)
 
 
 def transformer_block(layer, x, context):
     """Translates a transformer block."""
-    x = alongside(ov.add(x, attention(layer.attn1, lower(layer.norm1, x))).output(0), context)
+    x = repeat_for_guidance(ov.add(x, attention(layer.attn1, lower(layer.norm1, x))).output(0), context)
     x = ov.add(x, attention(layer.attn2, lower(layer.norm2, x), context)).output(0)
     return ov.add(x, feed_forward(layer.ff, lower(layer.norm3, x))).output(0)
 
@@ -338,7 +344,7 @@ def spatial_transformer(layer, x, context):
     tokens = lower(layer.proj_in, to_tokens(group_norm(layer.norm, x)))
     for block in layer.blocks:
         tokens = transformer_block(block, tokens, context)
-    residual = alongside(x, context)
+    residual = repeat_for_guidance(x, context)
     return ov.add(to_map(lower(layer.proj_out, tokens), residual.shape), residual).output(0)
 
 
@@ -371,7 +377,7 @@ def upsample(layer, x, like=None):
         coordinate_transformation_mode="asymmetric", nearest_mode="floor",
     )  # fmt: skip
     rows, columns = list((x if like is None else like).shape)[2:]
-    return conv(layer.conv, cut(x, rows, columns))
+    return conv(layer.conv, crop(x, rows, columns))
 
 
 def encoder_layer(layer, x):
@@ -397,7 +403,7 @@ LOWERINGS = {
     layers.ResidualBlock: residual_block,
     layers.Downsample: downsample,
     layers.Upsample: upsample,
-    layers.Join: join,
+    layers.ConcatenateSkip: concatenate_skip,
     EncoderLayer: encoder_layer,
     type(keras.Input((1,))[..., :1]._keras_history.operation): channels_of,  # the indexing of a symbolic tensor
 }

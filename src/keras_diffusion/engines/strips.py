@@ -28,7 +28,7 @@ class Strips:
 
 def decode(decoder, latents):
     """Computes `decoder(latents)`; latents (b, h, w, c) of static size → images (b, factor · h, factor · w, 3)."""
-    return graphs.Walk(decoder, lambda layer: partial(_apply, layer))(latents)
+    return graphs.LayerByLayer(decoder, lambda layer: partial(_apply, layer))(latents)
 
 
 def _apply(layer, x):

@@ -49,13 +49,13 @@ def _in_turn(network):
 
         return call
 
-    return graphs.Walk(network, waiting)
+    return graphs.LayerByLayer(network, waiting)
 
 
-def faster(way):
+def replaced_operations(runner):
     """Winograd's convolutions were measured to be faster under XLA on processors."""
-    return {"convolve": winograd} if way == "xla" and device() == "cpu" else {}
+    return {"convolve": winograd} if runner == "xla" and device() == "cpu" else {}
 
 
-def keep(folder):
+def use_compile_cache(folder):
     os.environ.setdefault("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={folder}")  # read with the first device

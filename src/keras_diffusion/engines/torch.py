@@ -27,7 +27,7 @@ def eager(stage, network, traced):
 
 
 def _by_layers(stage, network):
-    network = graphs.Walk(network)
+    network = graphs.LayerByLayer(network)
 
     @torch.no_grad()
     def run(*inputs):
@@ -116,7 +116,7 @@ def _record(run, inputs):
     return graph, places, outputs
 
 
-def addresses(network):
+def weight_addresses(network):
     """Where the weights of a network lie on a GPU, which CUDA graphs read there; first of all as cuDNN reads them.
 
     That is (d, h, w, c) for kernels (h, w, c, d): cuDNN would copy others in every call.
@@ -128,12 +128,12 @@ def addresses(network):
     return [weight.data_ptr() for weight in weights]
 
 
-def faster(way):
+def replaced_operations(runner):
     """`FUSED`; but torch.compile fails on oneDNN's operation."""
-    return FUSED if way == "eager" else {**FUSED, "project": operations.project}
+    return FUSED if runner == "eager" else {**FUSED, "project": operations.project}
 
 
-def keep(folder):
+def use_compile_cache(folder):
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 

@@ -36,8 +36,8 @@ def algorithm(*points):
     )
 
 
-BY_FOUR = algorithm(0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))  # a quarter of the error of the usual 0, ±1, ±2
-BY_TWO = algorithm(0.0, 1.0, -1.0)  # 16 products for 4 outputs instead of 36 for 16, of kernels of half the size
+F4X4_3X3 = algorithm(0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))  # a quarter of the error of the usual 0, ±1, ±2
+F2X2_3X3 = algorithm(0.0, 1.0, -1.0)  # 16 products for 4 outputs instead of 36 for 16, of kernels of half the size
 
 
 def winograd(layer, x):
@@ -51,8 +51,8 @@ def winograd(layer, x):
         (b, h, w, d). The error is that of a direct convolution in float32: 1.4e-5 with 320 channels of unit variance.
     """
     _, height, width, channels = ops.shape(x)
-    tile = BY_FOUR.tile
-    outputs, weights, inputs = (np.kron(matrix, matrix) for matrix in BY_FOUR[1:])  # of two dimensions
+    tile = F4X4_3X3.tile
+    outputs, weights, inputs = (np.kron(matrix, matrix) for matrix in F4X4_3X3[1:])  # of two dimensions
     rows, columns = -(-height // tile), -(-width // tile)
     small = rows * columns < FEWEST_TILES or min(channels, layer.filters) < FEWEST_CHANNELS
     if small or (layer.strides, layer.padding) != ((1, 1), "same") or layer.compute_dtype != "float32":

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_diffusion.engines.stages import Conditions
-from keras_diffusion.prompts.reading import emphasise, equally_long
+from keras_diffusion.prompts.reading import emphasise, repeat_to_one_length
 
 
 def encode_prompts(model, engine, prompts):
@@ -17,7 +17,7 @@ def encode_prompts(model, engine, prompts):
     for prompt in prompts:
         chunks = [engine.encode(model.text_encoder, row[None], prompt.clip_skip)[0] for row in prompt.tokens]
         contexts.append(np.concatenate(list(map(emphasise, chunks, prompt.weights))))
-    return np.stack(equally_long(*contexts))
+    return np.stack(repeat_to_one_length(*contexts))
 
 
 def encode_start(model, engine, request):
@@ -41,7 +41,7 @@ def starting_latents(request, known):
     return np.float32(table.alphas[0]) * known + np.float32(table.sigmas[0]) * request.noise
 
 
-def conditions(model, engine, request, known):
+def make_conditions(model, engine, request, known):
     """Encodes what the latents of a request are drawn from.
 
     Args:
@@ -59,7 +59,7 @@ def conditions(model, engine, request, known):
     context = _repeated(encode_prompts(model, engine, request.prompt), count)
     if (request.guidance != 1.0).any():
         negative = _repeated(encode_prompts(model, engine, request.negative), count)
-        context = np.concatenate(equally_long(negative, context))
+        context = np.concatenate(repeat_to_one_length(negative, context))
     result = Conditions(
         context,
         request.guidance,
@@ -70,10 +70,10 @@ def conditions(model, engine, request, known):
         everywhere = np.ones((count, factor * height, factor * width), bool)
         drawn, pixels = (everywhere, np.zeros(3)) if mask is None else (mask, request.pixels)
         rest = _encode_pixels(model, engine, np.where(drawn[..., None], 127.5, pixels))
-        return result._replace(extra=np.concatenate([_cells(drawn, factor).astype("float32"), rest], axis=-1))
+        return result._replace(extra=np.concatenate([cover_cells(drawn, factor).astype("float32"), rest], axis=-1))
     if mask is None:
         return result
-    return result._replace(drawn=_cells(mask, factor), known=known, noise=request.noise)
+    return result._replace(drawn=cover_cells(mask, factor), known=known, noise=request.noise)
 
 
 def _encode_pixels(model, engine, pixels):
@@ -86,7 +86,7 @@ def _repeated(context, count):
     return np.resize(context, (count, *context.shape[1:]))
 
 
-def _cells(mask, factor):
+def cover_cells(mask, factor):
     """Which latents are drawn, bool (b, h/f, w/f, 1): those with any pixel that is, of a mask (b, h, w)."""
     count, height, width = mask.shape
     return mask.reshape(count, height // factor, factor, width // factor, factor).any(axis=(2, 4))[..., None]

@@ -164,7 +164,9 @@ def _table(model, sampler, num_steps, strength, spread):
     table = build(sampler, num_steps, **schedule)
     if strength is None:
         return table
-    return build(sampler, num_steps, start=arguments.left_out("strength", strength, table.steps[-1] + 1), **schedule)
+    return build(
+        sampler, num_steps, start=arguments.skipped_steps("strength", strength, table.steps[-1] + 1), **schedule
+    )
 
 
 def _deep_cache(model, value):

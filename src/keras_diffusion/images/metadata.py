@@ -74,7 +74,7 @@ def settings(img_width, img_height, version, **arguments):
     return named | {"Size": f"{img_width}x{img_height}", "Version": f"keras-diffusion {version}"}
 
 
-def arguments(settings):
+def call_arguments(settings):
     """The way back: what to call `text_to_image` with for the same picture.
 
     Args:

@@ -107,7 +107,7 @@ class ControlNet(Network):
         )
 
 
-def steered(diffusion_model, controlnets):
+def with_controlnets(diffusion_model, controlnets):
     """Joins a diffusion model and its ControlNets into one network that shares their layers.
 
     Args:
@@ -123,13 +123,13 @@ def steered(diffusion_model, controlnets):
         TypeError: If the diffusion model has a `call` of its own.
     """
     refuse_own_call(diffusion_model)
-    inputs, residuals = control(diffusion_model, controlnets)
+    inputs, residuals = controlnet_residuals(diffusion_model, controlnets)
     prediction, _ = diffusion_model.steer(inputs[:3], residuals)
     return Network(inputs, prediction, diffusion_model.architecture, "steered_diffusion_model")
 
 
-def control(diffusion_model, controlnets):
-    """Returns the inputs of a steered network, see `steered`, and the residuals that its ControlNets compute."""
+def controlnet_residuals(diffusion_model, controlnets):
+    """Returns the inputs of the network of `with_controlnets`, and the residuals that its ControlNets compute."""
     latent, timestep, context = (keras.Input(x.shape[1:]) for x in diffusion_model.inputs)
     scales = keras.Input((len(controlnets),))
     images = [keras.Input(controlnet.inputs[-1].shape[1:]) for controlnet in controlnets]

@@ -2,12 +2,12 @@
 
 import keras
 
-from keras_diffusion.networks.controlnet import control
+from keras_diffusion.networks.controlnet import controlnet_residuals
 from keras_diffusion.networks.graphs import refuse_own_call
 from keras_diffusion.networks.network import Network
 
 
-def split(diffusion_model, controlnets=()):
+def deep_and_shallow(diffusion_model, controlnets=()):
     """Makes a whole and a shallow network that share the layers of a diffusion model and its ControlNets.
 
     Args:
@@ -15,10 +15,10 @@ def split(diffusion_model, controlnets=()):
         controlnets: A tuple of `ControlNet`.
 
     Returns:
-        (whole, shallow). `whole` takes what the diffusion model takes, or with ControlNets what `controlnet.steered`
-        takes. It returns a list: the prediction, and the tensors to keep. These are the deep features and the
-        residuals that ControlNets add to shallow layers. `shallow` takes a list, the inputs of the diffusion model and
-        the kept tensors, and returns the prediction.
+        (whole, shallow). `whole` takes what the diffusion model takes, or with ControlNets what the network of
+        `controlnet.with_controlnets` takes. It returns a list: the prediction, and the tensors to keep. These are the
+        deep features and the residuals that ControlNets add to shallow layers. `shallow` takes a list, the inputs of
+        the diffusion model and the kept tensors, and returns the prediction.
 
     Raises:
         TypeError: If the diffusion model has a `call` of its own.
@@ -26,7 +26,7 @@ def split(diffusion_model, controlnets=()):
     refuse_own_call(diffusion_model)
     inputs, wanted = diffusion_model.inputs, [*diffusion_model.outputs, diffusion_model.deep]
     if controlnets:
-        inputs, residuals = control(diffusion_model, controlnets)
+        inputs, residuals = controlnet_residuals(diffusion_model, controlnets)
         outputs = [*diffusion_model.steer(inputs[:3], residuals), residuals[0]]
         given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in (*inputs[:3], *outputs[1:])]
         prediction = diffusion_model.reuse(given[:3], given[3], given[4:])

@@ -8,9 +8,9 @@ from keras import layers
 
 from keras_diffusion.architectures import SD14
 from keras_diffusion.networks.layers import (
+    ConcatenateSkip,
     Downsample,
     GroupNorm,
-    Join,
     ResidualBlock,
     SpatialTransformer,
     Upsample,
@@ -94,7 +94,7 @@ class UNetDecoder:
             for j in range(shape.blocks + 1):
                 doubles = j == shape.blocks and i < len(shape.levels) - 1
                 upsample = Upsample(level.channels, name=f"up_blocks_{i}_upsamplers_0") if doubles else None
-                self.steps.append((Join(), Block.of(shape, *level, f"up_blocks_{i}", j), upsample))
+                self.steps.append((ConcatenateSkip(), Block.of(shape, *level, f"up_blocks_{i}", j), upsample))
         self.norm = GroupNorm(shape.groups, silu=True, name="conv_norm_out")
         self.conv_out = conv(shape.out_channels, "conv_out")
 
@@ -188,7 +188,7 @@ class DiffusionModel(Network):
     def steer(self, inputs, residuals=(), features=()):
         """Predicts with tensors of other networks added inside: a second graph of the same layers.
 
-        Call it with `keras.Input`s to join this network and those that steer it, see `controlnet.steered`.
+        Call it with `keras.Input`s to join this network and those that steer it, see `controlnet.with_controlnets`.
 
         Args:
             inputs: latent, timestep_embedding and context.
@@ -213,7 +213,7 @@ class DiffusionModel(Network):
     def reuse(self, inputs, features, residuals):
         """Predicts with the deep features of an earlier timestep, by the shallowest layers alone.
 
-        Call it with `keras.Input`s, as `steer`, see `deep_cache.split`.
+        Call it with `keras.Input`s, as `steer`, see `deep_cache.deep_and_shallow`.
 
         Args:
             inputs: latent, timestep_embedding and context.

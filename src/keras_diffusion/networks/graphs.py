@@ -39,7 +39,7 @@ def nested(network):
     return any(nodes(node.operation) for node in nodes(network))
 
 
-class Walk:
+class LayerByLayer:
     """Computes a network layer by layer.
 
     Each output is freed after its last use; Keras itself keeps all of them to the end.
@@ -50,7 +50,7 @@ class Walk:
     """
 
     def __init__(self, network, how=lambda layer: layer):
-        self._network = network._network if isinstance(network, Walk) else network
+        self._network = network._network if isinstance(network, LayerByLayer) else network
         self._how, self._nodes = how, nodes(self._network)
 
     def __getattr__(self, name):
@@ -69,7 +69,7 @@ class Walk:
                 if not uses[id(x)]:
                     values.pop(id(x), None)
             if nodes(node.operation):
-                outputs = Walk(node.operation, self._how)(arguments)
+                outputs = LayerByLayer(node.operation, self._how)(arguments)
             else:
                 outputs = self._how(node.operation)(*arguments, **options)
             del arguments, options

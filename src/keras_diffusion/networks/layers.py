@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_diffusion.networks.network import kernel_initializer
-from keras_diffusion.networks.operations import how_to
+from keras_diffusion.networks.operations import operation
 
 
 def dense(units, name, use_bias=True):
@@ -28,14 +28,14 @@ class Dense(keras.layers.Dense):
     """
 
     def call(self, x):
-        return how_to("project")(self, x)
+        return operation("project")(self, x)
 
 
 class Conv2D(keras.layers.Conv2D):
     """Convolves, as the operation "convolve" does; it keeps the name of Keras' own, as `Dense`."""
 
     def call(self, x):
-        return how_to("convolve")(self, x)
+        return operation("convolve")(self, x)
 
 
 class Rescaling(keras.layers.Rescaling):
@@ -72,7 +72,7 @@ class GroupNorm(keras.layers.Layer):
 
     def call(self, x):
         x = ops.cast(x, "float32")
-        return self.normalise(x, *how_to("moments")(x))
+        return self.normalise(x, *operation("moments")(x))
 
     def normalise(self, x, mean, variance):
         """Normalises a part of a float32 feature map by the mean and variance (b, 1, 1, c) of the whole."""
@@ -86,7 +86,7 @@ class GroupNorm(keras.layers.Layer):
         scale = gamma * ops.rsqrt(group_variance + self.epsilon)
         shift = beta - group_mean * scale
         scale, shift = (ops.reshape(part, (-1, 1, 1, channels)) for part in (scale, shift))
-        return ops.cast(how_to("modulate")(x, scale, shift, self.silu), self.compute_dtype)
+        return ops.cast(operation("modulate")(x, scale, shift, self.silu), self.compute_dtype)
 
     def compute_output_shape(self, x_shape):
         return x_shape
@@ -111,7 +111,7 @@ class Attention(keras.layers.Layer):
     def call(self, x, context=None):
         context = x if context is None else context
         query, key, value = self.split(self.to_q(x)), self.split(self.to_k(context)), self.split(self.to_v(context))
-        out = how_to("attend")(self, query, key, value)
+        out = operation("attend")(self, query, key, value)
         return self.to_out(ops.reshape(out, ops.shape(x)))
 
     def split(self, x):
@@ -122,7 +122,7 @@ class Attention(keras.layers.Layer):
         return x_shape
 
 
-def alongside(x, context):
+def repeat_for_guidance(x, context):
     """Repeats x (b, …) for a context (k · b, …).
 
     Up to this layer, the two halves of a guided batch are identical, so they are computed once.
@@ -141,7 +141,7 @@ class FeedForward(keras.layers.Layer):
         self.net_2.build((*x_shape[:-1], 4 * width))
 
     def call(self, x):
-        return how_to("feed")(self, x)
+        return operation("feed")(self, x)
 
     def compute_output_shape(self, x_shape):
         return x_shape
@@ -162,7 +162,7 @@ class TransformerBlock(keras.layers.Layer):
         self.attn2.build(x_shape, context_shape)
 
     def call(self, x, context):
-        x = alongside(x + self.attn1(self.norm1(x)), context)
+        x = repeat_for_guidance(x + self.attn1(self.norm1(x)), context)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -187,7 +187,7 @@ class SpatialTransformer(keras.layers.Layer):
             block.build((x_shape[0], None, channels), context_shape)
 
     def call(self, x, context):
-        residual, (_, height, width, channels) = alongside(x, context), ops.shape(x)
+        residual, (_, height, width, channels) = repeat_for_guidance(x, context), ops.shape(x)
         x = self.proj_in(self.norm(x))
         x = ops.reshape(x, (-1, height * width, channels))
         for block in self.blocks:
@@ -272,11 +272,11 @@ class Downsample(keras.layers.Layer):
         return self.conv.compute_output_shape(self.pad.compute_output_shape(x_shape))
 
 
-class Join(keras.layers.Layer):
+class ConcatenateSkip(keras.layers.Layer):
     """Appends the channels of a skip connection, (b, h, w, d) to x (b, h, w, c) or (k · b, h, w, c)."""
 
     def call(self, x, skip):
-        return ops.concatenate([x, alongside(skip, x)], axis=-1)
+        return ops.concatenate([x, repeat_for_guidance(skip, x)], axis=-1)
 
     def compute_output_shape(self, x_shape, skip_shape):
         return (*x_shape[:-1], x_shape[-1] + skip_shape[-1])

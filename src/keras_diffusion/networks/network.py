@@ -8,16 +8,16 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion.architectures import STORED, Architecture
-from keras_diffusion.memory import Gift, aligned
+from keras_diffusion.memory import OwnedArray, aligned_array
 
 kernel_initializer = ContextVar("kernel initializer", default="glorot_uniform")
 
 
-class Blank(keras.initializers.Zeros):
+class LazyZeros(keras.initializers.Zeros):
     """Initialises with zeros that take neither time nor memory until something is written into them."""
 
     def __call__(self, shape, dtype=None):
-        return ops.convert_to_tensor(Gift(aligned(np.zeros, shape, dtype)), dtype)
+        return ops.convert_to_tensor(OwnedArray(aligned_array(np.zeros, shape, dtype)), dtype)
 
 
 @keras.saving.register_keras_serializable("keras_diffusion")
@@ -37,7 +37,7 @@ def construction(dtype=None, initialize=True):
         initialize: Whether kernels start at random. False leaves them zero, for a loader that fills every one.
     """
     policy = keras.config.dtype_policy()
-    token = kernel_initializer.set("glorot_uniform" if initialize else Blank())
+    token = kernel_initializer.set("glorot_uniform" if initialize else LazyZeros())
     try:
         keras.config.set_dtype_policy(StoredPolicy(dtype) if str(dtype) in STORED else dtype or policy)
         yield

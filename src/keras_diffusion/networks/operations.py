@@ -69,24 +69,24 @@ def modulate(x, scale, shift, silu):
     return ops.silu(x) if silu else x
 
 
-PLAIN = {function.__name__: function for function in (attend, convolve, project, feed, moments, modulate)}
+DEFAULT = {function.__name__: function for function in (attend, convolve, project, feed, moments, modulate)}
 _replaced = ContextVar("replaced", default=MappingProxyType({}))
 
 
-def how_to(name):
+def operation(name):
     """Returns the function that layers call for an operation.
 
     Args:
-        name: A name in `PLAIN`, such as "attend".
+        name: A name in `DEFAULT`, such as "attend".
 
     Returns:
-        The replacement given to the innermost `replace_operations`, or the function in `PLAIN`. Both take the same
+        The replacement given to the innermost `replace_operations`, or the function in `DEFAULT`. Both take the same
         arguments.
 
     Raises:
         KeyError: If there is no such name.
     """
-    return _replaced.get().get(name) or PLAIN[name]
+    return _replaced.get().get(name) or DEFAULT[name]
 
 
 @contextmanager
@@ -94,14 +94,14 @@ def replace_operations(**functions: Callable) -> Iterator[None]:
     """Replaces operations of the layers that are called inside it.
 
     Args:
-        **functions: The replacements by their names in `PLAIN`, such as `attend=function`. Each takes the arguments of
-            the function there (the layer comes first, if it takes one) and returns a result of the same shape.
+        **functions: The replacements by their names in `DEFAULT`, such as `attend=function`. Each takes the arguments
+            of the function there (the layer comes first, if it takes one) and returns a result of the same shape.
 
     Raises:
-        TypeError: If there is no such name in `PLAIN`.
+        TypeError: If there is no such name in `DEFAULT`.
     """
-    if unknown := functions.keys() - PLAIN.keys():
-        raise TypeError(f"Layers {', '.join(PLAIN)}. Received: {', '.join(sorted(unknown))}")
+    if unknown := functions.keys() - DEFAULT.keys():
+        raise TypeError(f"Layers {', '.join(DEFAULT)}. Received: {', '.join(sorted(unknown))}")
     token = _replaced.set({**_replaced.get(), **functions})
     try:
         yield

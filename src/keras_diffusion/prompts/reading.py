@@ -206,7 +206,7 @@ def emphasise(context, weights):
     return weighted * np.float32(before / after) if min(abs(before), abs(after)) > rounding else weighted
 
 
-def equally_long(*contexts):
+def repeat_to_one_length(*contexts):
     """Repeats contexts until all have the same number of tokens; attention computes the same from them.
 
     Args:

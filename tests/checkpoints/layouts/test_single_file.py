@@ -22,7 +22,7 @@ from keras_diffusion.checkpoints.formats.tensors import Tensor
 from keras_diffusion.checkpoints.layouts import ldm, single_file
 from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
 from keras_diffusion.checkpoints.layouts.single_file import SingleFile
-from keras_diffusion.checkpoints.mapping.loading import wanted
+from keras_diffusion.checkpoints.mapping.loading import find_targets
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 
@@ -175,7 +175,7 @@ def test_shapes_tell_the_architecture(model, foreign, others, values, name):
 def test_shapes_tell_the_real_models(build, tmp_path, name):
     architecture = ARCHITECTURES[name]
     with keras.StatelessScope(initialize_variables=False):
-        parts, _ = wanted(build(architecture), architecture, ldm=True)
+        parts, _ = find_targets(build(architecture), architecture, ldm=True)
     tensors = {
         target.name: Tensor(tmp_path, target.name, "F16", target.shape, 0) for part in parts.values() for target in part
     }

@@ -173,7 +173,7 @@ def unlike(parts, target):
         if tensor.dtype not in dtypes:
             yield f"{tensor.name}: dtype {tensor.dtype}, not one of {', '.join(dtypes)}"
         shape = () if part == "alpha" and tensor.size == 1 else tensor.shape
-        if loading.squeezed(shape) != loading.squeezed(shapes[part]):
+        if loading.without_unit_axes(shape) != loading.without_unit_axes(shapes[part]):
             yield f"{tensor.name}: shape {tensor.shape}, not {shapes[part]}"
 
 

@@ -35,9 +35,9 @@ def load(path, token, text_encoder, tokenizer):
             "The text encoder must have one vector for each token of the tokenizer. "
             f"Received: {known} vectors, {tokenizer.vocab_size} tokens"
         )
-    word, vectors = learned(path, text_encoder)
+    word, vectors = read_embedding(path, text_encoder)
     word = word if token is None else token
-    larger = extended(text_encoder, vectors)
+    larger = with_vectors(text_encoder, vectors)
     tokenizer.add_tokens(word, len(vectors))
     return larger, word
 
@@ -51,7 +51,7 @@ def refuse_words(tokenizer):
         )
 
 
-def learned(path, text_encoder):
+def read_embedding(path, text_encoder):
     """Reads what a file teaches.
 
     Args:
@@ -74,7 +74,7 @@ def learned(path, text_encoder):
             f"Received: path={str(path)!r:.200}"
         )
     [(name, tensor)] = tensors.items()
-    if wrong := next(unlike(tensor, text_encoder), None):
+    if wrong := next(header_problems(tensor, text_encoder), None):
         raise CheckpointMismatchError(
             f"The textual inversion does not fit the model: {loading.shown(name)} {wrong}. "
             f"Received: path={str(path)!r:.200}",
@@ -83,7 +83,7 @@ def learned(path, text_encoder):
     return Path(path).stem if NAMELESS.fullmatch(name) else name, read(tensor).reshape(-1, tensor.shape[-1])
 
 
-def unlike(tensor, text_encoder):
+def header_problems(tensor, text_encoder):
     """Yields why a tensor cannot be the vectors of a word."""
     table = next(variable for variable in text_encoder.variables if variable.path == EMBEDDING)
     width, room = table.shape[1], text_encoder.architecture.text_encoder.length - 2  # start and end of text
@@ -94,10 +94,10 @@ def unlike(tensor, text_encoder):
         yield f"has shape {tensor.shape}, of {theirs}; this text encoder's vectors have width {width}, of {ours}"
     if not 1 <= tensor.size // width <= room:
         yield f"has {tensor.size // width} vectors; a prompt has room for 1 to {room}"
-    yield from loading.unfit(largest(tensor), table.dtype)
+    yield from loading.value_problems(largest(tensor), table.dtype)
 
 
-def extended(text_encoder, vectors):
+def with_vectors(text_encoder, vectors):
     """Builds a text encoder of more words.
 
     Args:

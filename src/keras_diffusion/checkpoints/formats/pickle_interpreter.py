@@ -30,7 +30,7 @@ DICTS = (dict, Parameters)
 CONTAINERS = (*DICTS, list, tuple)
 
 
-class Machine:
+class Interpreter:
     """What an instruction changes.
 
     Args:
@@ -131,7 +131,7 @@ def run(file, path=None, place=None, steps=MAX_STEPS):
         UnsafeCheckpointError: If it asks for anything else.
         ValueError, TypeError, LookupError, ArithmeticError, Warning: If it is damaged.
     """
-    machine = Machine(path, place, steps)
+    machine = Interpreter(path, place, steps)
     for opcode, argument, _ in genops(file):
         machine.spend(1)
         if opcode.name not in STEPS:
@@ -182,9 +182,9 @@ def _each(names, step):
 
 STEPS = {  # name of an instruction → what it does with the machine and its argument
     **_each("PROTO FRAME STOP", lambda machine, _: None),
-    **_each("INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT", Machine.push),
-    **_each("UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 STRING SHORT_BINSTRING BINSTRING", Machine.push),
-    **_each("SHORT_BINBYTES BINBYTES BINBYTES8", Machine.push),
+    **_each("INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT", Interpreter.push),
+    **_each("UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 STRING SHORT_BINSTRING BINSTRING", Interpreter.push),
+    **_each("SHORT_BINBYTES BINBYTES BINBYTES8", Interpreter.push),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
@@ -202,7 +202,7 @@ STEPS = {  # name of an instruction → what it does with the machine and its ar
     "DICT": lambda machine, _: machine.new_dict(machine.pop_mark()),
     "SETITEM": lambda machine, _: machine.update(machine.pop(2)),
     "SETITEMS": lambda machine, _: machine.update(machine.pop_mark()),
-    **_each("PUT BINPUT LONG_BINPUT", Machine.put),
+    **_each("PUT BINPUT LONG_BINPUT", Interpreter.put),
     "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
     **_each("GET BINGET LONG_BINGET", lambda machine, place: machine.push(machine.memo[place])),
     "GLOBAL": lambda machine, names: machine.name(*names.split(" ", 1)),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from keras_diffusion.checkpoints.formats.tensors import DTYPES, MAX_TENSORS, Tensor, mistaken_for, rounded
+from keras_diffusion.checkpoints.formats.tensors import DTYPES, MAX_TENSORS, Tensor, mistaken_for, round_to
 from keras_diffusion.errors import CorruptCheckpointError
 
 MAX_HEADER = 25_000_000  # bytes
@@ -83,4 +83,4 @@ def write(path, dtype, shapes, arrays, metadata=None):
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for array in arrays:
-            rounded(array, dtype).tofile(file)
+            round_to(array, dtype).tofile(file)

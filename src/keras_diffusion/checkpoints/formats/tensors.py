@@ -67,7 +67,7 @@ def mistaken_for(start):
     return next((kind for begin, kind in MISTAKEN_FOR.items() if start.lower().startswith(begin)), None)
 
 
-def rounded(array, dtype):
+def round_to(array, dtype):
     """Rounds finite values to the nearest that a dtype has, of two to the even one.
 
     Args:
@@ -145,7 +145,7 @@ def scratch(size, dtype):
     return arrays[dtype][:size]
 
 
-def single(bits):
+def float16_to_float32(bits):
     """Finite float16 as float32, in a sixth of the time that NumPy's conversion takes; the next call overwrites it.
 
     A float16's exponent and mantissa in the place of a float32's mean a number that is 2 ** -112 times as large. Where
@@ -162,7 +162,7 @@ def single(bits):
     return floats
 
 
-def magnitude(bits):
+def bits_of_largest(bits):
     """Returns the bits of the largest magnitude, those of a NaN where there is one.
 
     Floats of one sign sort as their bits do, with infinity above all numbers and NaN above infinity.
@@ -171,7 +171,7 @@ def magnitude(bits):
     return max(int(signed.max(initial=0)), int(bits.max(initial=0)) & np.iinfo(signed.dtype).max)
 
 
-def number(bits, dtype):
+def value_of_bits(bits, dtype):
     """The number that an int stands for in a dtype of `DTYPES`."""
     stored, floats = DTYPES[dtype]
     return float(floats(np.array([bits], stored))[0])
@@ -179,7 +179,7 @@ def number(bits, dtype):
 
 def largest(tensor):
     """Returns the largest magnitude in a tensor of weights, NaN where it holds one."""
-    return number(max((magnitude(bits) for _, bits in blocks(tensor)), default=0), tensor.dtype)
+    return value_of_bits(max((bits_of_largest(bits) for _, bits in blocks(tensor)), default=0), tensor.dtype)
 
 
 def _bits(tensor):

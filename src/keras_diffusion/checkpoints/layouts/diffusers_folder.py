@@ -6,8 +6,8 @@ from pathlib import Path
 from keras_diffusion.checkpoints.formats import tensor_index
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers
 from keras_diffusion.checkpoints.layouts.files import CONFIGS, WEIGHTS, new_folder, read_json, weights, write_json
-from keras_diffusion.checkpoints.layouts.saving import described, write_weights
-from keras_diffusion.checkpoints.mapping.loading import Part, load, outside, wanted
+from keras_diffusion.checkpoints.layouts.saving import describe, write_weights
+from keras_diffusion.checkpoints.mapping.loading import Part, find_targets, load, warn_of_unused
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CorruptCheckpointError
 from keras_diffusion.prompts import tokenizer
@@ -65,7 +65,7 @@ class DiffusersFolder:
             UnsafeCheckpointError: If a file refers to one elsewhere, or is a pickle that asks for more than values.
             TypeError: If a network has another name.
         """
-        parts, differences = wanted(networks, self.architecture)
+        parts, differences = find_targets(networks, self.architecture)
         tensors = {part: self.tensors(part) for part in parts}
         load([Part(part, tensors[part], parts[part], self._known(part, tensors[part])) for part in parts], differences)
 
@@ -98,7 +98,7 @@ class DiffusersFolder:
         """Names that may be in the files of a part although no network asks for them."""
         networks = (name for name, (folder, _) in NETWORKS.items() if folder == part)
         known = LEFTOVERS.union(row.diffusers for name in networks for row in rows(name, self.architecture))
-        return known | outside(self.path / part, tensors, INSIDE[part], known)
+        return known | warn_of_unused(self.path / part, tensors, INSIDE[part], known)
 
 
 def canonical(name):
@@ -136,8 +136,8 @@ def save(
         "image_encoder": image_encoder,
         "decoder": decoder,
     }
-    configs = described(architecture, dtype, scheduler_config, networks)
-    parts, _ = wanted(networks, architecture)
+    configs = describe(architecture, dtype, scheduler_config, networks)
+    parts, _ = find_targets(networks, architecture)
     with new_folder(path) as folder:
         for part, names in CONFIGS.items():
             write_json(folder / names[0], configs[part])

@@ -107,7 +107,7 @@ def write_json(path, content):
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
 
 
-def vacant(path, folder=False):
+def require_vacant(path, folder=False):
     """Returns the absolute form of a path if there is nothing, or, for a folder, an empty one.
 
     Raises:
@@ -126,7 +126,7 @@ def new_file(path):
     Raises:
         FileExistsError: If there is something at `path` already.
     """
-    path = vacant(path)
+    path = require_vacant(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -143,7 +143,7 @@ def new_folder(path):
     Raises:
         FileExistsError: If there is something at `path` already.
     """
-    path = vacant(path, folder=True)
+    path = require_vacant(path, folder=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     temporary.mkdir(parents=True)
     try:

@@ -7,11 +7,11 @@ from keras import ops
 
 from keras_diffusion.checkpoints.formats import safetensors
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
-from keras_diffusion.checkpoints.mapping.loading import SHAPES, stored, unfit
+from keras_diffusion.checkpoints.mapping.loading import SHAPES, stored, value_problems
 from keras_diffusion.sampling.scheduler_config import OPTIONS
 
 
-def described(architecture, dtype, scheduler_config, networks):
+def describe(architecture, dtype, scheduler_config, networks):
     """Describes a model by diffusers' configuration files, which must say everything about it.
 
     Args:
@@ -57,7 +57,7 @@ def write_weights(path, wanted, dtype, prefix="", metadata=None):
     def values():
         for target in wanted:
             array = stored(np.asarray(ops.convert_to_numpy(target.variable), "float32"), target.layout)
-            if any(unfit(float(np.abs(array).max(initial=0)), dtype)):
+            if any(value_problems(float(np.abs(array).max(initial=0)), dtype)):
                 raise ValueError(f"Weights must be finite in {dtype}. Received: {prefix}{target.name} with inf or NaN")
             yield array
 

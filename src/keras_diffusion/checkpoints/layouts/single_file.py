@@ -12,8 +12,8 @@ from keras_diffusion.checkpoints.formats import tensor_index
 from keras_diffusion.checkpoints.layouts import ldm
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
 from keras_diffusion.checkpoints.layouts.files import CONFIGS, new_file
-from keras_diffusion.checkpoints.layouts.saving import described, write_weights
-from keras_diffusion.checkpoints.mapping.loading import Part, load, outside, wanted
+from keras_diffusion.checkpoints.layouts.saving import describe, write_weights
+from keras_diffusion.checkpoints.mapping.loading import Part, find_targets, load, warn_of_unused
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CorruptCheckpointError
 
@@ -81,7 +81,7 @@ class SingleFile:
             CorruptCheckpointError: If the file changes while it is read.
             TypeError: If a network has another name.
         """
-        parts, differences = wanted(networks, self.architecture, ldm=True)
+        parts, differences = find_targets(networks, self.architecture, ldm=True)
         targets = [target for part in parts.values() for target in part]
         load([Part("single file", self._tensors, targets, self._known())], differences)
 
@@ -97,7 +97,7 @@ class SingleFile:
         names = {row.ldm for network in NETWORKS for row in rows(network, self.architecture)}
         averages = {ldm.averaged(name) for name in names if name.startswith(ldm.UNET)}
         known = names | averages | set(filter(ldm.LEFTOVERS.fullmatch, self._tensors))
-        return known | outside(self.path, self._tensors, ldm.INSIDE, known)
+        return known | warn_of_unused(self.path, self._tensors, ldm.INSIDE, known)
 
     def _inferred(self, prediction_type):
         """The configuration files of the model that names and shapes describe."""
@@ -151,8 +151,8 @@ def save(path, architecture, dtype="float32", scheduler_config=None, **networks)
     """
     if networks.keys() != NETWORKS.keys():
         raise TypeError(f"The networks must be {', '.join(NETWORKS)}. Received: {sorted(networks)}")
-    parts, _ = wanted(networks, architecture, ldm=True)
-    configs = described(architecture, dtype, scheduler_config, networks)
+    parts, _ = find_targets(networks, architecture, ldm=True)
+    configs = describe(architecture, dtype, scheduler_config, networks)
     targets = [target for part in parts.values() for target in part]
     with new_file(path) as temporary:
         write_weights(temporary, targets, dtype, metadata={OURS: json.dumps(configs, sort_keys=True)})

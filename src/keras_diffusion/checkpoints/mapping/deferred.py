@@ -8,7 +8,7 @@ from functools import partial
 import keras
 from keras import ops
 
-from keras_diffusion.memory import Gift
+from keras_diffusion.memory import OwnedArray
 
 
 def fill(pairs):
@@ -26,4 +26,4 @@ def fill(pairs):
 
 
 def _taken(values, shape, dtype):
-    return ops.convert_to_tensor(Gift(values.pop()), dtype)
+    return ops.convert_to_tensor(OwnedArray(values.pop()), dtype)

@@ -12,11 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_diffusion.checkpoints.formats.tensors import DTYPES, Tensor, blocks, largest, magnitude, number, single
+from keras_diffusion.checkpoints.formats.tensors import (
+    DTYPES,
+    Tensor,
+    bits_of_largest,
+    blocks,
+    float16_to_float32,
+    largest,
+    value_of_bits,
+)
 from keras_diffusion.checkpoints.mapping.deferred import fill
 from keras_diffusion.checkpoints.mapping.names import LAYOUTS, NETWORKS, rows
 from keras_diffusion.errors import CheckpointMismatchError
-from keras_diffusion.memory import Gift, aligned
+from keras_diffusion.memory import OwnedArray, aligned_array
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +76,7 @@ class Part(NamedTuple):
     known: set[str]  # names that may be there without being wanted
 
 
-def outside(label, tensors, inside, known):
+def warn_of_unused(label, tensors, inside, known):
     """Lists, and names in a warning, tensors of no part of the model: nothing that is drawn can depend on them.
 
     Args:
@@ -82,7 +90,7 @@ def outside(label, tensors, inside, known):
     """
     names = {name for name in tensors.keys() - known if not inside.match(name)}
     if names:
-        shortened = ", ".join(map(shown, sorted(names)[:10])) + (", …" if len(names) > 10 else "")
+        shortened = ", ".join(map(printable, sorted(names)[:10])) + (", …" if len(names) > 10 else "")
         logger.warning("%s holds %d tensors of no part of the model, ignored: %s", label, len(names), shortened)
     return names
 
@@ -100,7 +108,7 @@ def targets(network, rows, ldm=False):
     return [Target(variables[row.path], row.diffusers, row.layout) for row in rows]
 
 
-def wanted(networks, architecture, ldm=False):
+def find_targets(networks, architecture, ldm=False):
     """Says what networks need of a checkpoint.
 
     Args:
@@ -154,7 +162,7 @@ def load(parts, mismatched=()):
                 missing.append(f"{label}/{target.name}")
         names = known.union(target.name for target in wanted)
         unexpected += [f"{label}/{name}" for name in tensors if name not in names]
-    mismatched += [f"{name}: {reason}" for name, *pair in pairs for reason in unlike(*pair)]
+    mismatched += [f"{name}: {reason}" for name, *pair in pairs for reason in header_problems(*pair)]
     if missing or unexpected or mismatched:
         raise mismatch(parts, missing, unexpected, mismatched)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -176,13 +184,13 @@ def _examined(pair):
     """Says why values do not fit, and where their variable has none yet, keeps them: they need not be read again."""
     name, tensor, target = pair
     values, top = (None, largest(tensor)) if target.variable._value is not None else _converted(tensor, target)
-    return [f"{name}: {reason}" for reason in unfit(top, target.variable.dtype)], values
+    return [f"{name}: {reason}" for reason in value_problems(top, target.variable.dtype)], values
 
 
 def _replace(pair):
     tensor, target = pair
     values, _ = _converted(tensor, target)
-    target.variable.assign(ops.convert_to_tensor(Gift(values), target.variable.dtype))
+    target.variable.assign(ops.convert_to_tensor(OwnedArray(values), target.variable.dtype))
 
 
 def _converted(tensor, target):
@@ -192,46 +200,46 @@ def _converted(tensor, target):
         as_stored = _channels_last(target.shape, dtype)
         values = LAYOUTS[target.layout][0](as_stored)
     else:
-        values = aligned(np.empty, target.variable.shape, dtype)
+        values = aligned_array(np.empty, target.variable.shape, dtype)
         as_stored = stored(values, target.layout)
-    floats = single if (tensor.dtype, dtype) == ("F16", "float32") else DTYPES[tensor.dtype][1]
+    floats = float16_to_float32 if (tensor.dtype, dtype) == ("F16", "float32") else DTYPES[tensor.dtype][1]
     for start, bits in blocks(tensor):
-        top = max(top, magnitude(bits))
+        top = max(top, bits_of_largest(bits))
         rows = floats(bits).reshape(-1, *target.shape[1:])
         with np.errstate(over="ignore"):
             as_stored[start : start + len(rows)] = rows
-    return values, number(top, tensor.dtype)
+    return values, value_of_bits(top, tensor.dtype)
 
 
 def _channels_last(shape, dtype):
     """An array for a tensor (out, in, …) with its values in the order (out, …, in), which torch need not change."""
     ends, window = shape[:2], shape[2:]
-    return np.moveaxis(aligned(np.empty, (*ends[:1], *window, *ends[1:]), dtype), -1, len(ends) - 1)
+    return np.moveaxis(aligned_array(np.empty, (*ends[:1], *window, *ends[1:]), dtype), -1, len(ends) - 1)
 
 
 @cache
 def keeps_strides():
     """Whether the backend takes an array as it is whose axes lie in memory in another order than their own."""
-    turned = aligned(np.zeros, (2, 3), "float32").T
-    tensor = ops.convert_to_tensor(Gift(turned))
+    turned = aligned_array(np.zeros, (2, 3), "float32").T
+    tensor = ops.convert_to_tensor(OwnedArray(turned))
     turned[2, 1] = 1
     return float(tensor[2, 1]) == 1
 
 
-def unlike(tensor, target):
+def header_problems(tensor, target):
     """Yields why a tensor cannot be that of a variable, by its header."""
     if tensor.dtype not in DTYPES:
         yield f"dtype {tensor.dtype}, not one of {', '.join(DTYPES)}"
-    if squeezed(tensor.shape) != squeezed(target.shape):
+    if without_unit_axes(tensor.shape) != without_unit_axes(target.shape):
         yield f"shape {tensor.shape}, not {target.shape}"
 
 
-def squeezed(shape):
+def without_unit_axes(shape):
     """The shape of a matrix, also where it is stored as a 1×1 convolution."""
     return shape[:2] if shape[2:] in ((1,), (1, 1)) else shape
 
 
-def unfit(top, dtype):
+def value_problems(top, dtype):
     """Yields why values cannot be those of a variable, given their largest magnitude and its dtype."""
     if not math.isfinite(top):
         yield f"holds {top}"
@@ -242,7 +250,7 @@ def unfit(top, dtype):
 def mismatch(parts, missing, unexpected, mismatched):
     """The error that names everything."""
     groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
-    names = [f"{group}: {shown(name)}" for group, names in groups.items() for name in names]
+    names = [f"{group}: {printable(name)}" for group, names in groups.items() for name in names]
     guesses = {part.label: next(families(part.tensors), None) for part in parts}
     guesses = {label: family for label, family in guesses.items() if family and f"a {label}" not in family}
     paths = [str(next(iter(part.tensors.values())).path) for part in parts if part.tensors]
@@ -255,7 +263,7 @@ def mismatch(parts, missing, unexpected, mismatched):
     return CheckpointMismatchError("\n  ".join(message), **groups)
 
 
-def shown(name):
+def printable(name):
     """A name as far as a terminal should see it."""
     return (name if name.isprintable() else ascii(name))[:200]
 

@@ -45,7 +45,7 @@ KINDS = {  # kind of leaf → (our variable, stored tensor, layout)
 }
 
 
-def under(ours, diffusers, ldm, table):
+def nested_rows(ours, diffusers, ldm, table):
     """The rows of `table` one level deeper."""
     return tuple((f"{ours}/{a}", f"{diffusers}.{b}", f"{ldm}.{c}", *kinds) for a, b, c, *kinds in table)
 
@@ -78,9 +78,9 @@ ATTENTION = (
 )
 TRANSFORMER_BLOCK = (
     ("norm1", "norm1", "norm1", "norm"),
-    *under("attn1", "attn1", "attn1", ATTENTION),
+    *nested_rows("attn1", "attn1", "attn1", ATTENTION),
     ("norm2", "norm2", "norm2", "norm"),
-    *under("attn2", "attn2", "attn2", ATTENTION),
+    *nested_rows("attn2", "attn2", "attn2", ATTENTION),
     ("norm3", "norm3", "norm3", "norm"),
     ("ff/net_0_proj", "ff.net.0.proj", "ff.net.0.proj", "dense"),
     ("ff/net_2", "ff.net.2", "ff.net.2", "dense"),
@@ -159,7 +159,7 @@ def diffusion_model(architecture):
         inner = [
             row
             for i in range(depth)
-            for row in under(f"transformer_blocks_{i}", *[f"transformer_blocks.{i}"] * 2, TRANSFORMER_BLOCK)
+            for row in nested_rows(f"transformer_blocks_{i}", *[f"transformer_blocks.{i}"] * 2, TRANSFORMER_BLOCK)
         ]
         return block(name, ldm, (*ends, *inner)) if depth else ()
 
@@ -248,15 +248,15 @@ def block(name, ldm, table, prefix=""):
     for inner, theirs, original, *kinds in table:
         for (ours, stored, layout), (_, ldm_stored, ldm_layout) in zip(KINDS[kinds[0]], KINDS[kinds[-1]], strict=True):
             yield Row(
-                joined("/", name.replace(".", "_"), inner, ours),
-                prefix + joined(".", name, theirs, stored),
+                join_names("/", name.replace(".", "_"), inner, ours),
+                prefix + join_names(".", name, theirs, stored),
                 layout,
-                prefix + joined(".", ldm, original, ldm_stored),
+                prefix + join_names(".", ldm, original, ldm_stored),
                 ldm_layout,
             )
 
 
-def joined(separator, *names):
+def join_names(separator, *names):
     return separator.join(filter(None, names))
 
 
