@@ -92,7 +92,6 @@ TESTED_BY = {
     "checkpoints.formats.pickle_interpreter": "checkpoints/formats/test_pickle_file.py",
     "checkpoints.formats.tensor_index": "checkpoints/layouts/test_single_file.py",
     "checkpoints.formats.tensors": "checkpoints/mapping/test_loading.py",
-    "checkpoints.mapping.deferred": "checkpoints/mapping/test_loading.py",
     "checkpoints.layouts.diffusers_options": "checkpoints/layouts/test_diffusers_configs.py",
     "checkpoints.layouts.files": "checkpoints/layouts/test_diffusers_folder.py",
     "checkpoints.layouts.ldm": "checkpoints/layouts/test_single_file.py",
@@ -106,6 +105,8 @@ ACROSS = {
     "checkpoints/download/test_hub_client.py",
     "checkpoints/formats/test_fuzz.py",
 }
+# Names with an underscore that are public (of named tuples), or of a backend and used by its engine.
+ALLOWED = {"_replace", "_fields", "_asdict", "_linear_pointwise"}
 BACKEND = re.compile(r"\b(tensorflow|jax|torch|openvino)\b")
 LAYOUT_TOKENS = {
     tokenize.COMMENT,
@@ -251,6 +252,20 @@ def test_only_engines_name_a_backend(module):
     literals = set(filter(is_string, ast.walk(tree))) - set(docstrings(tree))
     literals = sorted(node.value for node in literals)
     assert not [text for text in [*imports(module), *literals] if BACKEND.search(text)]
+
+
+def test_only_one_file_knows_private_names_of_others():
+    """Names with an underscore are those of this package; Keras' own are in `networks.keras_internals`."""
+    used, own = {}, set()
+    for module in MODULES:
+        for node in ast.walk(parse(module)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                own.add(node.attr)
+            elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+                used.setdefault(node.attr, set()).add(module)
+    assert {name: modules for name, modules in used.items() if name not in own | ALLOWED} == {}
 
 
 def own_test(module):

@@ -15,6 +15,8 @@ from openvino import opset13 as ov
 from keras_diffusion.engines import compile_cache
 from keras_diffusion.engines.winograd import F2X2_3X3, F4X4_3X3, TAPS
 from keras_diffusion.networks import layers
+from keras_diffusion.networks.graphs import LayerByLayer
+from keras_diffusion.networks.keras_internals import indexing
 from keras_diffusion.networks.text_encoder import ACTIVATIONS, EncoderLayer
 
 PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -69,7 +71,7 @@ def compile_network(network, shapes):
         for x, shape in zip(network.inputs, shapes, strict=True)
     ]
     inputs = [transpose(x, TO_INSIDE) if is_map(x) else x.output(0) for x in parameters]
-    outputs = network._run_through_graph(inputs, operation_fn=lambda layer: partial(lower, layer))
+    outputs = LayerByLayer(network, lambda layer: partial(lower, layer))(inputs)
     results = [transpose(x, TO_OUTSIDE) if is_map(x) else x for x in keras.tree.flatten(outputs)]
     model, precision = Model(results, parameters, network.name), PRECISIONS[network.layers[-1].compute_dtype]
     run = (
@@ -405,5 +407,5 @@ LOWERINGS = {
     layers.Upsample: upsample,
     layers.ConcatenateSkip: concatenate_skip,
     EncoderLayer: encoder_layer,
-    type(keras.Input((1,))[..., :1]._keras_history.operation): channels_of,  # the indexing of a symbolic tensor
+    indexing(): channels_of,
 }

@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras_diffusion.engines.choice import device
 from keras_diffusion.engines.winograd import winograd
 from keras_diffusion.networks import graphs
+from keras_diffusion.networks.keras_internals import all_layers
 
 
 def graph(stage, network, traced, jit_compile=False):
@@ -36,11 +37,11 @@ def xla(stage, network, traced):
 
 def _converts(network):
     """Whether layers compute in another dtype than that of their weights."""
-    return any(layer.variable_dtype != layer.compute_dtype for layer in network._flatten_layers())
+    return any(layer.variable_dtype != layer.compute_dtype for layer in all_layers(network))
 
 
 def _in_turn(network):
-    """The network with layers that read their weights after their inputs: a graph converts all at the start else."""
+    """Makes each layer wait for its inputs before it casts its weights; otherwise the graph casts all of them first."""
 
     def waiting(layer):
         def call(*inputs, **options):

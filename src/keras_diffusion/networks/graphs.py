@@ -1,24 +1,15 @@
 """Runs the graph of a network layer by layer, and frees each output after its last use."""
 
 from collections import Counter
-from functools import cache
 
 import keras
 
-
-@cache
-def _call():
-    """Returns the method `call` that all purely functional models share."""
-    x = keras.Input((1,))
-    return type(keras.Model(x, x)).call
+from keras_diffusion.networks.keras_internals import functional_call, graph_nodes
 
 
 def nodes(network):
     """Lists the nodes of a network's graph in the order of computation; [] if the network has a `call` of its own."""
-    if getattr(type(network), "call", None) is not _call():
-        return []
-    by_depth = sorted(network._nodes_by_depth.items(), reverse=True)
-    return [node for _, nodes in by_depth for node in nodes if not node.is_input]
+    return graph_nodes(network) if getattr(type(network), "call", None) is functional_call() else []
 
 
 def refuse_own_call(network):
@@ -35,7 +26,7 @@ def refuse_own_call(network):
 
 
 def nested(network):
-    """Tells whether layers of a network's graph are graphs themselves, as in a steered one."""
+    """Tells whether layers of a network's graph are graphs themselves, as in one with ControlNets."""
     return any(nodes(node.operation) for node in nodes(network))
 
 

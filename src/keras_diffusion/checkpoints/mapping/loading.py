@@ -21,10 +21,10 @@ from keras_diffusion.checkpoints.formats.tensors import (
     largest,
     value_of_bits,
 )
-from keras_diffusion.checkpoints.mapping.deferred import fill
 from keras_diffusion.checkpoints.mapping.names import LAYOUTS, NETWORKS, rows
 from keras_diffusion.errors import CheckpointMismatchError
 from keras_diffusion.memory import OwnedArray, aligned_array
+from keras_diffusion.networks.keras_internals import has_value, initialize
 
 logger = logging.getLogger(__name__)
 
@@ -176,14 +176,14 @@ def load(parts, mismatched=()):
                 kept.append((target.variable, [values]))
         if mismatched:
             raise mismatch(parts, missing, unexpected, mismatched)
-        fill(kept)
+        initialize(kept)
         list(pool.map(_replace, again))
 
 
 def _examined(pair):
     """Says why values do not fit, and where their variable has none yet, keeps them: they need not be read again."""
     name, tensor, target = pair
-    values, top = (None, largest(tensor)) if target.variable._value is not None else _converted(tensor, target)
+    values, top = (None, largest(tensor)) if has_value(target.variable) else _converted(tensor, target)
     return [f"{name}: {reason}" for reason in value_problems(top, target.variable.dtype)], values
 
 
