@@ -38,6 +38,14 @@ def test_the_same_convolution(size):
     np.testing.assert_allclose(out, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
+def test_a_value_that_is_not_finite_stays_in_its_image():
+    x = networks.uniform("x", (2, 16, 16, 32))
+    x[0] = np.inf
+    expected, out = both(convolution(48, x.shape), x)
+    assert np.isfinite(out[1]).all()
+    np.testing.assert_allclose(out[1], expected[1], rtol=0, atol=2e-6 * np.abs(expected[1]).max())
+
+
 @pytest.mark.parametrize(
     ("shape", "channels", "options"),
     [

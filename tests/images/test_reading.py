@@ -26,14 +26,14 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), "uint8")
     ids=["uint8", "batch", "float32", "float64", "PIL", "list", "list of PIL"],
 )
 def test_every_kind_of_picture_becomes_the_same_numbers(value):
-    read = images.pictures("image", value)
+    read = images.read_images("image", value)
 
     assert read.dtype == "float32"
     np.testing.assert_allclose(read, PIXELS[None].astype("float32"), rtol=0, atol=1e-4)
 
 
 def test_bytes_stay_exact():
-    np.testing.assert_array_equal(images.pictures("image", PIXELS), PIXELS[None])
+    np.testing.assert_array_equal(images.read_images("image", PIXELS), PIXELS[None])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
@@ -41,8 +41,8 @@ def test_reads_files(tmp_path, suffix):
     path = tmp_path / f"picture{suffix}"
     Image.fromarray(PIXELS).save(path, lossless=True)
 
-    np.testing.assert_array_equal(images.pictures("image", path), PIXELS[None])
-    np.testing.assert_array_equal(images.pictures("image", [str(path), PIXELS]), np.stack([PIXELS, PIXELS]))
+    np.testing.assert_array_equal(images.read_images("image", path), PIXELS[None])
+    np.testing.assert_array_equal(images.read_images("image", [str(path), PIXELS]), np.stack([PIXELS, PIXELS]))
 
 
 def test_turns_a_photograph_as_its_orientation_says(tmp_path):
@@ -50,7 +50,7 @@ def test_turns_a_photograph_as_its_orientation_says(tmp_path):
     exif[0x0112] = 6  # the camera was held upright: turn clockwise
     Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
 
-    np.testing.assert_array_equal(images.pictures("image", tmp_path / "a.png")[0], np.rot90(PIXELS, -1))
+    np.testing.assert_array_equal(images.read_images("image", tmp_path / "a.png")[0], np.rot90(PIXELS, -1))
 
 
 @pytest.mark.parametrize(
@@ -69,19 +69,21 @@ def test_turns_a_photograph_as_its_orientation_says(tmp_path):
     ],
 )
 def test_other_modes_become_rgb(mode, pixel, expected):
-    read = images.pictures("image", Image.new(mode, (2, 2), pixel))
+    read = images.read_images("image", Image.new(mode, (2, 2), pixel))
     np.testing.assert_array_equal(read, np.broadcast_to(expected, (1, 2, 2, 3)))
 
 
 def test_a_palette_with_a_transparent_colour_lies_on_white():
     palette = Image.fromarray(PIXELS).convert("P")
     palette.info["transparency"] = palette.getpixel((0, 0))
-    np.testing.assert_array_equal(images.pictures("image", palette)[0, 0, 0], (255, 255, 255))
+    np.testing.assert_array_equal(images.read_images("image", palette)[0, 0, 0], (255, 255, 255))
 
 
 def test_resize_keeps_a_flat_colour_and_the_range():
     flat = np.full((1, 7, 5, 3), (10.0, 99.5, 250.0), "float32")
-    np.testing.assert_allclose(images.pictures("image", flat / 255, (14, 3)), np.resize(flat, (1, 14, 3, 3)), rtol=1e-5)
+    np.testing.assert_allclose(
+        images.read_images("image", flat / 255, (14, 3)), np.resize(flat, (1, 14, 3, 3)), rtol=1e-5
+    )
     assert images.resize(PIXELS[None], (12, 8)).shape == (1, 12, 8, 3)
 
 
@@ -134,7 +136,7 @@ def test_refuses_bad_files(tmp_path, kind):
     write, message = FILES[kind]
     write(tmp_path / "a.png")
     with pytest.raises(ValueError, match=message) as error:
-        images.pictures("image", tmp_path / "a.png")
+        images.read_images("image", tmp_path / "a.png")
     assert "`image`" in str(error.value)
 
 
@@ -167,7 +169,7 @@ VALUES = {
 def test_refuses_bad_values(kind):
     value, error, message = VALUES[kind]
     with pytest.raises(error, match=message):
-        images.pictures("image", value)
+        images.read_images("image", value)
 
 
 CHOSEN = np.zeros((6, 4), bool)
@@ -203,11 +205,11 @@ CHOSEN[2:4, 1] = True
     ],
 )
 def test_every_kind_of_mask_says_the_same(value):
-    read = images.mask("mask", value, (6, 4))
+    read = images.read_mask("mask", value, (6, 4))
 
     assert read.dtype == bool
     np.testing.assert_array_equal(read, CHOSEN[None])
-    np.testing.assert_array_equal(images.mask("mask", ~np.array(read), (6, 4), "keep"), CHOSEN[None])
+    np.testing.assert_array_equal(images.read_mask("mask", ~np.array(read), (6, 4), "keep"), CHOSEN[None])
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def test_every_kind_of_mask_says_the_same(value):
 )
 def test_refuses_bad_masks(value, white, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        images.mask("mask", value, (6, 4), white)
+        images.read_mask("mask", value, (6, 4), white)
 
 
 def test_pad_says_what_is_new():
@@ -251,7 +253,7 @@ def test_reading_a_file_says_nothing_else(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images.pictures("image", tmp_path / "a.png")
+        images.read_images("image", tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -264,18 +266,18 @@ def test_path_opened_file_and_list_of_one_photograph_are_the_same(tmp_path, orie
     with Image.open(path) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))[None]
         for value in (path, opened, [opened], opened.convert("RGBA"), expected):
-            np.testing.assert_array_equal(images.pictures("image", value), expected)
-        red = images.mask("mask", opened, expected.shape[1:3])
-    np.testing.assert_array_equal(red, images.mask("mask", path, expected.shape[1:3]))
+            np.testing.assert_array_equal(images.read_images("image", value), expected)
+        red = images.read_mask("mask", opened, expected.shape[1:3])
+    np.testing.assert_array_equal(red, images.read_mask("mask", path, expected.shape[1:3]))
 
 
 def test_a_mask_of_the_pictures_own_size_is_scaled_with_it():
     twice = CHOSEN.repeat(2, 0).repeat(2, 1)
-    np.testing.assert_array_equal(images.mask("mask", CHOSEN, (12, 8), picture=(6, 4)), twice[None])
-    np.testing.assert_array_equal(images.mask("mask", twice, (6, 4), picture=(12, 8)), CHOSEN[None])
-    np.testing.assert_array_equal(images.mask("mask", twice, (12, 8), picture=(6, 4)), twice[None])
+    np.testing.assert_array_equal(images.read_mask("mask", CHOSEN, (12, 8), given_size=(6, 4)), twice[None])
+    np.testing.assert_array_equal(images.read_mask("mask", twice, (6, 4), given_size=(12, 8)), CHOSEN[None])
+    np.testing.assert_array_equal(images.read_mask("mask", twice, (12, 8), given_size=(6, 4)), twice[None])
     with pytest.raises(ValueError, match=r"12×8.*or 6×4 as it was before. Received: mask of 3×2"):
-        images.mask("mask", CHOSEN[:3, :2], (12, 8), picture=(6, 4))
+        images.read_mask("mask", CHOSEN[:3, :2], (12, 8), given_size=(6, 4))
 
 
 def test_what_pillow_warns_of_is_logged_and_no_damage(tmp_path, caplog):
@@ -288,9 +290,9 @@ def test_what_pillow_warns_of_is_logged_and_no_damage(tmp_path, caplog):
         return Image.Image.getexif(*args, **kwargs)
 
     with Image.open(tmp_path / "a.png") as opened, pytest.MonkeyPatch.context() as patch:
-        expected = images.pictures("image", tmp_path / "a.png")
+        expected = images.read_images("image", tmp_path / "a.png")
         patch.setattr(type(opened), "getexif", warned)
-        np.testing.assert_array_equal(images.pictures("image", tmp_path / "a.png"), expected)
+        np.testing.assert_array_equal(images.read_images("image", tmp_path / "a.png"), expected)
     assert "`image`: Palette images with Transparency" in caplog.text
 
 
@@ -300,11 +302,11 @@ DAMAGED_EXIF = [b"MM\0*\0\0\0\x08\0\x09\1", b"nonsense", b"II*\0\xff\xff\xff\xff
 @pytest.mark.parametrize("exif", DAMAGED_EXIF)
 def test_damaged_exif_is_logged_and_the_pixels_taken(tmp_path, caplog, exif):
     Image.fromarray(PIXELS).save(tmp_path / "a.webp", lossless=True, exif=b"Exif\0\0" + exif)
-    np.testing.assert_array_equal(images.pictures("image", tmp_path / "a.webp"), PIXELS[None])
+    np.testing.assert_array_equal(images.read_images("image", tmp_path / "a.webp"), PIXELS[None])
     assert "`image`" in caplog.text
 
 
 def test_a_damaged_opened_file_is_an_error_of_ours(tmp_path):
     cut(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as opened, pytest.raises(ValueError, match="`image` must be a PNG"):
-        images.pictures("image", opened)
+        images.read_images("image", opened)

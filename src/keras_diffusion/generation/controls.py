@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_diffusion.arguments import interval, number, shorten
-from keras_diffusion.images.reading import pictures
+from keras_diffusion.images.reading import read_images
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.sampling.samplers import between
 
@@ -77,7 +77,7 @@ def _control(name, entry, batch_size, size, diffusion_model):
     ours, theirs = _fitting(diffusion_model), _fitting(network)
     if ours != theirs:
         raise ValueError(f"`{name}` must be a ControlNet for this model, with {ours}. Received: one with {theirs}")
-    image = pictures(f"{name}.image", image)
+    image = read_images(f"{name}.image", image)
     if image.shape[1:3] != tuple(size) or len(image) not in (1, batch_size):
         count = f"1 or {batch_size}" if batch_size > 1 else "1"
         raise ValueError(

@@ -213,7 +213,7 @@ def _start(model, image, strength, mask, height, width):
         for name, side in zip(("img_height", "img_width"), size, strict=True):
             model.side(name, side)
         return Start(latents, size, size, in_pixels=False)
-    pixels = images.pictures("image", image)
+    pixels = images.read_images("image", image)
     size = pixels.shape[1:3]
     wanted = tuple(side if given is None else given for given, side in zip((height, width), size, strict=True))
     for name, side in zip(("height of image", "width of image"), wanted, strict=True):
@@ -241,7 +241,7 @@ def _for_each_image(start, mask, mask_white, count):
         fields["pixels" if start.in_pixels else "latents"] = image
     if mask is not None:
         white = arguments.choice("mask_white", mask_white, images.MASK_WHITE)
-        read_mask = images.mask("mask", mask, start.size, white, start.given_size)
+        read_mask = images.read_mask("mask", mask, start.size, white, start.given_size)
         fields["mask"] = np.stack(arguments.repeated("mask", list(read_mask), count))
     return fields
 

@@ -1,4 +1,4 @@
-"""Pictures that people pass in, as numbers: the image an image starts from, and the mask of what is repainted."""
+"""Reads input images and masks."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ FILE_FORMATS = ("PNG", "JPEG", "WEBP")
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
 ORIENTATION = 0x0112  # of EXIF
-TURNS = {  # its value → what brings the picture upright
+TURNS = {  # its value → what brings the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,14 +34,14 @@ MASK_WHITE = ("repaint", "keep")
 logger = logging.getLogger(__name__)
 
 
-def pictures(name, value, size=None):
-    """Reads pictures.
+def read_images(name, value, size=None):
+    """Reads images.
 
     Files and PIL images are turned as their EXIF orientation says; transparency is laid on white; 16-bit greys are
-    scaled. What Pillow has to warn of, such as EXIF data that is damaged, is logged.
+    scaled. Pillow's warnings, such as those of damaged EXIF data, are logged.
 
     Args:
-        name: What to call the pictures in errors.
+        name: What to call the images in errors.
         value: A path to a PNG, JPEG or WebP file; a PIL image; a list of them, all of one size; or an array (h, w, 3)
             or (b, h, w, 3), uint8 or floats in [0, 1].
         size: (height, width) to scale to, None for as they are.
@@ -57,39 +57,39 @@ def pictures(name, value, size=None):
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
         raise ValueError(f"`{name}` must be {ALLOWED}. Received: {name}={shorten(value)}")
-    read = [_picture(name, single) for single in values]
+    read = [_pixels(name, single) for single in values]
     if len({array.shape[1:] for array in read}) > 1:
         sizes = ", ".join(f"{array.shape[1]}×{array.shape[2]}" for array in read)
-        raise ValueError(f"`{name}` must hold pictures of one size. Received: {sizes}"[:300])
+        raise ValueError(f"`{name}` must hold images of one size. Received: {sizes}"[:300])
     read = np.concatenate(read)
     return read if size is None or size == read.shape[1:3] else resize(read, size)
 
 
-def mask(name, value, size, white="repaint", picture=None):
+def read_mask(name, value, size, white="repaint", given_size=None):
     """Reads the mask of an image: what is at least half white there is repainted.
 
     Args:
         name: What to call the mask in errors.
-        value: As in `pictures`, or an array (h, w), (b, h, w), (h, w, 1) or (b, h, w, 1) of bool, whole numbers from 0
-            to 255 or floats in [0, 1]; whole numbers that are 0 and 1 alone are those of a bool. Of a picture with any
+        value: As in `read_images`, or an array (h, w), (b, h, w), (h, w, 1) or (b, h, w, 1) of bool, whole numbers
+            from 0 to 255 or floats in [0, 1]; whole numbers that are 0 and 1 alone are those of a bool. If an image has
             transparency, an array (h, w, 4) of uint8 too, what is more than half opaque is repainted.
         size: (height, width) of the image.
         white: "repaint", or "keep" for the opposite.
-        picture: (height, width) that the image had before it was scaled; a mask of that size is scaled likewise, to
+        given_size: (height, width) that the image had before it was scaled; a mask of that size is scaled likewise, to
             the nearest pixel.
 
     Returns:
         A bool array (1 or b, height, width), true where the image is repainted.
 
     Raises:
-        TypeError: As in `pictures`.
-        ValueError: As in `pictures`, and if the mask has another size or nothing in it is repainted.
+        TypeError: As in `read_images`.
+        ValueError: As in `read_images`, and if the mask has another size or nothing in it is repainted.
     """
-    several = isinstance(value, list | tuple) and any(map(_is_picture, value))
-    chosen = [_chosen(name, single) for single in (value if several else [value])]
+    several = isinstance(value, list | tuple) and any(map(_is_image, value))
+    chosen = [_repainted(name, single) for single in (value if several else [value])]
     sizes = {array.shape[1:] for array in chosen}
-    if not sizes <= {tuple(size), tuple(picture or size)}:
-        scaled = f", or {picture[0]}×{picture[1]} as it was before" if picture and picture != size else ""
+    if not sizes <= {tuple(size), tuple(given_size or size)}:
+        scaled = f", or {given_size[0]}×{given_size[1]} as it was before" if given_size and given_size != size else ""
         raise ValueError(
             f"`{name}` must have the size of the image, {size[0]}×{size[1]} (height × width){scaled}. "
             f"Received: {name} of {' and '.join('×'.join(map(str, shape)) for shape in sorted(sizes))}"[:300]
@@ -150,15 +150,14 @@ def pad(images: np.ndarray, top: int, bottom: int, left: int, right: int) -> tup
     return extended, np.pad(np.zeros((1, *images.shape[1:3]), bool), borders, constant_values=True)
 
 
-def _is_picture(value):
+def _is_image(value):
     return isinstance(value, str | os.PathLike | Image.Image) or hasattr(value, "shape")
 
 
-def _picture(name, value):
-    """One picture, or an array of several, as float32 (b, h, w, 3)."""
+def _pixels(name, value):
+    """Reads one image, or an array of several, as float32 (b, h, w, 3)."""
     if isinstance(value, str | os.PathLike | Image.Image):
-        with _upright(name, value) as image:
-            return _from_pil(name, image)
+        return _from_pil(name, _open(name, value))
     if not hasattr(value, "shape"):
         raise TypeError(f"`{name}` must be {ALLOWED}. Received: {name}={shorten(value)}")
     array = np.asarray(value)
@@ -177,59 +176,65 @@ def _picture(name, value):
     return array.reshape(-1, *array.shape[-3:])
 
 
-def _chosen(name, value):
-    """One mask, or an array of several, as bool (b, h, w)."""
+def _repainted(name, value):
+    """Reads one mask, or an array of several, as bool (b, h, w)."""
     array = None if isinstance(value, str | os.PathLike | Image.Image) else np.asarray(value)
     if array is not None and array.ndim == 3 and array.shape[-1] == 4 and array.dtype == "uint8":
         array, value = None, Image.fromarray(array)
     if array is None:
-        with _upright(name, value) as image:
-            if image.has_transparency_data:
-                alpha = np.asarray(image.convert("RGBA").getchannel("A"))
-                if alpha.min() < OPAQUE:
-                    return alpha[None] > SEEN
-            return _from_pil(name, image).mean(axis=-1) >= 127.5
+        image = _open(name, value)
+        if image.has_transparency_data:
+            alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+            if alpha.min() < OPAQUE:
+                return alpha[None] > SEEN
+        return _from_pil(name, image).mean(axis=-1) >= 127.5
     if array.ndim in (3, 4) and array.shape[-1] == 1:
         array = array[..., 0]
     if array.dtype.kind in "biu" and array.size and array.min() >= 0 and array.max() <= 255:
         array = array.astype("float32" if array.max() <= 1 else "uint8")
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] != 3):
         array = np.repeat(array[..., None], 3, axis=-1)
-    return _picture(name, array).mean(axis=-1) >= 127.5
+    return _pixels(name, array).mean(axis=-1) >= 127.5
+
+
+def _open(name, source):
+    """Opens a file, or takes a PIL image, and returns it decoded and upright."""
+    if isinstance(source, Image.Image):
+        return _decode(name, source, source)
+    with _explained(name, source):
+        image = Image.open(source, formats=FILE_FORMATS)
+    with image:
+        return _decode(name, source, image)
+
+
+def _decode(name, source, image):
+    """Decodes an image that is not too large, and turns it as its EXIF orientation says, if that can be read."""
+    _check_size(name, *image.size)
+    with _explained(name, source):
+        image.load()
+        try:
+            turn = TURNS.get(image.getexif().get(ORIENTATION))
+        except UNREADABLE as error:
+            logger.warning("`%s` has EXIF data that is damaged, so it is not turned: %.200s", name, error)
+            turn = None
+        return image if turn is None else image.transpose(turn)
 
 
 @contextmanager
-def _upright(name, source):
-    """Opens a file, or takes a PIL image, and turns it; what Pillow finds wrong is an error of ours."""
+def _explained(name, source):
+    """Turns Pillow's errors about a source into one of ours, and logs its warnings."""
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if isinstance(source, Image.Image):
-                yield _turned(name, source)
-            else:
-                with Image.open(source, formats=FILE_FORMATS) as image:
-                    yield _turned(name, image)
-        for warning in said:
-            logger.warning("`%s`: %.200s. Received: %.200r", name, warning.message, source)
+            yield
     except (*UNREADABLE, *BOMBS) as error:
-        if isinstance(error, ValueError) and str(error).startswith("`"):
-            raise
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"{error!s:.200}"
         received = f"{source if isinstance(source, Image.Image) else str(source)!r:.200}"
         message = f"`{name}` must be a PNG, JPEG or WebP file: {reason}. Received: {name}={received}"
         raise ValueError(message) from error
-
-
-def _turned(name, image):
-    """The picture as its EXIF orientation says, or as it is where that cannot be read."""
-    _check_size(name, *image.size)
-    try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION))
-    except UNREADABLE as error:
-        logger.warning("`%s` has EXIF data that is damaged, so it is not turned: %.200s", name, error)
-        turn = None
-    return image if turn is None else image.transpose(turn)
+    for warning in said:
+        logger.warning("`%s`: %.200s. Received: %.200r", name, warning.message, source)
 
 
 def _from_pil(name, image):
@@ -247,11 +252,12 @@ def _from_pil(name, image):
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB")).astype("float32")[None]
+    with _explained(name, image):
+        return np.asarray(image.convert("RGB")).astype("float32")[None]
 
 
 def _check_size(name, width, height):
     if not 0 < max(width, height) <= LARGEST_SIDE:
         raise ValueError(
-            f"`{name}` must be at most {LARGEST_SIDE} pixels wide and high. Received: a picture of {height}×{width}"
+            f"`{name}` must be at most {LARGEST_SIDE} pixels wide and high. Received: an image of {height}×{width}"
         )
