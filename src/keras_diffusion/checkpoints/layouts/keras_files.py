@@ -54,14 +54,14 @@ def load_weights(network, filepath):
 
 
 def _part(name, network, path):
-    """What a network needs of a file, and what is known already not to fit."""
+    """Finds the targets of a network in a file, and the mismatches that are known already."""
     tensors = index(path)
     known = {tensor for tensor in tensors if tensor.startswith(OPTIMIZER)}
-    tables = [table(name, network.architecture) for table in keras_names.TABLES]
-    rows, mismatched = max(tables, key=lambda rows: sum(row.name in tensors for row in rows)), []
+    rows, mismatched = keras_names.detect_table(name, network.architecture, tensors), []
     if not any("/vars/" in tensor for tensor in tensors) and not any(row.name in tensors for row in rows):
-        placed = list(zip(tables[0], (tensor for tensor in tensors if tensor not in known), strict=False))
-        rows = [row._replace(name=tensor) for row, tensor in placed] + tables[0][len(placed) :]
+        # Keras 2 names layers as it likes: their order counts.
+        placed = list(zip(rows, (tensor for tensor in tensors if tensor not in known), strict=False))
+        rows = [row._replace(name=tensor) for row, tensor in placed] + rows[len(placed) :]
         mismatched = [f"{name}/{line}" for line in _misplaced(placed)]
     variables = {variable.path: variable for variable in network.variables}
     targets = [Target(variables[row.path], row.name, row.layout) for row in rows]
@@ -69,7 +69,7 @@ def _part(name, network, path):
 
 
 def _misplaced(placed):
-    """Yields a line for every weight that cannot be the one its place in a file says it is, by its name.
+    """Yields a line for every weight whose name contradicts its place in the file.
 
     Keras numbers layers as they are made: among names that differ in numbers alone, the numbers rise.
     """

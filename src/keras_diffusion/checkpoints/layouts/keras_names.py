@@ -186,37 +186,64 @@ def ordered(row):
 TABLES = (keras_cv, own, own_paths, keras_cv_2)
 
 
+def detect_table(network, architecture, tensors):
+    """Finds the table that names most tensors of a file.
+
+    Args:
+        network: A name in `names.NETWORKS`.
+        architecture: An `Architecture`.
+        tensors: The names of the tensors in the file.
+
+    Returns:
+        A list of `Row`; KerasCV's if no table names any of them.
+    """
+    tables = [table(network, architecture) for table in TABLES]
+    return max(tables, key=lambda rows: sum(row.name in tensors for row in rows))
+
+
 def _attribute(match):
     return f"blocks/{_counted('transformer_block', int(match[1]))}"
 
 
+class _Place(NamedTuple):
+    """Where a variable of ours lies in Keras' layers, as a row of a table of patterns, classes and parts says."""
+
+    path: str  # of the variable
+    stored_as: str  # the layout of its tensor in other files
+    layer: str  # of ours
+    kind: str  # the class of Keras' layer, in snake case
+    part: str  # of Keras' layer
+    order: int  # among the parts of the layer
+    number: int  # of the variable in the part
+
+    @classmethod
+    def find(cls, row, layers):
+        """Finds the place of a row of `names.py`."""
+        layer, kind, parts = next((m[0], *rest) for pattern, *rest in layers if (m := re.match(pattern, row.path)))
+        part, _, variable = row.path.removeprefix(layer).rpartition("/")
+        order = list(parts).index(part) if part in parts else len(parts)
+        return cls(row.path, row.layout, layer, kind, parts.get(part, part), order, VARIABLES[variable])
+
+    def row(self, layer):
+        """Names the variable, given the name of Keras' layer."""
+        name = "/".join(filter(None, ("layers", layer, self.part, "vars", str(self.number))))
+        window = self.part.endswith("conv2d") and self.number == VARIABLES["kernel"] and self.stored_as != "conv"
+        return Row(self.path, name, "window" if window else "same")
+
+
 def _rows(network, architecture, layers):
     """Renames the rows of `names.py`, layer by layer, by a table of patterns, classes and their parts."""
-
-    def split(row):
-        layer, cls, parts = next((m[0], *rest) for pattern, *rest in layers if (m := re.match(pattern, row.path)))
-        part, _, variable = row.path.removeprefix(layer).rpartition("/")
-        return layer, cls, parts, part, variable
-
+    places = [_Place.find(row, layers) for row in names.rows(network, architecture)]
     counts = Counter()
-    ordered = sorted(names.rows(network, architecture), key=lambda row: _stage(row.path))
-    for (_, cls), rows in groupby(ordered, key=lambda row: split(row)[:2]):
-        layer = _counted(cls, counts[cls])
-        counts[cls] += 1
-        for row in sorted(rows, key=lambda row: _place(*split(row)[2:4])):
-            *_, parts, part, variable = split(row)
-            inner = parts.get(part, part)
-            steps = filter(None, ("layers", layer, inner, "vars", str(VARIABLES[variable])))
-            window = inner.endswith("conv2d") and variable == "kernel" and row.layout != "conv"
-            yield Row(row.path, "/".join(steps), "window" if window else "same")
+    for (_, kind), parts in groupby(sorted(places, key=_stage), key=lambda place: (place.layer, place.kind)):
+        layer = _counted(kind, counts[kind])
+        counts[kind] += 1
+        yield from (place.row(layer) for place in sorted(parts, key=lambda place: place.order))
 
 
-def _stage(path):
-    return next(i for i, beginning in enumerate(FLOW) if path.startswith(beginning))
-
-
-def _place(parts, part):
-    return list(parts).index(part) if part in parts else len(parts)
+def _stage(place):
+    """Tells when Keras makes a layer, as a place in `FLOW`."""
+    return next(i for i, beginning in enumerate(FLOW) if place.path.startswith(beginning))
 
 
 def _counted(name, number):
