@@ -1,6 +1,7 @@
 """The parts of a model: where they come from, what is added to them, and how they are saved and let go."""
 
 import os
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -14,6 +15,7 @@ from keras_diffusion.checkpoints.adapters import textual_inversion
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
 from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
+from keras_diffusion.locks import Unchanged, changing, reading, reads
 from keras_diffusion.networks.classes import CLASSES
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.decoder import Decoder
@@ -61,10 +63,30 @@ class Components:
     def __getattr__(self, name):
         if name not in CLASSES:
             return self.__getattribute__(name)  # says what is missing, if need be in a property
+        model = vars(self).get("_model", self)
         with _loading_lock:
-            if name not in vars(self):
-                self._load(LOADED_TOGETHER if name in LOADED_TOGETHER else (name,))
-        return vars(self)[name]
+            if name not in vars(model):
+                model._load(LOADED_TOGETHER if name in LOADED_TOGETHER else (name,))
+            return vars(self).setdefault(name, vars(model)[name])
+
+    @contextmanager
+    def _for_one_call(self):
+        """Gives the model as it is now: what is assigned meanwhile does not reach it, and its weights cannot change."""
+        with reading(self):
+            model = object.__new__(type(self))
+            vars(model).update(vars(self), _model=self)  # what it still loads, it loads for both
+            with reading(*model._present().values()):
+                yield model
+
+    def _present(self):
+        """The networks that are loaded, by name."""
+        return {name: vars(self)[name] for name in CLASSES if name in vars(self)}
+
+    def __getstate__(self):
+        return vars(self) | {"unchanged": Unchanged(self, *self._present().values())}
+
+    def __setstate__(self, state):
+        vars(self).update({name: value for name, value in state.items() if name != "unchanged"})
 
     def _load(self, names=LOADED_TOGETHER):
         """Makes networks; one that was assigned meanwhile stays."""
@@ -83,19 +105,22 @@ class Components:
 
     def unload(self, discard: bool = False) -> None:
         """Lets go of the networks, see `StableDiffusion.unload`."""
-        lost = [] if self._checkpoint else ["random weights, which have no preset to be loaded from"]
-        lost += [f"the LoRAs {[*self.loras]}"] if self.loras else []
-        lost += [f"the words {list(self.tokenizer.added_tokens)}"] if self.tokenizer.added_tokens else []
-        present = [name for name in CLASSES if name in vars(self)]
-        replaced = [name for name in present if vars(self)[name] is not self._loaded.get(name)]
-        lost += [f"the networks assigned to {', '.join(replaced)}"] if replaced else []
-        if lost and not discard:
-            raise ValueError(f"`unload` would lose {'; '.join(lost)}. Save the model, or call unload(discard=True).")
-        for name in present:
-            del vars(self)[name]
-        self._loaded, self._loras = {}, Loras()
-        if self.tokenizer.added_tokens:
-            self.tokenizer = SimpleTokenizer()
+        with nullcontext() if reads(self) else changing(self), _loading_lock:
+            lost = [] if self._checkpoint else ["random weights, which have no preset to be loaded from"]
+            lost += [f"the LoRAs {[*self.loras]}"] if self.loras else []
+            lost += [f"the words {list(self.tokenizer.added_tokens)}"] if self.tokenizer.added_tokens else []
+            present = self._present()
+            replaced = [name for name, network in present.items() if network is not self._loaded.get(name)]
+            lost += [f"the networks assigned to {', '.join(replaced)}"] if replaced else []
+            if lost and not discard:
+                raise ValueError(
+                    f"`unload` would lose {'; '.join(lost)}. Save the model, or call unload(discard=True)."
+                )
+            for name in present:
+                del vars(self)[name]
+            self._loaded, self._loras = {}, Loras()
+            if self.tokenizer.added_tokens:
+                self.tokenizer = SimpleTokenizer()
 
     def load_controlnet(self, path: str | os.PathLike[str]) -> ControlNet:
         """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.
@@ -149,17 +174,18 @@ class Components:
         self._save(single_file.save, path, dtype)
 
     def _save(self, save, path, dtype):
-        textual_inversion.refuse_words(self.tokenizer)
-        save(
-            path,
-            self.architecture,
-            dtype=dtype,
-            scheduler_config=self._checkpoint and self._checkpoint.scheduler_config,
-            text_encoder=self.text_encoder,
-            diffusion_model=self.diffusion_model,
-            image_encoder=self.image_encoder,
-            decoder=self.decoder,
-        )
+        with self._for_one_call() as model:
+            textual_inversion.refuse_words(model.tokenizer)
+            save(
+                path,
+                model.architecture,
+                dtype=dtype,
+                scheduler_config=model._checkpoint and model._checkpoint.scheduler_config,
+                text_encoder=model.text_encoder,
+                diffusion_model=model.diffusion_model,
+                image_encoder=model.image_encoder,
+                decoder=model.decoder,
+            )
 
     @property
     def loras(self) -> dict[str, float]:
@@ -188,7 +214,9 @@ class Components:
             TypeError: If an argument is of the wrong type.
             ValueError: If a LoRA of this name is loaded, `scale` is not finite, or a network has been replaced.
         """
-        return self._loras.load(path, scale, name, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model)
+        with changing(self, *self._present().values()):
+            networks = {"text_encoder": self.text_encoder, "diffusion_model": self.diffusion_model}
+            return self._loras.load(path, scale, name, **networks)
 
     def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA out of the weights again: they are, bit for bit, as if it had not been loaded.
@@ -199,7 +227,8 @@ class Components:
         Raises:
             ValueError: If no LoRA of this name is loaded.
         """
-        self._loras.unload(name)
+        with changing(self, *self._loras.networks.values()):
+            self._loras.unload(name)
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
         """Teaches the model a word; the text encoder becomes a larger one, which is compiled again.
@@ -220,7 +249,8 @@ class Components:
             TypeError: If `token` is not a str.
             ValueError: If the word is one token already.
         """
-        text_encoder, token = textual_inversion.load(path, token, self.text_encoder, self.tokenizer)
-        self._loras.replace("text_encoder", self.text_encoder, text_encoder)
-        self.text_encoder = text_encoder
+        with changing(self, *self._present().values()):
+            text_encoder, token = textual_inversion.load(path, token, self.text_encoder, self.tokenizer)
+            self._loras.replace("text_encoder", self.text_encoder, text_encoder)
+            self.text_encoder = text_encoder
         return token

@@ -21,6 +21,7 @@ from keras_diffusion.generation.options import Options, OptionsWithImage, Option
 from keras_diffusion.generation.request import make_request, read
 from keras_diffusion.images import previews
 from keras_diffusion.images.safety import refuse_flagged
+from keras_diffusion.locks import resumed
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
@@ -179,7 +180,8 @@ class StableDiffusion(Components):
             GenerationCancelled: If the callback returned False.
         """
         given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        return self._draw(make_request(self, "prompt", *given, **options))
+        with self._for_one_call() as model:
+            return model._draw(make_request(model, "prompt", *given, **options))
 
     def image_to_image(
         self,
@@ -301,7 +303,8 @@ class StableDiffusion(Components):
             NumericalError: If the context is not finite.
         """
         reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
-        return encode_prompts(self, self._engine, read(self, "prompt", prompt, **reading))
+        with self._for_one_call() as model:
+            return encode_prompts(model, model._engine, read(model, "prompt", prompt, **reading))
 
     def generate_image(
         self,
@@ -338,7 +341,8 @@ class StableDiffusion(Components):
             GenerationCancelled: If the callback returned False.
         """
         given = encoded_text, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        return self._draw(make_request(self, "encoded_text", *given, diffusion_noise=diffusion_noise, **options))
+        with self._for_one_call() as model:
+            return model._draw(make_request(model, "encoded_text", *given, diffusion_noise=diffusion_noise, **options))
 
     def denoise(
         self,
@@ -369,7 +373,8 @@ class StableDiffusion(Components):
             TypeError, ValueError, NumericalError: As `text_to_image`, arguments before the first step.
         """
         given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        steps = self._steps(make_request(self, "prompt", *given, **options))
+        with self._for_one_call() as model:
+            steps = resumed(model._steps(make_request(model, "prompt", *given, **options)), *model._present().values())
         return ((step, timestep, finite(f"denoising step {step}", latents)) for step, timestep, latents in steps)
 
     def decode(self, latents: ArrayLike) -> np.ndarray:
@@ -385,7 +390,8 @@ class StableDiffusion(Components):
             ValueError: If the latents have another shape or are not finite.
             NumericalError: If the images are not finite.
         """
-        return self._engine.decode(self.decoder, self._latents(latents))
+        with self._for_one_call() as model:
+            return model._engine.decode(model.decoder, model._latents(latents))
 
     def preview(self, latents: ArrayLike) -> np.ndarray:
         """Shows latents roughly, at almost no cost: `decode` is not asked.
@@ -402,9 +408,10 @@ class StableDiffusion(Components):
         Raises:
             ValueError, NumericalError: As `decode`.
         """
-        latents = self._latents(latents)
-        weights = checksum(self.decoder.layers[-1])  # whoever loads other weights, loads the last layer's
-        return previews.preview(self._engine.make_once(self._fit_preview, self.decoder, weights), latents)
+        with self._for_one_call() as model:
+            latents = model._latents(latents)
+            weights = checksum(model.decoder.layers[-1])  # whoever loads other weights, loads the last layer's
+            return previews.preview(self._engine.make_once(self._fit_preview, model.decoder, weights), latents)
 
     def _fit_preview(self, decoder, weights):
         return previews.fit(partial(self._engine.decode, decoder), self.architecture.autoencoder.latent_channels)

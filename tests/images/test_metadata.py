@@ -229,7 +229,7 @@ def test_what_cannot_be_read_back_is_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_the_longest_text_fits_every_format(tmp_path, suffix):
-    room = metadata.LARGEST_TEXT - len(metadata.to_text(FULL | {"Prompt": ""})) - 1
+    room = metadata.limits.IMAGE_TEXT - len(metadata.to_text(FULL | {"Prompt": ""})) - 1
     settings = FULL | {"Prompt": "x" * room}
     metadata.write(tmp_path / f"x.{suffix}", IMAGE, settings)
     assert metadata.read(tmp_path / f"x.{suffix}") == settings

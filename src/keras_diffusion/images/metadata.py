@@ -16,9 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from keras_diffusion import limits
+from keras_diffusion.images.png import refuse_many_texts
+from keras_diffusion.paths import existing_file
+
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-LARGEST_TEXT = 32_000  # UTF-16 units; a JPEG has room for 32,700
-LARGEST_FILE = 2**28  # bytes
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 PREFIXES = (b"ASCII\0\0\0", b"UNICODE\0", b"JIS\0\0\0\0\0", b"\0" * 8)  # of a comment, whatever follows
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
@@ -123,9 +125,9 @@ def to_text(settings):
     read = from_text(text)
     if lost := [name for name in PROMPTS if read.get(name) != expected[name]]:
         text = _compose(settings, lost)
-    if len(text.encode("utf-16-le")) // 2 > LARGEST_TEXT:
+    if len(text.encode("utf-16-le")) // 2 > limits.IMAGE_TEXT:
         raise ValueError(
-            f"A picture can hold {LARGEST_TEXT} characters about how it was made. Shorten the prompt or save it "
+            f"A picture can hold {limits.IMAGE_TEXT} characters about how it was made. Shorten the prompt or save it "
             f"without. Received: {len(text)} characters"
         )
     if from_text(text) != expected:
@@ -238,12 +240,13 @@ def read(path):
     """
     from PIL import Image
 
-    path = Path(path)
-    if path.stat().st_size > LARGEST_FILE or not path.is_file():
-        raise ValueError(f"A picture is a file of at most {LARGEST_FILE} bytes. Received: path={str(path)!r:.200}")
+    path = existing_file(path)
+    if path.stat().st_size > limits.IMAGE_FILE:
+        raise ValueError(f"An image has at most {limits.IMAGE_FILE} bytes. Received: path={str(path)!r:.200}")
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            refuse_many_texts(file)
             with Image.open(file, formats=sorted(set(FORMATS.values()))) as image:
                 text = image.info.get("parameters") or _decode(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT))
         except Exception as error:  # whatever a damaged file leads Pillow to
@@ -252,7 +255,7 @@ def read(path):
             ) from error
     if not isinstance(text, str) or not text:
         return {}
-    if len(text) > 2 * LARGEST_TEXT:
+    if len(text) > 2 * limits.IMAGE_TEXT:
         raise ValueError(f"The picture's parameters are too long. Received: {len(text)} characters")
     return from_text(text)
 

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from keras_diffusion.arguments import LARGEST_SIDE, shorten
+from keras_diffusion.images.png import refuse_many_texts
+from keras_diffusion.paths import existing_file
 
 FILE_FORMATS = ("PNG", "JPEG", "WEBP")
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -201,10 +203,16 @@ def _open(name, source):
     """Opens a file, or takes a PIL image, and returns it decoded and upright."""
     if isinstance(source, Image.Image):
         return _decode(name, source, source)
-    with _explained(name, source):
-        image = Image.open(source, formats=FILE_FORMATS)
-    with image:
-        return _decode(name, source, image)
+    try:
+        path = existing_file(source, name)
+    except FileNotFoundError as error:
+        raise ValueError(f"`{name}` must be a PNG, JPEG or WebP file. {error}") from error
+    with open(path, "rb") as file:
+        with _explained(name, source):
+            refuse_many_texts(file)
+            image = Image.open(file, formats=FILE_FORMATS)
+        with image:
+            return _decode(name, source, image)
 
 
 def _decode(name, source, image):
@@ -229,9 +237,8 @@ def _explained(name, source):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except (*UNREADABLE, *BOMBS) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"{error!s:.200}"
         received = f"{source if isinstance(source, Image.Image) else str(source)!r:.200}"
-        message = f"`{name}` must be a PNG, JPEG or WebP file: {reason}. Received: {name}={received}"
+        message = f"`{name}` must be a PNG, JPEG or WebP file: {error!s:.200}. Received: {name}={received}"
         raise ValueError(message) from error
     for warning in said:
         logger.warning("`%s`: %.200s. Received: %.200r", name, warning.message, source)

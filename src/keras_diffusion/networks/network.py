@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion.architectures import STORED, Architecture
+from keras_diffusion.locks import changing
 from keras_diffusion.memory import OwnedArray, aligned_array
 
 kernel_initializer = ContextVar("kernel initializer", default="glorot_uniform")
@@ -75,7 +76,8 @@ class Network(keras.Model):
             return super().load_weights(filepath, *arguments, **options)
         if any(arguments) or any(options.values()):
             raise ValueError(f"Weights are loaded strictly, without options. Received: {(arguments, options)!r:.200}")
-        keras_files.load_weights(self, filepath)
+        with changing(self):
+            keras_files.load_weights(self, filepath)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

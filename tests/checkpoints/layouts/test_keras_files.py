@@ -211,7 +211,7 @@ def deep(file):
 
 
 def many(file):
-    for i in range(hdf5_file.MAX_OBJECTS + 1):
+    for i in range(hdf5_file.limits.HDF5_OBJECTS + 1):
         file.create_group(f"g{i}")
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats import tensor_index
 from keras_diffusion.checkpoints.formats.tensors import DTYPES, largest, read
 from keras_diffusion.checkpoints.mapping import loading
@@ -53,8 +54,7 @@ PARTS = {  # how the name of a tensor ends → what it is to the layer named bef
 }
 WEIGHTS = {"matrix", "pointwise", "conv"}  # layouts of the tensors that a LoRA can change
 ALPHAS = ("F64", "I64")  # what an alpha may be stored in, beside `DTYPES`
-LARGEST_CONFIG = 2**20  # bytes
-LONGEST_PATTERN, MOST_REPEATS = 300, 3  # of a regular expression in it
+NESTED = r"[)\]}*+?][*+?{]|[*+?}]\)"  # repeats of repeats, in a regular expression
 METADATA = "lora_adapter_metadata"  # peft's configuration in a file of diffusers
 FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
     "a DoRA, which is not supported": r"dora_scale|lora_magnitude_vector",
@@ -64,10 +64,10 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
     "an OFT, which is not supported": r"\.oft_",
     "a difference of whole weights, which is not supported": r"\.diff(_b)? ",
     "a LoRA of cloneofsimo's lora, which is not supported; convert it": r"^(unet|text_encoder):\d+:(up|down) ",
-    "a LoRA for SDXL": r"lora_te2_|text_encoder_2\.|attn2.to_k\S+ \(\d+, 2048",
+    "a LoRA for SDXL": r"lora_te2_|text_encoder_2\.|attn2.to_k\S++ \(\d+, 2048",
     "a LoRA for Stable Diffusion 3 or Flux": r"^transformer\.|lora_transformer_|lora_unet_(joint|double|single)_block",
-    "a LoRA for Stable Diffusion 2": r"attn2.to_k\S+(down|A)\.weight \(\d+, 1024",
-    "a LoRA for Stable Diffusion 1": r"attn2.to_k\S+(down|A)\.weight \(\d+, 768",
+    "a LoRA for Stable Diffusion 2": r"attn2.to_k\S++((?<=down\.weight)|(?<=A\.weight)) \(\d+, 1024",
+    "a LoRA for Stable Diffusion 1": r"attn2.to_k\S++((?<=down\.weight)|(?<=A\.weight)) \(\d+, 768",
 }
 
 
@@ -228,7 +228,7 @@ def declarations(path):
     text, beside = tensor_index.metadata(path).get(METADATA), Path(path).with_name("adapter_config.json")
     own = text is None and Path(path).stem == "adapter_model" and beside.is_file()  # peft's, of whichever network
     try:
-        options = json.loads(beside.read_bytes()[:LARGEST_CONFIG] if own else text or ("{}" if text is None else ""))
+        options = json.loads(beside.read_bytes()[: limits.JSON] if own else text or ("{}" if text is None else ""))
         if own:
             prefixes = [spelling.declared for spelling in SPELLINGS.values()]
             options = {prefix + key: value for prefix in prefixes for key, value in options.items()}
@@ -250,7 +250,7 @@ def declarations(path):
 def compiled(pattern):
     """A pattern of layers' names as peft means it, without what could take forever to match."""
     repeats = len(re.findall(r"[*+?{]", pattern))
-    if len(pattern) > LONGEST_PATTERN or repeats > MOST_REPEATS or re.search(r"[)\]}*+?][*+?{]|[*+?}]\)", pattern):
+    if len(pattern) > limits.PATTERN or repeats > limits.PATTERN_REPEATS or re.search(NESTED, pattern):
         raise ValueError(f"the pattern {pattern:.100} is too involved")
     re.compile(pattern)
     return pattern

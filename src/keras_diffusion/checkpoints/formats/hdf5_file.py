@@ -3,15 +3,14 @@
 import math
 import struct
 from itertools import count, takewhile
-from pathlib import Path
 
+from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.hdf5_objects import (
     CONTIGUOUS,
     ELSEWHERE,
     LAYOUT,
     LINK,
     LINKS,
-    MAX_NAME,
     SYMBOLS,
     VIRTUAL,
     Objects,
@@ -19,10 +18,9 @@ from keras_diffusion.checkpoints.formats.hdf5_objects import (
 )
 from keras_diffusion.checkpoints.formats.tensors import Tensor, mistaken_for
 from keras_diffusion.errors import CorruptCheckpointError, UnsafeCheckpointError
+from keras_diffusion.paths import existing_file
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-MAX_OBJECTS = 20_000  # groups and datasets; a trained UNet of KerasCV has 4,500
-MAX_DEPTH = 20
 WHOLE_MODEL = "model_weights"  # where Keras keeps the weights in an .h5 with a whole model
 DAMAGED = (ValueError, TypeError, LookupError, ArithmeticError, OSError, struct.error)  # what damaged files cause
 
@@ -42,7 +40,7 @@ def index(path):
         CorruptCheckpointError: If the file is damaged, of another kind, or stores a tensor in pieces or compressed.
         UnsafeCheckpointError: If the file refers to other files, or to the same object twice.
     """
-    path = Path(path)
+    path = existing_file(path)
     with path.open("rb") as file:
         start = file.read(32)
         if not start.startswith(MAGIC):
@@ -85,7 +83,7 @@ def _walk(objects, path, group, prefix, seen):
         if address in seen:
             raise UnsafeCheckpointError(f"refers to one object twice. Received: {full!r:.200}")
         seen.add(address)
-        if len(seen) > MAX_OBJECTS or full.count("/") > MAX_DEPTH or len(full) > MAX_NAME:
+        if len(seen) > limits.HDF5_OBJECTS or full.count("/") > limits.HDF5_DEPTH or len(full) > limits.NAME:
             raise ValueError(f"it is larger or deeper than any model. Received: {full!r:.200}")
         messages = objects.messages(address)
         if LAYOUT in messages:

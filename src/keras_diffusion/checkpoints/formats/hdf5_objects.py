@@ -12,10 +12,9 @@ import os
 import struct
 from typing import NamedTuple
 
-MAX_READ = 2**24  # bytes of structure; KerasCV's UNet has 3 million with its optimizer's state
+from keras_diffusion import limits
+
 STEP = 64  # bytes that each part of it counts for on top of its own
-MAX_NAME = 1000
-MAX_AXES = 32
 NOWHERE = 2**64 - 1
 NEWER = "it is in a form of HDF5 that Keras reads and does not write; load it into Keras' own model and save it again"
 SHAPE, LINKS, TYPE, LINK, ELSEWHERE, LAYOUT, ATTRIBUTE, MORE, SYMBOLS = 1, 2, 3, 6, 7, 8, 12, 16, 17  # messages
@@ -65,7 +64,7 @@ class Objects:
     """
 
     def __init__(self, file):
-        self.file, self.left, self.size = file, MAX_READ, os.fstat(file.fileno()).st_size
+        self.file, self.left, self.size = file, limits.HDF5_STRUCTURE, os.fstat(file.fileno()).st_size
         self.strings_at, self.strings = None, {}
         version, widths, base, end, self.root = self._unpack("8xB4x2s9xQ8xQ16xQ", 0)
         if version != 0 or widths != b"\x08\x08" or base != 0:
@@ -118,7 +117,7 @@ class Objects:
             if signature != b"SNOD\1\0":
                 raise ValueError("it lacks a part of a group")
             for start, address, kind in struct.iter_unpack("<QQI20x", self._read(leaf + 8, 40 * count)):
-                name = names[start : names.index(b"\0", start, start + MAX_NAME)]
+                name = names[start : names.index(b"\0", start, start + limits.NAME)]
                 self._spend(len(name) + STEP)
                 yield name.decode(), None if kind == SOFT else address
 
@@ -141,8 +140,8 @@ class Objects:
         if address != self.strings_at:
             self.strings_at, self.strings = address, self._collection(address)
         string = self.strings[number][:length]
-        if len(string) != length or length > MAX_NAME:
-            raise ValueError(f"it has a string of {length} bytes where there are fewer, or more than {MAX_NAME}")
+        if len(string) != length or length > limits.NAME:
+            raise ValueError(f"it has a string of {length} bytes where there are fewer, or more than {limits.NAME}")
         self._spend(length)
         return string
 
@@ -201,7 +200,7 @@ def _kind(message):
 
 def _shape(message):
     version, axes, _, kind = message[:4]
-    if version not in (1, 2) or axes > MAX_AXES or (version == 2 and kind == 2):
+    if version not in (1, 2) or axes > limits.HDF5_AXES or (version == 2 and kind == 2):
         raise ValueError("it has a shape that no tensor has")
     return struct.unpack_from(f"<{axes}Q", message, 8 if version == 1 else 4)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.tensors import READABLE, Tensor, extent
 from keras_diffusion.errors import UnsafeCheckpointError
 
@@ -15,9 +16,6 @@ FILE = Path(__file__).with_name("pickle_globals.json")
 GLOBALS = json.loads(FILE.read_text(encoding="utf-8"))  # module → name → meaning
 CODES = {"f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1"}  # of NumPy's scalars
 CLASS = re.compile(r"[A-Za-z_]\w{0,50}(\.[A-Za-z_]\w{0,50}){0,9}\.[A-Z]\w{0,50}[a-z]\w{0,50}", re.ASCII)
-MAX_BYTES = 64  # of such a scalar
-MAX_AXES = 8
-MAX_NUMEL = 2**40
 
 
 class Known(str):
@@ -86,8 +84,8 @@ def typed(value, *kinds):
 
 def natural(value):
     """The value, if it is a number that can count something."""
-    if type(value) is not int or not 0 <= value <= MAX_NUMEL:
-        raise ValueError(f"it has something else in place of a number from 0 to {MAX_NUMEL}")
+    if type(value) is not int or not 0 <= value <= limits.ELEMENTS:
+        raise ValueError(f"it has something else in place of a number from 0 to {limits.ELEMENTS}")
     return value
 
 
@@ -107,8 +105,8 @@ def little_endian(stated):
 def tensor(storage, offset, shape, strides, *_):
     """A view of a storage: all of it within, no element twice."""
     typed(storage, Storage)
-    if not len(typed(shape, tuple)) == len(typed(strides, tuple)) <= MAX_AXES:
-        raise ValueError(f"it has a tensor of more than {MAX_AXES} axes, or of another number of strides")
+    if not len(typed(shape, tuple)) == len(typed(strides, tuple)) <= limits.AXES:
+        raise ValueError(f"it has a tensor of more than {limits.AXES} axes, or of another number of strides")
     for number in (offset, *shape, *strides):
         natural(number)
     natural(math.prod(length or 1 for length in shape))
@@ -139,7 +137,7 @@ def scalar(dtype, data):
 
 def latin1(text, encoding):
     """Bytes, which old protocols store as text."""
-    if len(typed(text, str)) > MAX_BYTES or typed(encoding, str) != "latin1":
+    if len(typed(text, str)) > limits.PICKLE_SCALAR or typed(encoding, str) != "latin1":
         raise ValueError(f"it has bytes that are no number. Received: {text[:200]!r}")
     return text.encode("latin1")
 

@@ -11,16 +11,16 @@ from io import BytesIO, FileIO
 from pathlib import Path
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
+from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.pickle_calls import little_endian, typed
 from keras_diffusion.checkpoints.formats.pickle_interpreter import run
-from keras_diffusion.checkpoints.formats.tensors import MAX_TENSORS, Tensor, mistaken_for
+from keras_diffusion.checkpoints.formats.tensors import Tensor, mistaken_for
 from keras_diffusion.errors import CorruptCheckpointError, UnsafeCheckpointError
+from keras_diffusion.paths import existing_file
 
 ZIP = b"PK\x03\x04"
 MAGIC = (0x1950A86A20F9469CFC6C, 1001)  # the first two pickles of a file that is no zip file
-MAX_READ = 2**21  # bytes of a pickle, and of a list of members
 HEAD = 100  # steps that each pickle before the content may take
-MAX_NAME = 1000
 DAMAGED = (  # what damaged files cause
     *(ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OSError),
     *(BadZipFile, EOFError, struct.error, Warning),
@@ -63,7 +63,7 @@ def contents(path):
 
 def _examined(path, result):
     """What `result` makes of the content of a file; what a file causes is always an error of our own."""
-    with _Bounded(path) as file:
+    with _Bounded(existing_file(path)) as file:
         try:
             start = file.read(32)
             content = _read_zip(file) if start.startswith(ZIP) else _read_legacy(file, mistaken_for(start))
@@ -78,7 +78,7 @@ class _Bounded(FileIO):
     """A file of which nobody gets much at a time."""
 
     def read(self, size=-1):
-        return super().read(MAX_READ if size < 0 else min(size, MAX_READ))
+        return super().read(limits.PICKLE if size < 0 else min(size, limits.PICKLE))
 
 
 def _read_zip(file):
@@ -96,8 +96,8 @@ def _read_zip(file):
         folder = pickles[0].removesuffix("data.pkl")
         order = f"{folder}byteorder"
         for name in {pickles[0], order} & members.keys():
-            if members[name].file_size > MAX_READ:
-                raise ValueError(f"{name[:200]!r} may have {MAX_READ} bytes. Received: {members[name].file_size}")
+            if members[name].file_size > limits.PICKLE:
+                raise ValueError(f"{name[:200]!r} may have {limits.PICKLE} bytes. Received: {members[name].file_size}")
         little_endian(order not in members or archive.read(order) == b"little")
         data = archive.read(pickles[0])
     starts = {}
@@ -169,8 +169,8 @@ def _names(content):
     for name, tensor in _flat(content, ""):
         if name in tensors:
             raise ValueError(f"it holds two tensors of one name. Received: {name[:200]!r}")
-        if len(tensors) == MAX_TENSORS:
-            raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
+        if len(tensors) == limits.TENSORS:
+            raise ValueError(f"it holds more than {limits.TENSORS} tensors")
         tensors[name] = tensor._replace(name=name)
     return tensors
 
@@ -178,8 +178,8 @@ def _names(content):
 def _flat(content, prefix):
     for key, value in content.items():
         name = f"{prefix}{key}"
-        if len(name) > MAX_NAME:
-            raise ValueError(f"it has a name of more than {MAX_NAME} characters. Received: {name[:200]!r}")
+        if len(name) > limits.NAME:
+            raise ValueError(f"it has a name of more than {limits.NAME} characters. Received: {name[:200]!r}")
         if isinstance(value, Tensor):
             yield name, value
         elif isinstance(value, dict):

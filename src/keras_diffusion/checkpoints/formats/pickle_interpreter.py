@@ -3,6 +3,7 @@
 import logging
 from pickletools import genops
 
+from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.pickle_calls import (
     CALLS,
     Code,
@@ -21,11 +22,7 @@ from keras_diffusion.checkpoints.formats.pickle_calls import (
 
 logger = logging.getLogger(__name__)
 
-MAX_STEPS = 300_000  # a tensor takes about fifty
 CALL = 10  # steps
-MAX_DEPTH = 64
-MAX_ITEMS = 1_000_000  # of the whole structure, those of a shared part counted wherever it appears
-MAX_ARGUMENTS = 8
 DICTS = (dict, Parameters)
 CONTAINERS = (*DICTS, list, tuple)
 
@@ -97,7 +94,7 @@ class Interpreter:
     def call(self, function, arguments):
         """What a call gives, by our own function for it."""
         meaning = known(function).meaning
-        if meaning not in CALLS or len(typed(arguments, tuple)) > MAX_ARGUMENTS:
+        if meaning not in CALLS or len(typed(arguments, tuple)) > limits.PICKLE_ARGUMENTS:
             raise ValueError(f"it calls {function} as no checkpoint does")
         self.spend(CALL)
         return CALLS[meaning](*arguments)
@@ -115,7 +112,7 @@ class Interpreter:
             typed(target, dict)
 
 
-def run(file, path=None, place=None, steps=MAX_STEPS):
+def run(file, path=None, place=None, steps=limits.PICKLE_STEPS):
     """Reads the pickle at the present position of a file.
 
     Args:
@@ -165,8 +162,9 @@ def _measure(content):
             depth = 1 + max((measures[id(item)][0] for item in inner), default=0)
             count = len(items) + sum(measures[id(item)][1] for item in inner)
             measures[id(value)], open_ = (depth, count), open_ - 1
-        if depth > MAX_DEPTH or count > MAX_ITEMS:
-            raise ValueError(f"it is nested deeper than {MAX_DEPTH} or holds more than {MAX_ITEMS} items")
+        if depth > limits.PICKLE_DEPTH or count > limits.PICKLE_ITEMS:
+            most = f"nested deeper than {limits.PICKLE_DEPTH} or holds more than {limits.PICKLE_ITEMS} items"
+            raise ValueError(f"it is {most}")
 
 
 def _key(key):

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from keras_diffusion.checkpoints.formats.tensors import DTYPES, MAX_TENSORS, Tensor, mistaken_for, round_to
+from keras_diffusion import limits
+from keras_diffusion.checkpoints.formats.tensors import DTYPES, Tensor, mistaken_for, round_to
 from keras_diffusion.errors import CorruptCheckpointError
+from keras_diffusion.paths import existing_file
 
-MAX_HEADER = 25_000_000  # bytes
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what `write` can write
 
 
@@ -29,7 +30,7 @@ def index(path):
     Raises:
         CorruptCheckpointError: If the file is damaged or of another kind.
     """
-    path = Path(path)
+    path = existing_file(path)
     header = _header(path)
     try:
         with safe_open(path, framework="numpy"):
@@ -38,6 +39,7 @@ def index(path):
     except (SafetensorError, ValueError) as error:
         raise CorruptCheckpointError(f"{path} is damaged: {error!s:.200}. Fetch it again.") from error
     tensors.pop("__metadata__", None)
+    _check(path, tensors)
     return {
         name: Tensor(path, name, entry["dtype"], tuple(entry["shape"]), 8 + len(header) + entry["data_offsets"][0])
         for name, entry in tensors.items()
@@ -54,14 +56,26 @@ def _header(path):
     with path.open("rb") as file:
         start = file.read(32)
         length = int.from_bytes(start[:8], "little")
-        if length > MAX_HEADER:
-            kind = mistaken_for(start) or f"damaged: its header claims {length} bytes, of at most {MAX_HEADER}"
+        if length > limits.HEADER:
+            kind = mistaken_for(start) or f"damaged: its header claims {length} bytes, of at most {limits.HEADER}"
             raise CorruptCheckpointError(f"{path} is not a safetensors file but {kind}.")
         file.seek(8)
         header = file.read(min(length, path.stat().st_size))
-    if (count := header.count(b"data_offsets")) > MAX_TENSORS:
-        raise CorruptCheckpointError(f"{path} lists {count} tensors, of at most {MAX_TENSORS}.")
+    if header.count(b'"') - header.count(b'\\"') > limits.QUOTES:
+        raise CorruptCheckpointError(f"{path} lists more than {limits.TENSORS} tensors or names.")
     return header
+
+
+def _check(path, tensors):
+    """Refuses more tensors, longer names and more axes than any model has."""
+    if len(tensors) > limits.TENSORS:
+        raise CorruptCheckpointError(f"{path} lists {len(tensors)} tensors, of at most {limits.TENSORS}.")
+    for name, entry in tensors.items():
+        if len(name) > limits.NAME or len(entry["shape"]) > limits.AXES:
+            raise CorruptCheckpointError(
+                f"{path} may have names of {limits.NAME} characters and tensors of {limits.AXES} axes. Received: "
+                f"{name!r:.200} of {len(name)} characters, with {len(entry['shape'])} axes"
+            )
 
 
 def write(path, dtype, shapes, arrays, metadata=None):

@@ -1,8 +1,8 @@
 """Which reader understands a file: told by how it begins, never by what it is called."""
 
-from pathlib import Path
-
+from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats import pickle_file, safetensors
+from keras_diffusion.paths import existing_file
 
 
 def index(path):
@@ -29,8 +29,6 @@ def metadata(path):
 
 def is_pickle(path):
     """Whether a file begins as a pickle, or a zip archive with one, and not as safetensors do."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no such file. Received: path={str(path)!r:.200}")
-    with open(path, "rb") as file:
+    with open(existing_file(path), "rb") as file:
         start = file.read(8)
-    return int.from_bytes(start, "little") > safetensors.MAX_HEADER and start.startswith((b"PK", b"\x80"))
+    return int.from_bytes(start, "little") > limits.HEADER and start.startswith((b"PK", b"\x80"))

@@ -16,7 +16,6 @@ from keras_diffusion.errors import CorruptCheckpointError
 
 CHUNK = 2**18  # values that are looked at together: they stay in the processor's cache
 LINE = 16  # rows whose values, once turned, fill whole lines of the cache
-MAX_TENSORS = 10_000  # of a file: four times those of SDXL
 DTYPES = {  # stored dtype of weights → (its bits, as NumPy's floats)
     "F32": ("<u4", lambda bits: bits.view("<f4")),
     "F16": ("<u2", lambda bits: bits.view("<f2")),

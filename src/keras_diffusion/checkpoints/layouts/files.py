@@ -1,13 +1,15 @@
 """The files of a checkpoint folder: found, read and written with care."""
 
 import json
+import os
 import re
-import secrets
-import shutil
-from contextlib import contextmanager
-from pathlib import Path
 
+from keras_diffusion import limits
 from keras_diffusion.errors import CorruptCheckpointError, UnsafeCheckpointError
+from keras_diffusion.paths import existing_file
+from keras_diffusion.paths import new_file as new_file
+from keras_diffusion.paths import new_folder as new_folder
+from keras_diffusion.paths import require_vacant as require_vacant
 
 CONFIGS = {  # part → its configuration: the first of these files that is there
     "model_index": ("model_index.json",),
@@ -29,7 +31,6 @@ KERAS_CV = {  # network → names of its file: KerasCV's downloads, and what peo
     "decoder": ("kcv_decoder.h5", "decoder.weights.h5", "decoder.h5"),
     "image_encoder": ("vae_encoder.h5", "image_encoder.weights.h5", "image_encoder.h5"),
 }
-MAX_JSON = 25_000_000  # bytes
 FORMATS = {".safetensors": {}, ".bin": {"model": "pytorch_model"}}  # of weights → names that begin otherwise in it
 VARIANTS = ("", ".fp16")  # of weights; the first format and variant that is there is taken, damaged or not
 FILE_NAME = re.compile(r"\w[\w.-]*")
@@ -70,7 +71,7 @@ def _shards(index, suffix):
     for name in names:
         if not (FILE_NAME.fullmatch(name) and name.endswith(suffix)):
             raise UnsafeCheckpointError(f"{index} may only list {suffix} files beside it. Received: {name!r:.200}")
-        if not (index.parent / name).is_file():
+        if not os.path.isfile(index.parent / name):
             raise CorruptCheckpointError(f"{index} lists a file that is missing. Received: {name!r:.200}")
     return [index.parent / name for name in names]
 
@@ -92,10 +93,13 @@ def read_json(path):
         CorruptCheckpointError: If it holds anything else.
     """
     try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read(MAX_JSON))
+        with open(existing_file(path), "rb") as file:
+            text = file.read(limits.JSON + 1)
+        if len(text) > limits.JSON:
+            raise ValueError(f"it has more than {limits.JSON} bytes")
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{path} is not JSON: {error}. Fetch it again.") from error
+        raise CorruptCheckpointError(f"{path} is not JSON: {error!s:.200}. Fetch it again.") from error
     if not isinstance(content, dict):
         raise CorruptCheckpointError(f"{path} must hold a JSON object. Received: {content!r:.200}")
     return content
@@ -105,52 +109,3 @@ def write_json(path, content):
     """Writes a JSON file, its folder too; the same content makes the same bytes."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
-
-
-def require_vacant(path, folder=False):
-    """Returns the absolute form of a path if there is nothing, or, for a folder, an empty one.
-
-    Raises:
-        FileExistsError: If there is something.
-    """
-    path = Path(path).resolve()
-    if path.exists() and not (folder and path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"There is something already; give another name. Received: path={str(path)!r:.200}")
-    return path
-
-
-@contextmanager
-def new_file(path):
-    """Gives a file to write, which becomes `path` when all has gone well and else disappears.
-
-    Raises:
-        FileExistsError: If there is something at `path` already.
-    """
-    path = require_vacant(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield temporary
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(path):
-    """Gives a folder to write in, which becomes `path` when all has gone well and else disappears.
-
-    Raises:
-        FileExistsError: If there is something at `path` already.
-    """
-    path = require_vacant(path, folder=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if path.exists():
-            path.rmdir()  # fails where it is no longer empty
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
