@@ -263,13 +263,15 @@ def of_model(preset):
 
     found = presets.read(preset)
     parameters = {part: sum(tensor.size for tensor in found.tensors(part).values()) for part in files.WEIGHTS}
+    with files.naming(found.path):
+        sampler, _ = from_scheduler_config(found.scheduler_config)
     return {
         "folder" if found.path.is_dir() else "file": found.path,
         "architecture": found.architecture.name,
         **{part: f"{count:,} parameters" for part, count in parameters.items()},
         "image size": f"{found.architecture.image_size} × {found.architecture.image_size}",
         "prediction type": found.architecture.prediction_type,
-        "sampler": from_scheduler_config(found.scheduler_config)[0],
+        "sampler": sampler,
     }
 
 
