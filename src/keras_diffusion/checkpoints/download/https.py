@@ -125,8 +125,10 @@ def chunks(url, size, page, token, request, sleep):
                     yield received, chunk
                     received += len(chunk)
             problem = "the connection broke"
-        except (DownloadError, http.client.InvalidURL):
+        except DownloadError:
             raise
+        except http.client.InvalidURL:
+            raise DownloadError(f"The server redirects to what is no URL. Received: {public(url)}") from None
         except (OSError, http.client.HTTPException) as error:
             problem = f"the connection failed ({type(error).__name__})"
         if received == size:
@@ -168,9 +170,7 @@ def target(url, location):
     """Where a redirect leads."""
     try:
         url = urljoin(url, location)
-        if not urlsplit(url).port and urlsplit(url).port is not None:
-            raise ValueError
-        if re.search(r"[\x00-\x20\x7f]", url):
+        if urlsplit(url).port == 0 or re.search(r"[\x00-\x20\x7f]", url):  # `port` is an error above 65535
             raise ValueError
     except ValueError:
         raise DownloadError(f"The server redirects to what is no URL. Received: {public(location)}") from None
