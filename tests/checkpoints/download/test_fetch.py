@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from keras_diffusion import paths
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.download import fetch as download
 from keras_diffusion.checkpoints.download import https, sources
@@ -305,9 +306,7 @@ def test_takes_hosts_that_everybody_reaches(host):
     https.check_url(f"https://{host}/file")
 
 
-@pytest.mark.parametrize(
-    "location", ["https://a b/", "https://a.co/x y", "https://a.co:99999/", "https://a.co:0/"]
-)
+@pytest.mark.parametrize("location", ["https://a b/", "https://a.co/x y", "https://a.co:99999/", "https://a.co:0/"])
 def test_what_is_no_url_is_not_tried_again(fetch, server, location):
     server.answers = [reply(status=302, Location=location)]
     with pytest.raises(DownloadError, match="what is no URL"):
@@ -407,10 +406,10 @@ def test_size_and_licence_are_logged_first_and_once(fetch, server, caplog):
 def test_what_killed_processes_left_goes_after_a_day(fetch, cache):
     folder = cache / "small" / "1234"
     folder.mkdir(parents=True)
-    parts = [folder / f".model.safetensors.{name}.part" for name in ("old", "new")]
+    parts = [folder / f".model.safetensors.{digit * 16}.part" for digit in "01"]
     for part in parts:
         part.touch()
-    os.utime(parts[0], (time.time() - 2 * download.ABANDONED,) * 2)
+    os.utime(parts[0], (time.time() - 2 * paths.ABANDONED,) * 2)
     fetch()
     assert everything(cache) == [parts[1].name, "model.safetensors"]
 
