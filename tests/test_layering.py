@@ -89,6 +89,7 @@ TESTED_BY = {
     "networks.classes": "networks/test_layers.py",
     "networks.graphs": "engines/test_strips.py",
     "networks.network": "networks/test_layers.py",
+    "images.png": "checkpoints/formats/test_limits.py",
     "generation.conditions": "test_pipeline.py",
     "engines.jax": "engines/test_engine.py",
     "engines.stages": "engines/test_engine.py",
@@ -108,8 +109,10 @@ TESTED_BY = {
 }
 # Tests beside those of single modules.
 ACROSS = {
+    "checkpoints/test_faults.py",
     "checkpoints/test_diffusers.py",
     "checkpoints/download/test_hub_client.py",
+    "checkpoints/formats/test_limits.py",
     "checkpoints/formats/test_fuzz.py",
 }
 # Names with an underscore that are public (of named tuples), or of a backend and used by its engine.

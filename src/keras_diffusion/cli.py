@@ -5,9 +5,7 @@ Keras takes seconds to import, so it waits until the command makes sense.
 
 import argparse
 import hashlib
-import os
 import sys
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
 from keras_diffusion.errors import CheckpointError, NumericalError
 from keras_diffusion.images import metadata
 from keras_diffusion.images.metadata import FORMATS
+from keras_diffusion.paths import absolute, new_file, temporary_file
 from keras_diffusion.startup import paused_gc
 from keras_diffusion.terminal import quiet, show
 
@@ -193,7 +192,7 @@ def check(options):
     try:
         if options.output.is_dir():
             raise IsADirectoryError(None, "it is a folder")
-        with beside(options.output.resolve()):
+        with temporary_file(absolute(options.output, "--output")):
             pass
     except OSError as error:
         message = f"`--output` cannot be written: {error.strerror}. Received: --output={str(options.output)!r:.200}"
@@ -263,13 +262,15 @@ def of_model(preset):
 
     found = presets.read(preset)
     parameters = {part: sum(tensor.size for tensor in found.tensors(part).values()) for part in files.WEIGHTS}
+    with files.naming(found.path):
+        sampler, _ = from_scheduler_config(found.scheduler_config)
     return {
         "folder" if found.path.is_dir() else "file": found.path,
         "architecture": found.architecture.name,
         **{part: f"{count:,} parameters" for part, count in parameters.items()},
         "image size": f"{found.architecture.image_size} × {found.architecture.image_size}",
         "prediction type": found.architecture.prediction_type,
-        "sampler": from_scheduler_config(found.scheduler_config)[0],
+        "sampler": sampler,
     }
 
 
@@ -282,19 +283,6 @@ def load(*arguments, **options):
 
 
 def save(image, path, settings):
-    """Writes an image: at any moment, the file is the old one or the complete new one."""
-    path = path.resolve()  # a link stays a link
-    with beside(path) as temporary:
+    """Writes an image: at any moment, the file is the old one or the complete new one; a link stays a link."""
+    with new_file(path, overwrite=True) as temporary:
         metadata.write(temporary, image, settings, FORMATS[path.suffix.lower()])
-        temporary.replace(path)
-
-
-@contextmanager
-def beside(path):
-    """A new file in the folder of `path`, gone afterwards."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    temporary.touch(exist_ok=False)
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -15,12 +15,15 @@ from keras_diffusion.checkpoints.adapters import textual_inversion
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
 from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
+from keras_diffusion.checkpoints.layouts.files import naming
+from keras_diffusion.checkpoints.mapping.loading import require_tensors
 from keras_diffusion.locks import Unchanged, changing, reading, reads
 from keras_diffusion.networks.classes import CLASSES
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.keras_internals import no_leftovers
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
@@ -90,9 +93,12 @@ class Components:
 
     def _load(self, names=LOADED_TOGETHER):
         """Makes networks; one that was assigned meanwhile stays."""
-        networks = {name: self._build(name) for name in names}
         if self._checkpoint:
-            self._checkpoint.load(**networks)
+            require_tensors(self._checkpoint, names)
+        with no_leftovers():
+            networks = {name: self._build(name) for name in names}
+            if self._checkpoint:
+                self._checkpoint.load(**networks)
         missing = {name: network for name, network in networks.items() if name not in vars(self)}
         vars(self).update(missing)
         self._loaded |= missing
@@ -138,9 +144,10 @@ class Components:
             canny = model.load_controlnet("sd-controlnet-canny")
             model.text_to_image("a bird", control=(canny, "edges.png", 0.8))
         """
-        source = ControlNetFolder(path, self.architecture)
-        network = ControlNet(**source.options, initialize=False, dtype=self.diffusion_model.get_config()["dtype"])
-        source.load(network)
+        with naming(path), no_leftovers():
+            source = ControlNetFolder(path, self.architecture)
+            network = ControlNet(**source.options, initialize=False, dtype=self.diffusion_model.get_config()["dtype"])
+            source.load(network)
         return network
 
     def save_to_preset(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:

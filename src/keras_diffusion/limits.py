@@ -27,7 +27,8 @@ HDF5_AXES = 32
 
 # JSON: configurations and indexes of weights; SDXL's index has 0.2 MB
 JSON = 2**20  # bytes
-BLOCKS = 1000  # residual blocks and transformer blocks of a network; SDXL has 150
+LEVELS = 16  # of a network
+NETWORK = 5000  # tensors of one; the UNet of SDXL has 1,680
 PATTERN, PATTERN_REPEATS = 300, 3  # characters and repeats of a regular expression
 
 # Images

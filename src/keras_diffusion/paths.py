@@ -85,18 +85,19 @@ def new_file(path, overwrite=False):
         ValueError: If `path` leads nowhere.
     """
     path = absolute(path) if overwrite else require_vacant(path)
-    with _explained(path), temporary_file(path) as temporary:
-        yield temporary
-        _to_disk(temporary)
-        os.replace(temporary, path)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_file(path) as temporary:
+            yield temporary
+            _to_disk(temporary)
+            os.replace(temporary, path)
 
 
 @contextmanager
 def temporary_file(path):
     """Gives an empty file beside `path`, gone afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    temporary = _beside(path)
+    temporary = beside(path)
     try:
         temporary.touch(exist_ok=False)
         yield temporary
@@ -117,7 +118,7 @@ def new_folder(path):
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        temporary = _beside(path)
+        temporary = beside(path)
         try:
             temporary.mkdir()
             yield temporary
@@ -125,7 +126,7 @@ def new_folder(path):
                 _to_disk(file)
             if path.exists():
                 path.rmdir()  # fails where it is no longer empty
-            temporary.rename(path)
+            os.replace(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -145,7 +146,8 @@ def is_full(error):
     return error.errno in FULL
 
 
-def _beside(path):
+def beside(path):
+    """Returns the path of a temporary file beside one, of a name that nothing else has."""
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.part")
 
 

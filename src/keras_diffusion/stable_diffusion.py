@@ -13,6 +13,7 @@ from PIL import Image
 from keras_diffusion import arguments
 from keras_diffusion.architectures import Architecture
 from keras_diffusion.checkpoints import presets
+from keras_diffusion.checkpoints.layouts.files import naming
 from keras_diffusion.components import Components
 from keras_diffusion.engines.engine import Engine, JitCompile, checksum, finite
 from keras_diffusion.errors import GenerationCancelled
@@ -93,7 +94,8 @@ class StableDiffusion(Components):
         self.img_height, self.img_width = self.side("img_height", img_height), self.side("img_width", img_width)
         self.sampler, self.schedule = "ddim", {"prediction_type": self.architecture.prediction_type}
         if self._checkpoint:
-            self.sampler, self.schedule = from_scheduler_config(self._checkpoint.scheduler_config)
+            with naming(self._checkpoint.path):
+                self.sampler, self.schedule = from_scheduler_config(self._checkpoint.scheduler_config)
         self._load()
 
     @classmethod

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from keras_diffusion.checkpoints.download import fetch
 from keras_diffusion.checkpoints.download.sources import BUNDLED, FOLDER, source
-from keras_diffusion.checkpoints.layouts.files import CONFIGS, KERAS_CV, WEIGHTS, is_keras_cv
+from keras_diffusion.checkpoints.layouts.files import CONFIGS, KERAS_CV, WEIGHTS, is_keras_cv, naming
 from keras_diffusion.errors import CheckpointMismatchError, OfflineError
 
 INDEX = CONFIGS["model_index"][0]
@@ -37,13 +37,15 @@ def read(name_or_path, prediction_type=None, ema=False):
 
     path = find(name_or_path)
     if path.is_file():
-        return SingleFile(path, prediction_type, ema)
+        with naming(path):
+            return SingleFile(path, prediction_type, ema)
     if ema:
         raise CheckpointMismatchError(
             f"Only single files hold moving averages (EMA) beside their weights. Load the folder with ema=False. "
             f"Received: ema={ema!r:.200}, preset={str(name_or_path)!r:.200}"
         )
-    return (DiffusersFolder if (path / INDEX).is_file() else KerasCVFolder)(path, prediction_type)
+    with naming(path):
+        return (DiffusersFolder if (path / INDEX).is_file() else KerasCVFolder)(path, prediction_type)
 
 
 def find(name_or_path, may_download=False):

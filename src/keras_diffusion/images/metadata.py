@@ -9,6 +9,7 @@ A PNG holds it in a text chunk, a JPEG or WebP in the EXIF tag UserComment. Form
 such as one with a line "Negative prompt:", stands in quotes in the last one too, where its readers look last.
 """
 
+import io
 import json
 import re
 import warnings
@@ -222,7 +223,12 @@ def write(path, image, settings=None, format=None):
     elif settings is not None:
         extras["exif"] = Image.Exif()
         extras["exif"].get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + to_text(settings).encode("utf-16-be")
-    Image.fromarray(image).save(path, format, quality=95, **extras)
+    content = io.BytesIO()  # Pillow says nothing of a JPEG that it could not write to its end
+    Image.fromarray(image).save(content, format, quality=95, **extras)
+    if hasattr(path, "write"):
+        path.write(content.getvalue())
+    else:
+        Path(path).write_bytes(content.getvalue())
 
 
 def read(path):

@@ -1,5 +1,6 @@
 """Holds every use of Keras' private names. If a Keras lacks one, a plain and slower way takes its place."""
 
+from contextlib import contextmanager
 from functools import cache, partial
 
 import keras
@@ -9,6 +10,13 @@ from keras_diffusion.memory import OwnedArray
 
 VALUE, INITIALIZER = "_value", "_initializer"  # of a variable
 NODES, LAYERS = "_nodes_by_depth", "_flatten_layers"  # of a model
+
+
+try:
+    from keras.src.backend.common import global_state
+except ImportError:
+    global_state = None
+WAITING = "uninitialized_variables"  # Keras' list, of a thread
 
 
 @cache
@@ -65,3 +73,20 @@ def initialize(pairs):
 
 def _take(values, shape, dtype):
     return ops.convert_to_tensor(OwnedArray(values.pop()), dtype)
+
+
+@contextmanager
+def no_leftovers():
+    """Takes variables of networks that were not finished from the list of those that Keras is still to initialize."""
+    before = _waiting()
+    try:
+        yield
+    except BaseException:
+        known = set(map(id, before))
+        if global_state:
+            global_state.set_global_attribute(WAITING, [variable for variable in _waiting() if id(variable) in known])
+        raise
+
+
+def _waiting():
+    return list(global_state.get_global_attribute(WAITING) or ()) if global_state else []

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,12 +16,14 @@ import urllib.error
 import urllib.request
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 
+from keras_diffusion import paths
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.download import fetch as download
 from keras_diffusion.checkpoints.download import https, sources
@@ -268,20 +271,61 @@ def test_knows_no_scheme_but_https(url):
         https.request(url, {})
 
 
-def test_says_nothing_to_a_private_address(monkeypatch):
-    """Whatever a name resolves to, the connection itself is looked at."""
-    closed = []
-
-    def connect(self):
-        self.sock = SimpleNamespace(getpeername=lambda: ("127.0.0.1", 443), close=lambda: closed.append(True))
-
-    monkeypatch.setattr("http.client.HTTPSConnection.connect", connect)
-    with pytest.raises(DownloadError, match=r"private address.*127\.0\.0\.1"):
-        https.Connection("example.com").connect()
-    assert closed
-    proxied = https.Connection("proxy.example.com")
+def test_says_nothing_to_a_private_address():
+    """Whatever a name resolves to, the connection itself is looked at, before anything is sent over it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(DownloadError, match=r"private address.*127\.0\.0\.1"):
+            https.Connection("localhost", port).connect()
+        with listener.accept()[0] as connection:
+            assert connection.recv(1) == b""
+    proxied = https.Connection("localhost", port)
     proxied.set_tunnel("example.com")
-    proxied.connect()
+    assert proxied._create_connection is socket.create_connection
+
+
+PRIVATE = [
+    *("127.1", "2130706433", "0x7f000001", "0x7f.1", "127.0.0.0x1", "0177.0.0.1", "1.2.3.4.5", "."),
+    *("localhost.", "LOCALHOST", "x.localhost", "printer.local.", "metadata.internal"),
+    *("10.0.0.1", "169.254.169.254", "224.0.0.1", "255.255.255.255", "0.0.0.0", "100.64.0.1"),
+    *("[::1]", "[::]", "[fe80::1]", "[fec0::1]", "[ff02::1]", "[fd00::1]"),
+    *("[::ffff:127.0.0.1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]"),
+]
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_refuses_hosts_that_are_or_hide_private_addresses(host):
+    with pytest.raises(DownloadError):
+        https.check_url(f"https://{host}/file")
+
+
+@pytest.mark.parametrize(
+    "host", ["huggingface.co", "1.1.1.1", "[2606:4700::1111]", "cas-bridge.xethub.hf.co", "3.example.com"]
+)
+def test_takes_hosts_that_everybody_reaches(host):
+    https.check_url(f"https://{host}/file")
+
+
+@pytest.mark.parametrize("location", ["https://a b/", "https://a.co/x y", "https://a.co:99999/", "https://a.co:0/"])
+def test_what_is_no_url_is_not_tried_again(fetch, server, location):
+    server.answers = [reply(status=302, Location=location)]
+    with pytest.raises(DownloadError, match="what is no URL"):
+        fetch()
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(("told", "seconds"), [("0", 1), ("1", 1), ("7", 7), (None, 4), ("soon", 4), ("-1", 4)])
+def test_waits_at_least_a_second(told, seconds):
+    assert https.waiting_time(told, 2) == seconds
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(1, 151), (2000, 400)])
+def test_a_drip_is_given_up(size, chunks):
+    """A byte in 0.4 seconds is too little, 2,000 are enough; the clock is not the real one."""
+    seconds = count(step=0.4)
+    response = SimpleNamespace(read1=lambda limit: bytes(size))
+    came = list(islice(https.steadily(response, clock=lambda: next(seconds)), 400))
+    assert len(came) == chunks
 
 
 def test_no_space_is_noticed_before(fetch, monkeypatch, server, cache):
@@ -362,10 +406,10 @@ def test_size_and_licence_are_logged_first_and_once(fetch, server, caplog):
 def test_what_killed_processes_left_goes_after_a_day(fetch, cache):
     folder = cache / "small" / "1234"
     folder.mkdir(parents=True)
-    parts = [folder / f".model.safetensors.{name}.part" for name in ("old", "new")]
+    parts = [folder / f".model.safetensors.{digit * 16}.part" for digit in "01"]
     for part in parts:
         part.touch()
-    os.utime(parts[0], (time.time() - 2 * download.ABANDONED,) * 2)
+    os.utime(parts[0], (time.time() - 2 * paths.ABANDONED,) * 2)
     fetch()
     assert everything(cache) == [parts[1].name, "model.safetensors"]
 

@@ -192,7 +192,7 @@ def test_says_nothing_of_what_it_does_not_know(tmp_path):
 
 
 def test_shows_no_control_characters_and_no_endless_names(tmp_path):
-    names = ["\x1b[31mred", "x" * 10_000, "\u202etxet", "line\nbreak"]
+    names = ["\x1b[31mred", "x" * 1000, "\u202etxet", "line\nbreak"]
     with pytest.raises(CheckpointMismatchError) as caught:
         loading.load([part(tmp_path, {name: floats(1) for name in names}, [])])
     assert set(caught.value.unexpected) == {f"unet/{name}" for name in names}

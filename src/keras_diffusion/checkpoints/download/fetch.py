@@ -8,26 +8,23 @@ import hashlib
 import logging
 import os
 import re
-import secrets
 import shutil
 import sys
-import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from keras_diffusion.checkpoints.download import https, hub
 from keras_diffusion.checkpoints.download.sources import MANIFEST, source
 from keras_diffusion.errors import DownloadError, IntegrityError, NoSpaceError, OfflineError
+from keras_diffusion.paths import beside, is_full, sweep
 
 SERVER = "https://huggingface.co"
 HOME = "KERAS_DIFFUSION_HOME"
 OFFLINE = ("KERAS_DIFFUSION_OFFLINE", "HF_HUB_OFFLINE")
 OFF = {"", "0", "false", "no", "off"}
 CACHES = {"win32": ("LOCALAPPDATA", "~/AppData/Local"), "darwin": ("", "~/Library/Caches")}  # else XDG's
-ABANDONED = 24 * 3600  # seconds after which a part of a file is nobody's
 SLACK = 64 << 20  # bytes to leave free
-PART = ".part"
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +98,7 @@ def fetch_file(model, file, entry, path, read):
             f"{file} has {entry['bytes']:,} bytes, and {path.parent} has room for {free:,}. Make room, or set "
             f"{HOME} to a folder on another disk."
         )
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PART}")
+    part = beside(path)
     try:
         read(model, file, entry["bytes"], part)
         with open(part, "rb+") as content:
@@ -144,14 +141,6 @@ def at_hand(path, entry):
     return path.is_file() and path.stat().st_size == entry["bytes"]
 
 
-def sweep(folder):
-    """Removes what processes that were killed have left."""
-    for part in folder.glob(f".*{PART}"):
-        with suppress(OSError):
-            if time.time() - part.stat().st_mtime > ABANDONED:
-                part.unlink()
-
-
 def home():
     """The folder that models are kept in."""
     if chosen := os.environ.get(HOME):
@@ -182,7 +171,7 @@ def explained(folder):
     except DownloadError:
         raise
     except OSError as error:
-        if error.errno in hub.FULL:
+        if is_full(error):
             raise NoSpaceError(f"There is no room left in {folder}. Make room, or set {HOME}.") from error
         raise DownloadError(
             f"The cache cannot be written: {error.strerror or type(error).__name__}. Set {HOME} to a folder that can. "

@@ -3,6 +3,7 @@
 import http.client
 import ipaddress
 import re
+import socket
 import time
 import urllib.request
 from contextlib import closing
@@ -12,9 +13,12 @@ from keras_diffusion.errors import DownloadError, IntegrityError
 
 ATTEMPTS = 10  # connections for one file
 REDIRECTS = 5  # for one connection
-LONGEST_WAIT = 60  # seconds
+SHORTEST_WAIT, LONGEST_WAIT = 1, 60  # seconds
+LEAST, WHILE = 1 << 16, 60  # bytes that come in so many seconds, or the connection counts as broken
 TIMEOUT = 30  # seconds for a connection or without a byte
 CHUNK = 1 << 20  # bytes
+NUMBER = re.compile(r"[0-9.]*|.*\.(0x[0-9a-f]*|[0-9]+)|0x[0-9a-f]*", re.IGNORECASE)
+WITH_IPV4 = [ipaddress.ip_network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")]
 MOVED = {301, 302, 303, 307, 308}
 TRY_AGAIN = {429, 500, 502, 503, 504}
 REFUSALS = {  # status → what it means and what to do
@@ -29,20 +33,23 @@ REFUSALS = {  # status → what it means and what to do
 class Connection(http.client.HTTPSConnection):
     """An https connection that says nothing to private addresses."""
 
-    tunnelled = False
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self._create_connection = self._checked_connection  # which http.client calls before it begins TLS
 
     def set_tunnel(self, *arguments, **options):
-        self.tunnelled = True  # the proxy may well be at a private address; it looks the host up itself
+        # The proxy may well be at a private address; it looks the host up itself.
+        self._create_connection = socket.create_connection
         super().set_tunnel(*arguments, **options)
 
-    def connect(self):
-        super().connect()
-        if not self.tunnelled:
-            try:
-                check_address(self.sock.getpeername()[0])
-            except DownloadError:
-                self.close()
-                raise
+    def _checked_connection(self, *arguments, **options):
+        connection = socket.create_connection(*arguments, **options)
+        try:
+            check_address(connection.getpeername()[0])
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
 
 class Handler(urllib.request.HTTPSHandler):
@@ -110,7 +117,7 @@ def chunks(url, size, page, token, request, sleep):
                     sleep(wait)
                     continue
                 received = first_byte(url, response, received, size, page)
-                while chunk := response.read(CHUNK):
+                for chunk in steadily(response):
                     if received + len(chunk) > size:
                         raise IntegrityError(f"{url} sends more than the {size:,} bytes it should have.")
                     if not received:
@@ -120,6 +127,8 @@ def chunks(url, size, page, token, request, sleep):
             problem = "the connection broke"
         except DownloadError:
             raise
+        except http.client.InvalidURL:
+            raise DownloadError(f"The server redirects to what is no URL. Received: {public(url)}") from None
         except (OSError, http.client.HTTPException) as error:
             problem = f"the connection failed ({type(error).__name__})"
         if received == size:
@@ -127,6 +136,18 @@ def chunks(url, size, page, token, request, sleep):
         if received <= before:
             sleep(pause(attempt))
     raise DownloadError(f"{url}: {problem}; {received:,} of {size:,} bytes came in {ATTEMPTS} attempts. Try again.")
+
+
+def steadily(response, clock=time.monotonic):
+    """Yields what comes, as it comes, and ends where it comes too slowly."""
+    begun, count = clock(), 0
+    while chunk := response.read1(CHUNK):
+        yield chunk
+        count += len(chunk)
+        if clock() - begun > WHILE:
+            if count < LEAST:
+                return
+            begun, count = clock(), 0
 
 
 def follow(url, offset, token, request):
@@ -149,7 +170,8 @@ def target(url, location):
     """Where a redirect leads."""
     try:
         url = urljoin(url, location)
-        urlsplit(url)
+        if urlsplit(url).port == 0 or re.search(r"[\x00-\x20\x7f]", url):  # `port` is an error above 65535
+            raise ValueError
     except ValueError:
         raise DownloadError(f"The server redirects to what is no URL. Received: {public(location)}") from None
     return url
@@ -161,20 +183,39 @@ def check_url(url):
     host = parts.hostname or ""
     if parts.scheme != "https" or not host or parts.username is not None:
         raise DownloadError(f"Only https is used, the server redirects elsewhere. Received: {public(url)}")
+    host = host.rstrip(".")
     if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
         raise DownloadError(f"The server redirects to a private address. Received: {host!r:.200}")
+    if NUMBER.fullmatch(host) and not is_address(host):  # 127.1 and 0x7f000001 are addresses to the system alone
+        raise DownloadError(f"A host is a name or a whole address. Received: {host!r:.200}")
     check_address(host)
 
 
-def check_address(host):
-    """Refuses a private, loopback or link-local IP address; a name passes."""
+def is_address(host):
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
+        return False
+    return True
+
+
+def check_address(host):
+    """Refuses an IP address that not everybody reaches, or that stands for such a one; a name passes."""
+    if not is_address(host):
         return
-    address = getattr(address, "ipv4_mapped", None) or address
-    if not address.is_global:
-        raise DownloadError(f"The host is at a private address, which is refused. Received: {str(address)!r}")
+    address = ipaddress.ip_address(host.partition("%")[0])
+    for each in (address, *embedded(address)):
+        if not each.is_global or each.is_multicast or getattr(each, "is_site_local", False):
+            raise DownloadError(f"The host is at a private address, which is refused. Received: {str(address)!r}")
+
+
+def embedded(address):
+    """Yields the IPv4 addresses that an IPv6 address may lead to (RFC 4291, 3056, 4380 and 6052)."""
+    if address.version == 4:
+        return
+    yield from filter(None, (address.ipv4_mapped, address.sixtofour, *(address.teredo or ())))
+    if any(address in network for network in WITH_IPV4):
+        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
 
 
 def public(url):
@@ -217,7 +258,8 @@ def web_page(url):
 
 def waiting_time(retry_after, attempt):
     """Seconds to wait, as the server says or twice as long every time; a date counts as no word."""
-    return int(retry_after) if re.fullmatch(r"\d{1,9}", retry_after or "", re.ASCII) else pause(attempt)
+    told = re.fullmatch(r"\d{1,9}", retry_after or "", re.ASCII)
+    return max(SHORTEST_WAIT, int(retry_after)) if told else pause(attempt)
 
 
 def pause(attempt):

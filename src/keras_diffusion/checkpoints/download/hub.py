@@ -1,6 +1,5 @@
 """Fetches from huggingface.co with the package huggingface_hub, which is imported only then."""
 
-import errno
 import logging
 import os
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from keras_diffusion.checkpoints.download.https import REFUSALS
 from keras_diffusion.checkpoints.layouts import files
 from keras_diffusion.errors import DownloadError, NoSpaceError, OfflineError, UnsafeCheckpointError
+from keras_diffusion.paths import FULL
 
 INDEX = "model_index.json"
 H5 = re.compile(r"\w[\w.-]*\.h5", re.ASCII)
@@ -21,7 +21,6 @@ STEMS = (  # what the weights of a part are called, in the order of preference; 
     (files.WEIGHTS, ("{}.safetensors", ".safetensors.index{}.json")),
     (files.WEIGHTS | {"text_encoder": "pytorch_model"}, ("{}.bin", ".bin.index{}.json")),
 )
-FULL = {errno.ENOSPC, errno.EDQUOT}
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,12 @@
 """Translates between an `Architecture` and the configuration files of a diffusers folder."""
 
 from dataclasses import replace
+from itertools import islice
 from operator import mul
 
 import numpy as np
 
+from keras_diffusion import limits
 from keras_diffusion.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -14,6 +16,7 @@ from keras_diffusion.architectures import (
     TextEncoderShape,
 )
 from keras_diffusion.checkpoints.layouts.diffusers_options import OPTIONS, PAD_TOKENS, PER_LEVEL, WITHOUT_EFFECT
+from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.errors import CheckpointMismatchError
 
 FIELDS = {  # part → option → field of its shape
@@ -85,6 +88,7 @@ def from_diffusers(configs):
         options = {part: _options(part, configs[part]) for part in OPTIONS}
         architecture = _architecture(options)
         problems = list(_contradictions(options, to_diffusers(architecture))) or list(_remainders(options))
+        problems = problems or list(_too_large(architecture))
     if problems:
         raise CheckpointMismatchError(
             "\n  ".join(["The model has options that are not supported:", *problems])
@@ -161,7 +165,7 @@ def _not_understood(part, config):
         else:
             continue
         values = value if isinstance(value, list) and option in PER_LEVEL else [value]
-        if value is not None and not (values and all(value in understood for value in values)):
+        if value is not None and not (0 < len(values) <= limits.LEVELS and all(x in understood for x in values)):
             allowed = " or ".join(map(repr, understood)) if isinstance(understood, tuple) else understood
             yield f"{part}: {option}={value!r:.200}, understood is only {allowed}"
 
@@ -185,6 +189,13 @@ def _remainders(options):
     ):
         if np.any(np.mod(channels, divisors)):
             yield f"{option}={divisors!r:.200}, which does not divide {channels!r:.200}"
+
+
+def _too_large(architecture):
+    """Yields a line for every network of more tensors than any model has."""
+    for name, (_, table) in NETWORKS.items():
+        if any(islice(table(architecture), limits.NETWORK, None)):
+            yield f"{name}: more than {limits.NETWORK} tensors"
 
 
 def _options(part, config):

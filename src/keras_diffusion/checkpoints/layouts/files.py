@@ -3,9 +3,15 @@
 import json
 import os
 import re
+from contextlib import contextmanager
 
 from keras_diffusion import limits
-from keras_diffusion.errors import CorruptCheckpointError, UnsafeCheckpointError
+from keras_diffusion.errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    CorruptCheckpointError,
+    UnsafeCheckpointError,
+)
 from keras_diffusion.paths import existing_file
 from keras_diffusion.paths import new_file as new_file
 from keras_diffusion.paths import new_folder as new_folder
@@ -103,6 +109,21 @@ def read_json(path):
     if not isinstance(content, dict):
         raise CorruptCheckpointError(f"{path} must hold a JSON object. Received: {content!r:.200}")
     return content
+
+
+@contextmanager
+def naming(path):
+    """Has every error about the content of a file be one of ours, with its path in the message."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(path) not in str(error):
+            error.args = (f"{path}: {error}", *error.args[1:])
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointMismatchError(
+            f"{path} describes no model that can be loaded: {error!s:.400}. Give another one, or correct it."
+        ) from error
 
 
 def write_json(path, content):

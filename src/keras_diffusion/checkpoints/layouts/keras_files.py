@@ -102,7 +102,8 @@ def write(path, network):
     variables = {variable.path: variable for variable in network.variables}
     by_name = str(path).endswith(".weights.h5")
     layers = {}
-    with new_file(path) as temporary, h5py.File(temporary, "w") as file:
+    # Through a file of Python's: HDF5's own driver ends the process where the disk is full.
+    with new_file(path) as temporary, open(temporary, "wb+") as content, h5py.File(content, "w") as file:
         for row in keras_names.keras_cv(name_of(network), network.architecture):
             values = np.asarray(ops.convert_to_numpy(variables[row.path]), "float32")
             if not np.isfinite(values).all():

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.tensors import (
     DTYPES,
     Tensor,
@@ -51,6 +52,8 @@ SHAPES = {  # network → the field of an architecture that describes it
     "image_encoder": "autoencoder",
     "decoder": "autoencoder",
 }
+FEW = 100  # tensors
+PRINTED = 200  # characters of a name
 NOT_COMPUTED = {"linear_projection", "pad_token"}  # fields that do not change what a network computes
 
 
@@ -135,6 +138,26 @@ def find_targets(networks, architecture, ldm=False):
             if field not in NOT_COMPUTED and ours[field] != theirs[field]
         ]
     return found, differences
+
+
+def require_tensors(checkpoint, names):
+    """Refuses a checkpoint that describes far larger networks than it holds, before they are built.
+
+    Args:
+        checkpoint: A `DiffusersFolder`, a `KerasCVFolder` or a `SingleFile`.
+        names: The networks that are wanted.
+
+    Raises:
+        CheckpointMismatchError: If more than half of the tensors of one must be missing.
+    """
+    for name in names:
+        part, table = NETWORKS[name]
+        needed, held = sum(1 for _ in table(checkpoint.architecture)), len(checkpoint.tensors(part))
+        if needed > 2 * held + FEW:
+            raise CheckpointMismatchError(
+                f"The {name} needs {needed} tensors. Correct its configuration, or fetch the file again. Received: "
+                f"{held} tensors, path={str(checkpoint.path)!r:.200}"
+            )
 
 
 def load(parts, mismatched=()):
@@ -250,12 +273,12 @@ def value_problems(top, dtype):
 def mismatch(parts, missing, unexpected, mismatched):
     """The error that names everything."""
     groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
-    names = [f"{group}: {printable(name)}" for group, names in groups.items() for name in names]
+    names, count = problem_lines(groups), sum(map(len, groups.values()))
     guesses = {part.label: next(families(part.tensors), None) for part in parts}
     guesses = {label: family for label, family in guesses.items() if family and f"a {label}" not in family}
     paths = [str(next(iter(part.tensors.values())).path) for part in parts if part.tensors]
     message = [
-        f"The checkpoint does not fit the model, nothing was loaded: {len(names)} of its tensors are wrong.",
+        f"The checkpoint does not fit the model, nothing was loaded: {count} of its tensors are wrong.",
         *(f"{label} looks like {family}." for label, family in guesses.items()),
         *names,
         f"Build the networks for the checkpoint's architecture, or give another one. Received: {', '.join(paths)}",
@@ -263,12 +286,19 @@ def mismatch(parts, missing, unexpected, mismatched):
     return CheckpointMismatchError("\n  ".join(message), **groups)
 
 
+def problem_lines(groups):
+    """Lists the names in groups of problems, the first of very many."""
+    lines = [f"{group}: {printable(name)}" for group, names in groups.items() for name in names]
+    more = [f"and {len(lines) - limits.SHOWN} more, see the lists of this error"] if len(lines) > limits.SHOWN else []
+    return lines[: limits.SHOWN] + more
+
+
 def printable(name):
     """A name as far as a terminal should see it."""
-    return (name if name.isprintable() else ascii(name))[:200]
+    return (name if name.isprintable() else ascii(name))[:PRINTED]
 
 
 def families(tensors, marks=FAMILIES):
     """Yields what tensors look like, by name and shape, the most telling first."""
-    lines = "\n".join(f"{name} {tensor.shape}" for name, tensor in tensors.items())
+    lines = "\n".join(f"{name} {tensor.shape}" for name, tensor in tensors.items() if len(name) <= PRINTED)
     return (family for family, mark in marks.items() if re.search(mark, lines, re.MULTILINE))
