@@ -86,6 +86,8 @@ TESTED_BY = {
     "engines.jax": "engines/test_engine.py",
     "engines.stages": "engines/test_engine.py",
     "engines.tensorflow": "engines/test_engine.py",
+    "checkpoints.adapters.layer_names": "checkpoints/adapters/test_lora_file.py",
+    "checkpoints.adapters.peft_config": "checkpoints/adapters/test_lora_file.py",
     "checkpoints.formats.hdf5_file": "checkpoints/layouts/test_keras_files.py",
     "checkpoints.formats.hdf5_objects": "checkpoints/layouts/test_keras_files.py",
     "checkpoints.formats.pickle_calls": "checkpoints/formats/test_pickle_file.py",

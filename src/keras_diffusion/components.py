@@ -11,7 +11,7 @@ from keras_diffusion import arguments
 from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES, STORED, Architecture
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.adapters import textual_inversion
-from keras_diffusion.checkpoints.adapters.lora_fusion import Loras
+from keras_diffusion.checkpoints.adapters.lora_fusion import Loras, Scale
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
 from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
 from keras_diffusion.networks.classes import CLASSES
@@ -162,19 +162,21 @@ class Components:
         )
 
     @property
-    def loras(self) -> dict[str, float]:
+    def loras(self) -> dict[str, Scale]:
         """The LoRAs that are fused into the weights: a dict from names to scales."""
         return self._loras.scales
 
-    def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0, name: str | None = None) -> str:
+    def load_lora(self, path: str | os.PathLike[str], scale: Scale = 1.0, name: str | None = None) -> str:
         """Fuses a LoRA into the weights of the text encoder and the diffusion model; nothing is compiled again.
 
         Several LoRAs add up, in whichever order they are loaded. Other changes to these weights in between are lost.
 
         Args:
-            path: A safetensors file or a pickle of diffusers, peft or kohya's sd-scripts, for linear layers and for
-                convolutions (LoCon).
-            scale: How strong it is, any finite number; 1 as it was trained.
+            path: A safetensors file or a pickle of diffusers, peft, kohya's sd-scripts, LyCORIS or ComfyUI: a LoRA,
+                LoCon, DoRA, LoHa or LoKr, full differences of weights, norms and biases.
+            scale: How strong it is, any finite number; 1 as it was trained. A dict gives networks and blocks a scale
+                of their own, and leaves 1 to the rest: {"text_encoder": 0.5, "diffusion_model": 0.8, "mid_block": 0}.
+                A block is how the names of its layers begin in diffusers.
             name: What to call it; None takes the file's name without its suffix.
 
         Returns:
@@ -186,9 +188,22 @@ class Components:
             CorruptCheckpointError: If the file is damaged or of another kind.
             FileNotFoundError: If there is no file.
             TypeError: If an argument is of the wrong type.
-            ValueError: If a LoRA of this name is loaded, `scale` is not finite, or a network has been replaced.
+            ValueError: If a LoRA of this name is loaded, `scale` is not finite or names no block, or a network has been
+                replaced.
         """
         return self._loras.load(path, scale, name, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model)
+
+    def set_lora_scale(self, name: str, scale: Scale) -> None:
+        """Changes how strong a loaded LoRA is; its file is not read again, and nothing is compiled.
+
+        Args:
+            name: Its name, see `loras`.
+            scale: See `load_lora`. At 0 the weights are, bit for bit, those without it.
+
+        Raises:
+            TypeError, ValueError: If no LoRA of this name is loaded, or `scale` is wrong. Nothing has been changed.
+        """
+        self._loras.set_scale(name, scale)
 
     def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA out of the weights again: they are, bit for bit, as if it had not been loaded.
