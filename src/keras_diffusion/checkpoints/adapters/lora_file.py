@@ -98,15 +98,15 @@ def changes(path, networks):
         wanted = MODIFIERS | x.kind.parts.keys() if x.key in known else ()
         unexpected += [tensor.name for part, tensor in x.parts.items() if part not in wanted]
     whole = [x for x in groups if x.key in known and x.parts.keys() >= x.kind.parts.keys()]
-    mismatched = [line for x in whole for line in unlike(x, known[x.key].shape)]
+    mismatched = [line for x in whole for line in header_problems(x, known[x.key].shape)]
     if not (missing or unexpected or mismatched):
         read_later = [tensor for x in groups for tensor in x.parts.values()]
         mismatched = [f"{x.name}: holds {top}" for x in read_later if not math.isfinite(top := magnitude(x))]
     if missing or unexpected or mismatched or not groups:
         raise mismatch(path, tensors, sorted(missing), unexpected, mismatched)
     if unused:
-        shown = ", ".join(map(loading.shown, unused[:10])) + (", …" if len(unused) > 10 else "")
-        logger.warning("%s holds %d tensors that change no image, ignored: %s", path, len(unused), shown)
+        listed = ", ".join(map(loading.printable, unused[:10])) + (", …" if len(unused) > 10 else "")
+        logger.warning("%s holds %d tensors that change no image, ignored: %s", path, len(unused), listed)
     ranks = {x.key.rpartition(".")[0]: rank for x in groups if (rank := found_rank(x, known[x.key].shape))}
     return {x.key: change(x, known[x.key].shape, declared, ranks.get(x.key.rpartition(".")[0])) for x in groups}
 
@@ -142,7 +142,7 @@ def grouped(layers):
                 yield Group(f"{layer}.{tensor}", kind, parts, given.get("alpha"))
 
 
-def unlike(group, shape):
+def header_problems(group, shape):
     """Yields why tensors cannot be those that change one of some shape, by their headers."""
     for part, tensor in group.parts.items():
         dtypes = [*DTYPES, *ALPHAS] if part == "alpha" else [*DTYPES]
@@ -172,7 +172,7 @@ def magnitude_shape(part, stored, shape):
 def mismatch(path, tensors, missing, unexpected, mismatched):
     """The error that names everything."""
     groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
-    names = [f"{group}: {loading.shown(name)}" for group, names in groups.items() for name in names]
+    names = [f"{group}: {loading.printable(name)}" for group, names in groups.items() for name in names]
     lora = any(layer_names.split(name)[1] for name in tensors)
     families = loading.families(tensors, FAMILIES if lora else FAMILIES | loading.FAMILIES)
     message = [
