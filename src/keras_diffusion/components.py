@@ -1,6 +1,7 @@
 """The parts of a model: where they come from, what is added to them, and how they are saved and let go."""
 
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -10,7 +11,7 @@ import keras
 from keras_diffusion import arguments
 from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES, STORED, Architecture
 from keras_diffusion.checkpoints import presets
-from keras_diffusion.checkpoints.adapters import textual_inversion
+from keras_diffusion.checkpoints.adapters import lora_folder, textual_inversion
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras, Scale
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
 from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
@@ -56,6 +57,7 @@ class Components:
             self._checkpoint = presets.read(preset, prediction_type, ema)
             self.architecture = self._checkpoint.architecture
         self.tokenizer, self._loras = SimpleTokenizer(), Loras()
+        self.lora_folder: str | os.PathLike[str] | None = None
         self._loaded = {}
 
     def __getattr__(self, name):
@@ -215,6 +217,23 @@ class Components:
             ValueError: If no LoRA of this name is loaded.
         """
         self._loras.unload(name)
+
+    def find_loras(self, scales):
+        """Finds the LoRAs that a prompt names, by name: a dict to (its file, or None if it is loaded; its scale)."""
+        return {
+            name: (None if name in self.loras else lora_folder.find(self.lora_folder, name), scale)
+            for name, scale in scales.items()
+        }
+
+    @contextmanager
+    def loras_of_prompt(self, found):
+        """Gives LoRAs from `find_loras` their scales for as long as the block runs."""
+        with self._loras.drawing(alone=bool(found)):
+            if not found:
+                yield
+                return
+            with self._loras.during(found, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model):
+                yield
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
         """Teaches the model a word; the text encoder becomes a larger one, which is compiled again.

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from keras import ops
@@ -13,6 +15,8 @@ from keras_diffusion.checkpoints.mapping.loading import LIMITS
 from keras_diffusion.errors import CheckpointMismatchError
 
 Scale = float | Mapping[str, float]
+KEPT_FILES = 8  # that prompts named last, so that they are not read for every image
+_drawing_lock = Lock()  # one for all models: a model's own could be neither copied nor pickled
 
 
 class Loras:
@@ -28,6 +32,8 @@ class Loras:
     def __init__(self):
         self.networks = {}
         self._loaded = {}  # name → (scale, changes by tensor)
+        self._files = {}  # file and its state → changes by tensor
+        self._drawing, self._alone = 0, False  # how many draw images, and whether no others may
         self._originals = {}  # changed tensor → the values of its variable before
 
     @property
@@ -42,14 +48,8 @@ class Loras:
             raise TypeError(f"`name` must be a str. Received: name={name!r:.200}")
         if name in self._loaded:
             raise ValueError(f"A LoRA of this name is loaded; unload it or give another name. Received: {name=!r:.200}")
-        if self._loaded and any(self.networks[key] is not network for key, network in networks.items()):
-            raise ValueError(
-                "A network was replaced while there were LoRAs in the one before; unload them first. "
-                f"Received: loras={[*self._loaded]!r:.200}"
-            )
-        changes = lora_file.changes(path, networks)
-        self.networks = networks
-        self._update({**self._loaded, name: (scale, changes)})
+        self._attach(networks)
+        self._update({**self._loaded, name: (scale, lora_file.changes(path, networks))})
         return name
 
     def set_scale(self, name, scale):
@@ -63,6 +63,62 @@ class Loras:
         if name is not None:
             self._check_loaded(name)
         self._update({key: loaded for key, loaded in self._loaded.items() if name not in (None, key)})
+
+    @contextmanager
+    def during(self, wanted, **networks):
+        """Gives LoRAs scales for as long as the block runs.
+
+        Args:
+            wanted: A dict from names to (file or None, scale); None is a loaded one.
+            **networks: See `load`.
+        """
+        self._attach(networks)
+        before = {name: self._loaded[name] for name in wanted if name in self._loaded}
+        changes = {
+            name: self._read(path, networks) if path else self._loaded[name][1] for name, (path, _) in wanted.items()
+        }
+        self._update(self._loaded | {name: (scale, changes[name]) for name, (_, scale) in wanted.items()})
+        try:
+            yield
+        finally:
+            self._update({name: kept for name, kept in self._loaded.items() if name not in wanted} | before)
+
+    @contextmanager
+    def drawing(self, alone):
+        """Notes that images are drawn; `alone` if no others may be, because weights change meanwhile.
+
+        Raises:
+            RuntimeError: If others are drawn, and either needs to be alone.
+        """
+        with _drawing_lock:
+            if self._alone or (alone and self._drawing):
+                raise RuntimeError(
+                    "A prompt that names LoRAs changes the weights while its images are drawn; no other images can be "
+                    "drawn by this model meanwhile. Draw them one after the other."
+                )
+            self._drawing, self._alone = self._drawing + 1, alone
+        try:
+            yield
+        finally:
+            with _drawing_lock:
+                self._drawing, self._alone = self._drawing - 1, False
+
+    def _attach(self, networks):
+        """Notes which networks LoRAs are in."""
+        if self._loaded and any(self.networks[key] is not network for key, network in networks.items()):
+            raise ValueError(
+                "A network was replaced while there were LoRAs in the one before; unload them first. "
+                f"Received: loras={[*self._loaded]!r:.200}"
+            )
+        self.networks = networks
+
+    def _read(self, path, networks):
+        """What a file changes; the last few are kept."""
+        state = Path(path).stat()
+        key = path, state.st_mtime_ns, state.st_size
+        changes = self._files.pop(key, None) or lora_file.changes(path, networks)
+        self._files = dict([*self._files.items(), (key, changes)][-KEPT_FILES:])
+        return changes
 
     def replace(self, name, network, by):
         """Notes that another network of the same weights takes the place of one."""
