@@ -14,7 +14,7 @@ from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.adapters import lora_folder, textual_inversion
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras, Scale
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
-from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
+from keras_diffusion.checkpoints.layouts.controlnet_files import ControlNetFiles
 from keras_diffusion.networks.classes import CLASSES
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.decoder import Decoder
@@ -103,19 +103,21 @@ class Components:
         """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.
 
         Args:
-            path: A folder in diffusers layout: config.json and diffusion_pytorch_model.safetensors.
+            path: A folder in diffusers layout: config.json and diffusion_pytorch_model.safetensors or .bin. Or a file,
+                safetensors or a pickle, with the names of diffusers or of the original (LDM) layout, alone or within a
+                whole model.
 
         Returns:
             A `ControlNet`.
 
         Raises:
-            CheckpointError: If there is none in the folder, or it is damaged or made for another model.
+            CheckpointError: If there is none, or it is damaged or made for another model.
 
         Example:
             canny = model.load_controlnet("sd-controlnet-canny")
             model.text_to_image("a bird", control=(canny, "edges.png", 0.8))
         """
-        source = ControlNetFolder(path, self.architecture)
+        source = ControlNetFiles(path, self.architecture)
         network = ControlNet(**source.options, initialize=False, dtype=self.diffusion_model.get_config()["dtype"])
         source.load(network)
         return network
