@@ -21,6 +21,7 @@ from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.text_encoder import TextEncoder
+from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 LOADED_TOGETHER = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
@@ -220,22 +221,25 @@ class Components:
         """
         self._loras.unload(name)
 
-    def find_loras(self, scales):
-        """Finds the LoRAs that a prompt names, by name: a dict to (its file, or None if it is loaded; its scale)."""
-        return {
-            name: (None if name in self.loras else lora_folder.find(self.lora_folder, name), scale)
-            for name, scale in scales.items()
-        }
-
     @contextmanager
-    def loras_of_prompt(self, found):
-        """Gives LoRAs from `find_loras` their scales for as long as the block runs."""
-        with self._loras.drawing(alone=bool(found)):
-            if not found:
-                yield
-                return
-            with self._loras.during(found, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model):
-                yield
+    def loras_of_prompt(self, prompt, prompt_weighting):
+        """Gives the LoRAs that a prompt names their scales for as long as the block runs.
+
+        Args:
+            prompt: See `text_to_image`.
+            prompt_weighting: Whether tags are read at all.
+
+        Yields:
+            The prompt without tags.
+        """
+        prompt, scales = take_loras("prompt", prompt) if prompt_weighting is True else (prompt, {})
+        if not scales:
+            yield prompt
+            return
+        paths = {name: None if name in self.loras else lora_folder.find(self.lora_folder, name) for name in scales}
+        networks = {"text_encoder": self.text_encoder, "diffusion_model": self.diffusion_model}
+        with self._loras.during(paths, scales, **networks):
+            yield prompt
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
         """Teaches the model a word; the text encoder becomes a larger one, which is compiled again.

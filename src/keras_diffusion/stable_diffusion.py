@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from functools import partial
 from typing import Any, Literal, Self, Unpack
 
@@ -66,7 +65,7 @@ class StableDiffusion(Components):
         sampler: Name of the sampler that is used unless a call names another one.
         lora_folder: Folder with the files of LoRAs that prompts may name, or None, as at first. With
             `prompt_weighting`, <lora:name:0.8> in a prompt fuses the file of that name for the call, or gives a loaded
-            LoRA that scale. Such calls must not overlap with others of the model.
+            LoRA that scale for the call.
         safety: Function of images, uint8 (b, height, width, 3), that returns b bools, or None, as at first. What draws
             images asks it, and raises `FlaggedImagesError` with all of them if it flags any; none is altered. `decode`,
             `preview` and latents are not checked.
@@ -182,8 +181,9 @@ class StableDiffusion(Components):
             NumericalError: If a stage gives values that are not finite.
             GenerationCancelled: If the callback returned False.
         """
-        given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        return self._draw(make_request(self, "prompt", *given, **options))
+        with self.loras_of_prompt(prompt, options.get("prompt_weighting")) as prompt:
+            given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
+            return self._draw(make_request(self, "prompt", *given, **options))
 
     def image_to_image(
         self,
@@ -289,7 +289,7 @@ class StableDiffusion(Components):
         Args:
             prompt: A str or a list of them.
             prompt_weighting: Whether (word), [word] and (word:1.3) weight words and BREAK begins a new chunk, as in
-                A1111, see `prompts`; otherwise brackets are text. <lora:name:0.8> is for what draws images.
+                A1111, see `prompts`; otherwise brackets are text. <lora:name:0.8> is for `text_to_image` and its like.
             long_prompts: What becomes of prompts of more than 77 tokens: "error"; "truncate", with a warning in the
                 log that quotes what is cut; or "chunk", which encodes every 75 words alone and gives k · 77 tokens.
             clip_skip: Number of the text encoder's last blocks to leave out, counted as diffusers does: 1 is what A1111
@@ -424,19 +424,14 @@ class StableDiffusion(Components):
         """Runs the denoising loop, shows how far it is, and decodes."""
         callback, steps = request.callback, request.table.steps[-1] + 1
         progress = keras.utils.Progbar(steps, verbose=request.verbose)
-        with closing(self._steps(request, rows_per_call=1 if callback else None)) as loop:
-            for step, timestep, latents in loop:
-                progress.update(step)
-                if callback and callback(step, timestep, finite(f"denoising step {step}", latents)) is False:
-                    raise GenerationCancelled(f"The callback stopped the generation after step {step} of {steps}.")
+        for step, timestep, latents in self._steps(request, rows_per_call=1 if callback else None):
+            progress.update(step)
+            if callback and callback(step, timestep, finite(f"denoising step {step}", latents)) is False:
+                raise GenerationCancelled(f"The callback stopped the generation after step {step} of {steps}.")
         return finite("denoising", latents) if request.output == "latents" else self._finish(request, latents)
 
     def _steps(self, request, rows_per_call=1):
         """Encodes a request and denoises; yields the number of each step, from 1, its timestep and its latents."""
-        with self.loras_of_prompt(request.loras):
-            yield from self._denoise(request, rows_per_call)
-
-    def _denoise(self, request, rows_per_call):
         known = encode_start(self, self._engine, request)
         latents = starting_latents(request, known)
         loop = self._engine.denoise(

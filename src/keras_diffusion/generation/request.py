@@ -11,7 +11,6 @@ from keras_diffusion.generation.options import Options, refuse_unknown
 from keras_diffusion.images import reading as images
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.prompts import reading as prompts
-from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.samplers import Table, between, build, every
 
@@ -41,7 +40,6 @@ class Request(NamedTuple):
         safety: Likewise, the model's.
         verbose: 0, 1 or 2.
         output: One of `OUTPUTS`.
-        loras: A dict from LoRAs that the prompt names to (file or None, scale), see `Components.find_loras`.
     """
 
     prompt: list | np.ndarray
@@ -62,7 +60,6 @@ class Request(NamedTuple):
     safety: Callable | None
     verbose: int
     output: str
-    loras: dict
 
 
 def make_request(
@@ -116,7 +113,6 @@ def make_request(
         refuse_unknown(unknown, [name, *ALWAYS, *Options.__annotations__])
     arguments.choice("output", output, OUTPUTS)
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
-    prompt, loras = take_loras(name, prompt) if prompt_weighting is True else (prompt, {})
     prompt = read(model, name, prompt, **reading)
     spread = {"spacing": spacing, "karras": arguments.boolean("karras", karras) or None, "eta": eta}
     start = _start(model, image, strength, mask, img_height, img_width)
@@ -147,7 +143,6 @@ def make_request(
         safety=arguments.function("safety", model.safety),
         verbose=arguments.whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2),
         output=output,
-        loras=model.find_loras(loras),
     )
 
 

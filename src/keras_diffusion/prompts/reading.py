@@ -99,8 +99,8 @@ def _mention_tags(name, prompt, prompt_weighting):
         return
     if prompt_weighting and name == "prompt":
         raise ValueError(
-            f"A prompt can name LoRAs only where images are drawn of it; load them with `load_lora`, and encode the "
-            f"prompt without {found[0]}. Received: {name}={arguments.shorten(prompt)}"
+            f"A prompt can name LoRAs in `text_to_image`, `image_to_image` and `inpaint` alone; here, load them with "
+            f"`load_lora`, and leave out {found[0]}. Received: {name}={arguments.shorten(prompt)}"
         )
     reason = "in a negative prompt, as to A1111" if prompt_weighting else "unless prompt_weighting=True"
     logger.warning("%s is words %s. Received: %s=%.200r", found[0], reason, name, prompt)

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from keras_diffusion import StableDiffusion
+from keras_diffusion import GenerationCancelled, StableDiffusion
 from keras_diffusion.checkpoints.adapters import lora_file, lora_folder
 
 from ...golden import lora
@@ -57,19 +57,13 @@ def test_a_prompt_draws_with_loras_and_leaves_no_trace(model, folder, monkeypatc
 
 @pytest.mark.backend
 def test_a_generation_that_stops_leaves_no_trace(model, folder):
-    before = weights(model)
-    steps = model.denoise("<lora:one>", **{**SETTINGS, "output": "array"})
-    next(steps)
-    assert weights(model) != before
-    with pytest.raises(RuntimeError, match="no other images can be drawn"):
-        model.text_to_image("a cat", **SETTINGS)
-    steps.close()
+    before, seen = weights(model), []
+    with pytest.raises(GenerationCancelled):
+        model.text_to_image("<lora:one>", callback=lambda *_: bool(seen.append(weights(model))), **SETTINGS)
+    assert seen[0] != before
     assert weights(model) == before
-    other = model.denoise("a cat", **SETTINGS)
-    next(other)
-    with pytest.raises(RuntimeError, match="one after the other"):
-        model.text_to_image("<lora:one>", **SETTINGS)
-    other.close()
+    with pytest.raises(ValueError, match="no_such_sampler"):
+        model.text_to_image("<lora:one>", sampler="no_such_sampler", **SETTINGS)
     assert weights(model) == before
 
 
@@ -88,8 +82,9 @@ def test_tags_that_no_lora_answers_are_refused(model, folder):
     model.lora_folder = None
     with pytest.raises(ValueError, match=r"set `model.lora_folder`.*lora_folder=None"):
         model.text_to_image("<lora:one:1>", **SETTINGS)
-    with pytest.raises(ValueError, match="encode the prompt without <lora:one:1>"):
-        model.encode_text("<lora:one:1>", prompt_weighting=True)
+    for method in (model.encode_text, model.denoise):
+        with pytest.raises(ValueError, match="leave out <lora:one:1>"):
+            method("<lora:one:1>", prompt_weighting=True)
 
 
 def test_tags_that_are_words_are_named(model, caplog):

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 from keras import ops
@@ -16,7 +15,6 @@ from keras_diffusion.errors import CheckpointMismatchError
 
 Scale = float | Mapping[str, float]
 KEPT_FILES = 8  # that prompts named last, so that they are not read for every image
-_drawing_lock = Lock()  # one for all models: a model's own could be neither copied nor pickled
 
 
 class Loras:
@@ -33,7 +31,6 @@ class Loras:
         self.networks = {}
         self._loaded = {}  # name → (scale, changes by tensor)
         self._files = {}  # file and its state → changes by tensor
-        self._drawing, self._alone = 0, False  # how many draw images, and whether no others may
         self._originals = {}  # changed tensor → the values of its variable before
 
     @property
@@ -65,43 +62,22 @@ class Loras:
         self._update({key: loaded for key, loaded in self._loaded.items() if name not in (None, key)})
 
     @contextmanager
-    def during(self, wanted, **networks):
-        """Gives LoRAs scales for as long as the block runs.
+    def during(self, paths, scales, **networks):
+        """Gives LoRAs scales for as long as the block runs; then they are as before, or not loaded.
 
         Args:
-            wanted: A dict from names to (file or None, scale); None is a loaded one.
+            paths: A dict from names to files, or to None for those that are loaded.
+            scales: A dict from the same names to scales.
             **networks: See `load`.
         """
         self._attach(networks)
-        before = {name: self._loaded[name] for name in wanted if name in self._loaded}
-        changes = {
-            name: self._read(path, networks) if path else self._loaded[name][1] for name, (path, _) in wanted.items()
-        }
-        self._update(self._loaded | {name: (scale, changes[name]) for name, (_, scale) in wanted.items()})
+        before = {name: self._loaded[name] for name in paths if name in self._loaded}
+        changes = {name: self._read(path, networks) if path else before[name][1] for name, path in paths.items()}
+        self._update(self._loaded | {name: (scale, changes[name]) for name, scale in scales.items()})
         try:
             yield
         finally:
-            self._update({name: kept for name, kept in self._loaded.items() if name not in wanted} | before)
-
-    @contextmanager
-    def drawing(self, alone):
-        """Notes that images are drawn; `alone` if no others may be, because weights change meanwhile.
-
-        Raises:
-            RuntimeError: If others are drawn, and either needs to be alone.
-        """
-        with _drawing_lock:
-            if self._alone or (alone and self._drawing):
-                raise RuntimeError(
-                    "A prompt that names LoRAs changes the weights while its images are drawn; no other images can be "
-                    "drawn by this model meanwhile. Draw them one after the other."
-                )
-            self._drawing, self._alone = self._drawing + 1, alone
-        try:
-            yield
-        finally:
-            with _drawing_lock:
-                self._drawing, self._alone = self._drawing - 1, False
+            self._update({name: kept for name, kept in self._loaded.items() if name not in paths} | before)
 
     def _attach(self, networks):
         """Notes which networks LoRAs are in."""
