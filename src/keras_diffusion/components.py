@@ -15,6 +15,8 @@ from keras_diffusion.checkpoints.adapters import lora_folder, textual_inversion
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras, Scale
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
 from keras_diffusion.checkpoints.layouts.controlnet_files import ControlNetFiles
+from keras_diffusion.checkpoints.layouts.part_files import PARTS, PartFiles, read_scheduler
+from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.networks.classes import CLASSES
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.decoder import Decoder
@@ -41,7 +43,7 @@ class Components:
     decoder: Decoder
     image_encoder: ImageEncoder
 
-    def __init__(self, preset, dtype, prediction_type, ema):
+    def __init__(self, preset, dtype, prediction_type, ema, vae=None, text_encoder=None, scheduler=None):
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
         if prediction_type is not None:
@@ -49,14 +51,28 @@ class Components:
         self._preset = "random weights" if isinstance(preset, Architecture) else str(preset)
         self._dtype = dtype or keras.config.dtype_policy()
         self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
+        given = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler}
+        given = {name: value for name, value in given.items() if value is not None}
+        self._parts = {name: PartFiles(name, given[name]) for name in PARTS if name in given}
         if isinstance(preset, Architecture):
             if ema:
                 raise ValueError(f"`ema` is for checkpoints; random weights have no averages. Received: {ema=!r:.200}")
+            if given:
+                raise ValueError(
+                    f"Parts are given to a checkpoint, not to random weights. Received: {', '.join(given)}"
+                )
             self._checkpoint = None
             self.architecture = replace(preset, prediction_type=prediction_type or preset.prediction_type)
         else:
-            self._checkpoint = presets.read(preset, prediction_type, ema)
+            self._checkpoint = presets.read(preset, prediction_type, ema, given.keys())
             self.architecture = self._checkpoint.architecture
+            if scheduler is not None:
+                config = read_scheduler(scheduler, self.architecture.prediction_type)
+                self._checkpoint.scheduler_config = config
+                predicted = config["prediction_type"] = prediction_type or config["prediction_type"]
+                self.architecture = replace(self.architecture, prediction_type=predicted)
+            for files in self._parts.values():
+                self.architecture = files.architecture(self.architecture)
         self.tokenizer, self._loras = SimpleTokenizer(), Loras()
         self.lora_folder: str | os.PathLike[str] | None = None
         self._loaded = {}
@@ -73,16 +89,29 @@ class Components:
         """Makes networks; one that was assigned meanwhile stays."""
         networks = {name: self._build(name) for name in names}
         if self._checkpoint:
-            self._checkpoint.load(**networks)
+            self._fill(networks)
         missing = {name: network for name, network in networks.items() if name not in vars(self)}
         vars(self).update(missing)
         self._loaded |= missing
 
-    def _build(self, name):
+    def _fill(self, networks):
+        """Loads networks from the files that their parts were given by, or from the checkpoint."""
+        for part, files in [*self._parts.items(), (None, self._checkpoint)]:
+            its = {
+                name: network
+                for name, network in networks.items()
+                if (folder := NETWORKS[name][0]) == part or (part is None and folder not in self._parts)
+            }
+            if its:
+                files.load(**its)
+
+    def _build(self, name, architecture=None):
         """A network that waits for its first values, or a random one if there is nothing to load."""
         dtype = self._vae_dtype if name in AUTOENCODER else self._dtype
         with keras.StatelessScope(initialize_variables=self._checkpoint is None):
-            return CLASSES[name](architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
+            return CLASSES[name](
+                architecture=architecture or self.architecture, initialize=self._checkpoint is None, dtype=dtype
+            )
 
     def unload(self, discard: bool = False) -> None:
         """Lets go of the networks, see `StableDiffusion.unload`."""
@@ -99,6 +128,24 @@ class Components:
         self._loaded, self._loras = {}, Loras()
         if self.tokenizer.added_tokens:
             self.tokenizer = SimpleTokenizer()
+
+    def load_vae(self, path: str | os.PathLike[str]) -> None:
+        """Loads another autoencoder (VAE), the decoder and the image encoder; `unload` keeps to it.
+
+        Args:
+            path: A folder in diffusers layout, of the VAE or of a whole model. Or a file, safetensors or a pickle, with
+                the names of diffusers or of the original (LDM) layout, of the VAE or of a whole model.
+
+        Raises:
+            CheckpointError: If there is none, or it is damaged or made for another model. The model is then as it was.
+        """
+        files = PartFiles("vae", path)
+        architecture = files.architecture(self.architecture)
+        networks = {name: self._build(name, architecture) for name in AUTOENCODER}
+        files.load(**networks)
+        self._parts["vae"], self.architecture = files, architecture
+        vars(self).update(networks)
+        self._loaded |= networks
 
     def load_controlnet(self, path: str | os.PathLike[str]) -> ControlNet:
         """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.

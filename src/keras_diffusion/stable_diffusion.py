@@ -25,6 +25,7 @@ from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
 Preset = str | os.PathLike[str] | Architecture
+Source = str | os.PathLike[str] | None  # of a part of a model
 NegativePrompt = str | Sequence[str] | np.ndarray | None
 Guidance = float | Sequence[float] | np.ndarray
 Images = Any  # a uint8 array, or what the option `output` says
@@ -54,6 +55,10 @@ class StableDiffusion(Components):
         prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
             checkpoint's word. Only single files of Stable Diffusion 2 leave it open, and then say so.
         ema: Whether to take the moving averages (EMA) that a single file may hold beside its weights.
+        vae: Where to take the autoencoder from instead, see `load_vae`; None takes the preset's.
+        text_encoder: Likewise the text encoder, of the same width.
+        scheduler: Likewise the noise schedule and sampler: a scheduler_config.json of diffusers, its folder, or its
+            contents as a dict.
 
     Attributes:
         architecture: The `Architecture` of the networks.
@@ -84,11 +89,14 @@ class StableDiffusion(Components):
         preset: Preset = "sd14",
         prediction_type: str | None = None,
         ema: bool = False,
+        vae: Source = None,
+        text_encoder: Source = None,
+        scheduler: Source | dict[str, Any] = None,
     ) -> None:
         for name, side in (("img_height", img_height), ("img_width", img_width)):  # where a preset is given by mistake
             if side is not None:
                 arguments.whole_number(name, side, 1, arguments.LARGEST_SIDE)
-        super().__init__(preset, dtype, prediction_type, ema)
+        super().__init__(preset, dtype, prediction_type, ema, vae, text_encoder, scheduler)
         self._engine = Engine(jit_compile)
         self.safety: Callable[[np.ndarray], ArrayLike] | None = None
         self.img_height = self.img_width = self.architecture.image_size
@@ -108,6 +116,9 @@ class StableDiffusion(Components):
         jit_compile: JitCompile = "auto",
         prediction_type: str | None = None,
         ema: bool = False,
+        vae: Source = None,
+        text_encoder: Source = None,
+        scheduler: Source | dict[str, Any] = None,
     ) -> Self:
         """Loads a model, and downloads it first where `preset` names one that is not at hand.
 
@@ -115,10 +126,11 @@ class StableDiffusion(Components):
         "hf://owner/repository" or "hf://owner/repository@revision", in diffusers layout or KerasCV's .h5 files; that
         needs the package huggingface_hub. Size and licence are logged before a built-in model is downloaded.
         """
+        parts = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler}
         if isinstance(preset, Architecture):
-            return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema)
+            return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema, **parts)
         path = presets.find(preset, may_download=True)
-        model = cls(img_height, img_width, jit_compile, dtype, path, prediction_type, ema)
+        model = cls(img_height, img_width, jit_compile, dtype, path, prediction_type, ema, **parts)
         model._preset = str(preset)  # the name rather than where its files lie
         return model
 
