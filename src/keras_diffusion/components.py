@@ -269,7 +269,7 @@ class Components:
         self._loras.unload(name)
 
     @contextmanager
-    def loras_of_prompt(self, prompt, prompt_weighting):
+    def _loras_of_prompt(self, prompt, prompt_weighting):
         """Gives the LoRAs that a prompt names their scales for as long as the block runs.
 
         Args:

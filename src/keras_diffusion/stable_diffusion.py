@@ -193,7 +193,7 @@ class StableDiffusion(Components):
             NumericalError: If a stage gives values that are not finite.
             GenerationCancelled: If the callback returned False.
         """
-        with self.loras_of_prompt(prompt, options.get("prompt_weighting")) as prompt:
+        with self._loras_of_prompt(prompt, options.get("prompt_weighting")) as prompt:
             given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
             return self._draw(make_request(self, "prompt", *given, **options))
 

@@ -52,11 +52,6 @@ class SingleFile:
     def __init__(self, path, prediction_type=None, ema=False, optional=()):
         self.path = Path(path)
         self._tensors = ldm.canonical(tensor_index.index(self.path))
-        if "vae" not in optional and ldm.lacks_vae(self._tensors):
-            raise CheckpointMismatchError(
-                f"The file holds a diffusion model and no VAE. Give one as well: from_preset({self.path.name!r}, "
-                f"vae=…), a folder or a file. Received: path={str(path)!r:.200}"
-            )
         if ema:
             self._tensors = ldm.averages(self._tensors)
         metadata = tensor_index.metadata(self.path)
@@ -72,6 +67,11 @@ class SingleFile:
             configs["scheduler"]["prediction_type"] = prediction_type
         self.architecture = from_diffusers(configs)
         self.scheduler_config = configs["scheduler"]
+        if "vae" not in optional and ldm.lacks_vae(self._tensors):
+            raise CheckpointMismatchError(
+                f"The file holds a diffusion model and no VAE. Give one as well: from_preset({self.path.name!r}, "
+                f"vae=…), a folder or a file. Received: path={str(path)!r:.200}"
+            )
 
     def load(self, **networks):
         """Fills networks with the weights of the file: all of them or, on an error, none.
