@@ -50,6 +50,7 @@ KERAS_FREE = (
     "prompts",
     "sampling",
     "images",
+    "checkpoints.adapters.lora_folder",
     "checkpoints.formats",
     "checkpoints.download",
     "checkpoints.presets",

@@ -274,6 +274,10 @@ WRONG = {  # what is wrong → (tensors, None to leave one out, words of the mes
     "SD 1": ({f"{Q.replace('attn1_to_q', 'attn2_to_k')}.lora_down.weight": zeros(1, 768)}, "for Stable Diffusion 1"),
     "Flux": ({"transformer.x.lora_A.weight": zeros(1, 2)}, "Stable Diffusion 3 or Flux"),
     "DoRA of another width": ({f"{Q}.dora_scale": zeros(1, 15)}, r"shape \(1, 15\), not \(16,\)"),
+    "two DoRAs": (
+        {f"{Q}.dora_scale": zeros(16, 1), f"{Q}.lora_magnitude_vector": zeros(16)},
+        "unexpected: .*magnitude_vector",
+    ),
     "two kinds": ({f"{Q}.hada_w1_a": zeros(1, 16)}, "unexpected: .*hada_w1_a"),
     "half a LoHa": (dict.fromkeys(HALVES) | {f"{Q}.hada_w1_a": zeros(16, 1)}, "missing: .*to_q: hada_w1_b"),
     "half a LoKr": (dict.fromkeys(HALVES) | {f"{Q}.lokr_w1": zeros(2, 2)}, "missing: .*to_q: lokr_w2"),

@@ -80,7 +80,7 @@ def test_tags_that_no_lora_answers_are_refused(model, folder):
     with pytest.raises(ValueError, match="Several LoRAs"):
         model.text_to_image("<lora:one:1>", **SETTINGS)
     model.lora_folder = None
-    with pytest.raises(ValueError, match=r"set `model.lora_folder`.*lora_folder=None"):
+    with pytest.raises(ValueError, match=r"set `model.lora_folder` .*lora_folder=None"):
         model.text_to_image("<lora:one:1>", **SETTINGS)
     for method in (model.encode_text, model.denoise):
         with pytest.raises(ValueError, match="leave out <lora:one:1>"):

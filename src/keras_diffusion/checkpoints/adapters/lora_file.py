@@ -97,6 +97,7 @@ def changes(path, networks):
     for x in groups:
         wanted = MODIFIERS | x.kind.parts.keys() if x.key in known else ()
         unexpected += [tensor.name for part, tensor in x.parts.items() if part not in wanted]
+        unexpected += [x.parts["magnitude"].name] if {"dora_scale", "magnitude"} <= x.parts.keys() else []
     whole = [x for x in groups if x.key in known and x.parts.keys() >= x.kind.parts.keys()]
     mismatched = [line for x in whole for line in header_problems(x, known[x.key].shape)]
     if not (missing or unexpected or mismatched):

@@ -22,7 +22,8 @@ def find(folder, name):
     if folder is None or not Path(folder).is_dir():
         raise ValueError(
             "A prompt can name LoRAs that are loaded, and those in the folder `lora_folder` of the model; load it with "
-            f"`load_lora`, or set `model.lora_folder`. Received: name={name!r:.200}, lora_folder={folder!r:.200}"
+            "`load_lora`, or set `model.lora_folder` (--lora-folder). "
+            f"Received: name={name!r:.200}, lora_folder={folder!r:.200}"
         )
     files = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
     named = sorted((path for path in files if path.stem == name), key=lambda path: SUFFIXES.index(path.suffix.lower()))
