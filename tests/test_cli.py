@@ -91,6 +91,29 @@ def test_an_image_is_written_and_its_path_printed(generate, capsys):
     np.testing.assert_array_equal(pixels("pizza.png"), IMAGES[0])
 
 
+def test_a_prompt_names_loras_of_a_folder(generate, fake, tmp_path, capsys):
+    prompt = [
+        "a cat <lora:style:0.5>",
+        "--prompt-weighting",
+        "--output",
+        "cat.png",
+        "--preset",
+        str(tmp_path / "model"),
+    ]
+    (tmp_path / "loras").mkdir()
+    with pytest.raises(SystemExit):
+        cli.main(["generate", *prompt])
+    assert "--lora-folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["generate", *prompt, "--lora-folder", str(tmp_path / "loras")])
+    assert "no such LoRA" in capsys.readouterr().err
+    (tmp_path / "loras/style.safetensors").touch()
+    assert cli.main(["generate", *prompt, "--lora-folder", str(tmp_path / "loras")]) == 0
+    [model] = fake.made
+    assert model.call["prompt"] == prompt[0]
+    assert model.lora_folder == tmp_path / "loras"
+
+
 def test_several_images_are_numbered(generate, capsys):
     assert generate("--batch-size", "3") == 0
     names = ["pizza-1.png", "pizza-2.png", "pizza-3.png"]

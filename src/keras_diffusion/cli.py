@@ -69,6 +69,7 @@ def parser():
     add("--guidance", type=float, help="how much to follow the prompt (default: 3 for emoji, else 7.5)")
     add("--negative-prompt", metavar="PROMPT", help="what to keep away from")
     add("--prompt-weighting", action="store_true", help="read (word:1.3), [word] and BREAK as A1111 does")
+    add("--lora-folder", type=Path, metavar="FOLDER", help="where the LoRAs of <lora:name:0.8> are, with weighting")
     add("--long-prompts", default="error", metavar="HOW", help="beyond 77 tokens: error (default), truncate, chunk")
     add("--clip-skip", type=int, default=0, metavar="N", help="leave out the text encoder's last N blocks (default: 0)")
     add("--batch-size", type=int, default=1, metavar="N", help="number of images (default: 1)")
@@ -104,6 +105,7 @@ def generate(options):
         print(f"seed {seed} (--seed {seed} makes the same again)", file=sys.stderr)
     show(f"loading {options.preset}")
     model = load(options.height, options.width, options.jit_compile, options.dtype, options.preset)
+    model.lora_folder = options.lora_folder
     steps, guidance = RECOMMENDED.get(model.architecture.name, USUAL)
     steps = steps if options.steps is None else options.steps
     call = {
@@ -171,8 +173,9 @@ def check(options):
     from keras_diffusion import arguments
     from keras_diffusion.architectures import SD21
     from keras_diffusion.checkpoints import presets
+    from keras_diffusion.checkpoints.adapters import lora_folder
     from keras_diffusion.prompts import reading as prompts
-    from keras_diffusion.prompts import tokenizer
+    from keras_diffusion.prompts import tags, tokenizer
     from keras_diffusion.sampling import noise, samplers
 
     presets.find(options.preset)
@@ -186,7 +189,10 @@ def check(options):
     arguments.whole_number("--clip-skip", options.clip_skip, 0, SD21.text_encoder.layers - 1)
     arguments.choice("--long-prompts", options.long_prompts, prompts.LONG_PROMPTS)
     if options.long_prompts != "truncate":  # which warns, and once is enough
-        texts, how = [options.prompt, options.negative_prompt or ""], (options.prompt_weighting, options.long_prompts)
+        prompt, loras = tags.take_loras("prompt", options.prompt) if options.prompt_weighting else (options.prompt, {})
+        for name in loras:
+            lora_folder.find(options.lora_folder, name)
+        texts, how = [prompt, options.negative_prompt or ""], (options.prompt_weighting, options.long_prompts)
         prompts.read("prompts", texts, tokenizer.SimpleTokenizer(), SD21.text_encoder, *how)
     arguments.choice("suffix of --output", options.output.suffix.lower(), FORMATS)
     try:

@@ -11,12 +11,14 @@ import keras
 from keras_diffusion import arguments
 from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES, STORED, Architecture
 from keras_diffusion.checkpoints import presets
-from keras_diffusion.checkpoints.adapters import textual_inversion
-from keras_diffusion.checkpoints.adapters.lora_fusion import Loras
+from keras_diffusion.checkpoints.adapters import lora_folder, textual_inversion
+from keras_diffusion.checkpoints.adapters.lora_fusion import Loras, Scale
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
-from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
+from keras_diffusion.checkpoints.layouts.controlnet_files import ControlNetFiles
 from keras_diffusion.checkpoints.layouts.files import naming
+from keras_diffusion.checkpoints.layouts.part_files import PARTS, PartFiles, read_scheduler
 from keras_diffusion.checkpoints.mapping.loading import require_tensors
+from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.locks import Unchanged, changing, reading, reads
 from keras_diffusion.networks.classes import CLASSES
 from keras_diffusion.networks.controlnet import ControlNet
@@ -25,6 +27,7 @@ from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.keras_internals import no_leftovers
 from keras_diffusion.networks.text_encoder import TextEncoder
+from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 LOADED_TOGETHER = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
@@ -44,7 +47,7 @@ class Components:
     decoder: Decoder
     image_encoder: ImageEncoder
 
-    def __init__(self, preset, dtype, prediction_type, ema):
+    def __init__(self, preset, dtype, prediction_type, ema, vae=None, text_encoder=None, scheduler=None):
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
         if prediction_type is not None:
@@ -52,15 +55,30 @@ class Components:
         self._preset = "random weights" if isinstance(preset, Architecture) else str(preset)
         self._dtype = dtype or keras.config.dtype_policy()
         self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
+        given = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler}
+        given = {name: value for name, value in given.items() if value is not None}
+        self._parts = {name: PartFiles(name, given[name]) for name in PARTS if name in given}
         if isinstance(preset, Architecture):
             if ema:
                 raise ValueError(f"`ema` is for checkpoints; random weights have no averages. Received: {ema=!r:.200}")
+            if given:
+                raise ValueError(
+                    f"Parts are given to a checkpoint, not to random weights. Received: {', '.join(given)}"
+                )
             self._checkpoint = None
             self.architecture = replace(preset, prediction_type=prediction_type or preset.prediction_type)
         else:
-            self._checkpoint = presets.read(preset, prediction_type, ema)
+            self._checkpoint = presets.read(preset, prediction_type, ema, given.keys())
             self.architecture = self._checkpoint.architecture
+            if scheduler is not None:
+                config = read_scheduler(scheduler, self.architecture.prediction_type)
+                self._checkpoint.scheduler_config = config
+                predicted = config["prediction_type"] = prediction_type or config["prediction_type"]
+                self.architecture = replace(self.architecture, prediction_type=predicted)
+            for files in self._parts.values():
+                self.architecture = files.architecture(self.architecture)
         self.tokenizer, self._loras = SimpleTokenizer(), Loras()
+        self.lora_folder: str | os.PathLike[str] | None = None
         self._loaded = {}
 
     def __getattr__(self, name):
@@ -94,20 +112,33 @@ class Components:
     def _load(self, names=LOADED_TOGETHER):
         """Makes networks; one that was assigned meanwhile stays."""
         if self._checkpoint:
-            require_tensors(self._checkpoint, names)
+            require_tensors(self._checkpoint, [name for name in names if NETWORKS[name][0] not in self._parts])
         with no_leftovers():
             networks = {name: self._build(name) for name in names}
             if self._checkpoint:
-                self._checkpoint.load(**networks)
+                self._fill(networks)
         missing = {name: network for name, network in networks.items() if name not in vars(self)}
         vars(self).update(missing)
         self._loaded |= missing
 
-    def _build(self, name):
+    def _fill(self, networks):
+        """Loads networks from the files that their parts were given by, or from the checkpoint."""
+        for part, files in [*self._parts.items(), (None, self._checkpoint)]:
+            its = {
+                name: network
+                for name, network in networks.items()
+                if (folder := NETWORKS[name][0]) == part or (part is None and folder not in self._parts)
+            }
+            if its:
+                files.load(**its)
+
+    def _build(self, name, architecture=None):
         """A network that waits for its first values, or a random one if there is nothing to load."""
         dtype = self._vae_dtype if name in AUTOENCODER else self._dtype
         with keras.StatelessScope(initialize_variables=self._checkpoint is None):
-            return CLASSES[name](architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
+            return CLASSES[name](
+                architecture=architecture or self.architecture, initialize=self._checkpoint is None, dtype=dtype
+            )
 
     def unload(self, discard: bool = False) -> None:
         """Lets go of the networks, see `StableDiffusion.unload`."""
@@ -128,24 +159,45 @@ class Components:
             if self.tokenizer.added_tokens:
                 self.tokenizer = SimpleTokenizer()
 
+    def load_vae(self, path: str | os.PathLike[str]) -> None:
+        """Loads another autoencoder (VAE), the decoder and the image encoder; `unload` keeps to it.
+
+        Args:
+            path: A folder in diffusers layout, of the VAE or of a whole model. Or a file, safetensors or a pickle, with
+                the names of diffusers or of the original (LDM) layout, of the VAE or of a whole model.
+
+        Raises:
+            CheckpointError: If there is none, or it is damaged or made for another model. The model is then as it was.
+        """
+        with changing(self), naming(path), no_leftovers():
+            files = PartFiles("vae", path)
+            architecture = files.architecture(self.architecture)
+            networks = {name: self._build(name, architecture) for name in AUTOENCODER}
+            files.load(**networks)
+            self._parts, self.architecture = {**self._parts, "vae": files}, architecture
+            vars(self).update(networks)
+            self._loaded = self._loaded | networks
+
     def load_controlnet(self, path: str | os.PathLike[str]) -> ControlNet:
         """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.
 
         Args:
-            path: A folder in diffusers layout: config.json and diffusion_pytorch_model.safetensors.
+            path: A folder in diffusers layout: config.json and diffusion_pytorch_model.safetensors or .bin. Or a file,
+                safetensors or a pickle, with the names of diffusers or of the original (LDM) layout, alone or within a
+                whole model.
 
         Returns:
             A `ControlNet`.
 
         Raises:
-            CheckpointError: If there is none in the folder, or it is damaged or made for another model.
+            CheckpointError: If there is none, or it is damaged or made for another model.
 
         Example:
             canny = model.load_controlnet("sd-controlnet-canny")
             model.text_to_image("a bird", control=(canny, "edges.png", 0.8))
         """
         with naming(path), no_leftovers():
-            source = ControlNetFolder(path, self.architecture)
+            source = ControlNetFiles(path, self.architecture)
             network = ControlNet(**source.options, initialize=False, dtype=self.diffusion_model.get_config()["dtype"])
             source.load(network)
         return network
@@ -195,19 +247,21 @@ class Components:
             )
 
     @property
-    def loras(self) -> dict[str, float]:
+    def loras(self) -> dict[str, Scale]:
         """The LoRAs that are fused into the weights: a dict from names to scales."""
         return self._loras.scales
 
-    def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0, name: str | None = None) -> str:
+    def load_lora(self, path: str | os.PathLike[str], scale: Scale = 1.0, name: str | None = None) -> str:
         """Fuses a LoRA into the weights of the text encoder and the diffusion model; nothing is compiled again.
 
         Several LoRAs add up, in whichever order they are loaded. Other changes to these weights in between are lost.
 
         Args:
-            path: A safetensors file or a pickle of diffusers, peft or kohya's sd-scripts, for linear layers and for
-                convolutions (LoCon).
-            scale: How strong it is, any finite number; 1 as it was trained.
+            path: A safetensors file or a pickle of diffusers, peft, kohya's sd-scripts, LyCORIS or ComfyUI: a LoRA,
+                LoCon, DoRA, LoHa or LoKr, full differences of weights, norms and biases.
+            scale: How strong it is, any finite number; 1 as it was trained. A dict gives networks and blocks a scale
+                of their own, and leaves 1 to the rest: {"text_encoder": 0.5, "diffusion_model": 0.8, "mid_block": 0}.
+                A block is how the names of its layers begin in diffusers.
             name: What to call it; None takes the file's name without its suffix.
 
         Returns:
@@ -219,11 +273,25 @@ class Components:
             CorruptCheckpointError: If the file is damaged or of another kind.
             FileNotFoundError: If there is no file.
             TypeError: If an argument is of the wrong type.
-            ValueError: If a LoRA of this name is loaded, `scale` is not finite, or a network has been replaced.
+            ValueError: If a LoRA of this name is loaded, `scale` is not finite or names no block, or a network has been
+                replaced.
         """
         with changing(self, *self._present().values()):
             networks = {"text_encoder": self.text_encoder, "diffusion_model": self.diffusion_model}
             return self._loras.load(path, scale, name, **networks)
+
+    def set_lora_scale(self, name: str, scale: Scale) -> None:
+        """Changes how strong a loaded LoRA is; its file is not read again, and nothing is compiled.
+
+        Args:
+            name: Its name, see `loras`.
+            scale: See `load_lora`. At 0 the weights are, bit for bit, those without it.
+
+        Raises:
+            TypeError, ValueError: If no LoRA of this name is loaded, or `scale` is wrong. Nothing has been changed.
+        """
+        with changing(self, *self._loras.networks.values()):
+            self._loras.set_scale(name, scale)
 
     def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA out of the weights again: they are, bit for bit, as if it had not been loaded.
@@ -236,6 +304,26 @@ class Components:
         """
         with changing(self, *self._loras.networks.values()):
             self._loras.unload(name)
+
+    @contextmanager
+    def _loras_of_prompt(self, prompt, prompt_weighting):
+        """Gives the LoRAs that a prompt names their scales for as long as the block runs.
+
+        Args:
+            prompt: See `text_to_image`.
+            prompt_weighting: Whether tags are read at all.
+
+        Yields:
+            The prompt without tags.
+        """
+        prompt, scales = take_loras("prompt", prompt) if prompt_weighting is True else (prompt, {})
+        if not scales:
+            yield prompt
+            return
+        paths = {name: None if name in self.loras else lora_folder.find(self.lora_folder, name) for name in scales}
+        networks = {"text_encoder": self.text_encoder, "diffusion_model": self.diffusion_model}
+        with changing(self, *self._present().values()), self._loras.during(paths, scales, **networks):
+            yield prompt
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
         """Teaches the model a word; the text encoder becomes a larger one, which is compiled again.

@@ -27,6 +27,7 @@ from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
 Preset = str | os.PathLike[str] | Architecture
+Source = str | os.PathLike[str] | None  # of a part of a model
 NegativePrompt = str | Sequence[str] | np.ndarray | None
 Guidance = float | Sequence[float] | np.ndarray
 Images = Any  # a uint8 array, or what the option `output` says
@@ -56,6 +57,10 @@ class StableDiffusion(Components):
         prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
             checkpoint's word. Only single files of Stable Diffusion 2 leave it open, and then say so.
         ema: Whether to take the moving averages (EMA) that a single file may hold beside its weights.
+        vae: Where to take the autoencoder from instead, see `load_vae`; None takes the preset's.
+        text_encoder: Likewise the text encoder, of the same width.
+        scheduler: Likewise the noise schedule and sampler: a scheduler_config.json of diffusers, its folder, or its
+            contents as a dict.
 
     Attributes:
         architecture: The `Architecture` of the networks.
@@ -65,6 +70,9 @@ class StableDiffusion(Components):
         decoder: A `Decoder`.
         image_encoder: An `ImageEncoder`, loaded when it is first needed.
         sampler: Name of the sampler that is used unless a call names another one.
+        lora_folder: Folder with the files of LoRAs that prompts may name, or None, as at first. With
+            `prompt_weighting`, <lora:name:0.8> in a prompt fuses the file of that name for the call, or gives a loaded
+            LoRA that scale for the call.
         safety: Function of images, uint8 (b, height, width, 3), that returns b bools, or None, as at first. What draws
             images asks it, and raises `FlaggedImagesError` with all of them if it flags any; none is altered. `decode`,
             `preview` and latents are not checked.
@@ -83,11 +91,14 @@ class StableDiffusion(Components):
         preset: Preset = "sd14",
         prediction_type: str | None = None,
         ema: bool = False,
+        vae: Source = None,
+        text_encoder: Source = None,
+        scheduler: Source | dict[str, Any] = None,
     ) -> None:
         for name, side in (("img_height", img_height), ("img_width", img_width)):  # where a preset is given by mistake
             if side is not None:
                 arguments.whole_number(name, side, 1, arguments.LARGEST_SIDE)
-        super().__init__(preset, dtype, prediction_type, ema)
+        super().__init__(preset, dtype, prediction_type, ema, vae, text_encoder, scheduler)
         self._engine = Engine(jit_compile)
         self.safety: Callable[[np.ndarray], ArrayLike] | None = None
         self.img_height = self.img_width = self.architecture.image_size
@@ -108,6 +119,9 @@ class StableDiffusion(Components):
         jit_compile: JitCompile = "auto",
         prediction_type: str | None = None,
         ema: bool = False,
+        vae: Source = None,
+        text_encoder: Source = None,
+        scheduler: Source | dict[str, Any] = None,
     ) -> Self:
         """Loads a model, and downloads it first where `preset` names one that is not at hand.
 
@@ -115,10 +129,11 @@ class StableDiffusion(Components):
         "hf://owner/repository" or "hf://owner/repository@revision", in diffusers layout or KerasCV's .h5 files; that
         needs the package huggingface_hub. Size and licence are logged before a built-in model is downloaded.
         """
+        parts = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler}
         if isinstance(preset, Architecture):
-            return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema)
+            return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema, **parts)
         path = presets.find(preset, may_download=True)
-        model = cls(img_height, img_width, jit_compile, dtype, path, prediction_type, ema)
+        model = cls(img_height, img_width, jit_compile, dtype, path, prediction_type, ema, **parts)
         model._preset = str(preset)  # the name rather than where its files lie
         return model
 
@@ -181,8 +196,9 @@ class StableDiffusion(Components):
             NumericalError: If a stage gives values that are not finite.
             GenerationCancelled: If the callback returned False.
         """
-        given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        with self._for_one_call() as model:
+        weighting = options.get("prompt_weighting")
+        with self._loras_of_prompt(prompt, weighting) as prompt, self._for_one_call() as model:
+            given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
             return model._draw(make_request(model, "prompt", *given, **options))
 
     def image_to_image(
@@ -289,7 +305,7 @@ class StableDiffusion(Components):
         Args:
             prompt: A str or a list of them.
             prompt_weighting: Whether (word), [word] and (word:1.3) weight words and BREAK begins a new chunk, as in
-                A1111, see `prompts`; otherwise brackets are text.
+                A1111, see `prompts`; otherwise brackets are text. <lora:name:0.8> is for `text_to_image` and its like.
             long_prompts: What becomes of prompts of more than 77 tokens: "error"; "truncate", with a warning in the
                 log that quotes what is cut; or "chunk", which encodes every 75 words alone and gives k · 77 tokens.
             clip_skip: Number of the text encoder's last blocks to leave out, counted as diffusers does: 1 is what A1111

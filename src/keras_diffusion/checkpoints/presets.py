@@ -13,7 +13,7 @@ H5_FILES = [names[-1] for names in KERAS_CV.values()]
 EXPECTED = [names[0] for names in CONFIGS.values()] + [f"{part}/{stem}.safetensors" for part, stem in WEIGHTS.items()]
 
 
-def read(name_or_path, prediction_type=None, ema=False):
+def read(name_or_path, prediction_type=None, ema=False, optional=()):
     """Reads all of a model but its weights. What it is, its content decides, and not how it is called.
 
     Args:
@@ -22,6 +22,7 @@ def read(name_or_path, prediction_type=None, ema=False):
         prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
             checkpoint's word.
         ema: Whether to take moving averages in place of weights; only single files hold them, see `SingleFile`.
+        optional: Parts that may be missing, because they are given otherwise: "vae", "text_encoder" or "scheduler".
 
     Returns:
         A `DiffusersFolder`, a `KerasCVFolder` or a `SingleFile`: all have `path`, `architecture`, `scheduler_config`,
@@ -38,14 +39,16 @@ def read(name_or_path, prediction_type=None, ema=False):
     path = find(name_or_path)
     if path.is_file():
         with naming(path):
-            return SingleFile(path, prediction_type, ema)
+            return SingleFile(path, prediction_type, ema, optional)
     if ema:
         raise CheckpointMismatchError(
             f"Only single files hold moving averages (EMA) beside their weights. Load the folder with ema=False. "
             f"Received: ema={ema!r:.200}, preset={str(name_or_path)!r:.200}"
         )
     with naming(path):
-        return (DiffusersFolder if (path / INDEX).is_file() else KerasCVFolder)(path, prediction_type)
+        if (path / INDEX).is_file():
+            return DiffusersFolder(path, prediction_type, optional)
+        return KerasCVFolder(path, prediction_type)
 
 
 def find(name_or_path, may_download=False):

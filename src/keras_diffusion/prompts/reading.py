@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_diffusion import arguments
+from keras_diffusion.prompts.tags import TAG
 
 LONG_PROMPTS = ("error", "truncate", "chunk")
 LARGEST_WEIGHT = 100
@@ -77,6 +78,7 @@ def read(name, prompts, tokenizer, shape, prompt_weighting=False, long_prompts="
     clip_skip = arguments.whole_number("clip_skip", clip_skip, 0, shape.layers - 1)
     texts = []
     for prompt in arguments.texts(name, prompts):
+        _mention_tags(name, prompt, prompt_weighting)
         parts = parse(prompt) if prompt_weighting else [[(prompt, 1.0)]]
         parts = [[(token, w) for text, w in part for token in tokenizer.encode(text)[1:-1]] for part in parts]
         chunks = _chunks(f"{name}={arguments.shorten(prompt)}", parts, tokenizer, shape.length - 2, long_prompts)
@@ -89,6 +91,19 @@ def read(name, prompts, tokenizer, shape, prompt_weighting=False, long_prompts="
             weights[i, 1 : len(chunk) + 1] = [weight for _, weight in chunk]
         texts.append(Text(tokens, weights, clip_skip))
     return texts
+
+
+def _mention_tags(name, prompt, prompt_weighting):
+    """Says in a warning that <lora:name:1> and the like are words here, and refuses them where A1111 obeys them."""
+    if not (found := TAG.search(prompt)):
+        return
+    if prompt_weighting and name == "prompt":
+        raise ValueError(
+            f"A prompt can name LoRAs in `text_to_image`, `image_to_image` and `inpaint` alone; here, load them with "
+            f"`load_lora`, and leave out {found[0]}. Received: {name}={arguments.shorten(prompt)}"
+        )
+    reason = "in a negative prompt, as to A1111" if prompt_weighting else "unless prompt_weighting=True"
+    logger.warning("%s is words %s. Received: %s=%.200r", found[0], reason, name, prompt)
 
 
 def parse(prompt):

@@ -1,5 +1,7 @@
 """LoRAs in the weights of networks: outputs as in diffusers, and taken out without a trace."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_diffusion import CheckpointMismatchError, StableDiffusion, TextEncoder
 from keras_diffusion.architectures import DTYPES
-from keras_diffusion.checkpoints.adapters import lora_file as reader
+from keras_diffusion.checkpoints.adapters import kinds, lora_file, peft_config
 from keras_diffusion.checkpoints.mapping.names import LAYOUTS
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 
@@ -66,15 +68,14 @@ def test_outputs_are_those_of_diffusers(model, case):
 @pytest.mark.parametrize(
     ("change", "case"),
     [
-        ({"METADATA": ""}, "peft"),
-        ({"number": lambda alpha: 1.4}, "kohya"),
-        ({"factor": lambda *_: 1.0}, "peft"),
-        ({"LAYOUTS": {name: (lambda x, ours=ours: ours(x[::-1]),) for name, (ours, _) in LAYOUTS.items()}}, "kohya"),
+        ((peft_config, "METADATA", ""), "peft"),
+        ((lora_file, "number", lambda alpha: 1.4), "kohya"),
+        ((lora_file, "factor", lambda *_: 1.0), "peft"),
+        ((kinds, "LAYOUTS", {name: (lambda x, f=f: f(x[::-1]), None) for name, (f, _) in LAYOUTS.items()}), "kohya"),
     ],
 )
 def test_the_fixture_shows_a_change(model, monkeypatch, change, case):
-    for name, value in change.items():
-        monkeypatch.setattr(reader, name, value)
+    monkeypatch.setattr(*change)
     model.load_lora(lora.FILES[case])
     assert deviation(model, case) > 1e-2
 
@@ -124,17 +125,54 @@ def test_originals_are_kept_once(model):
     assert {layer: id(values) for layer, values in model._loras._originals.items()} == held
 
 
+def test_scales_change_without_reading_the_file(model, tmp_path):
+    path = shutil.copy(PEFT, tmp_path / "some.safetensors")
+    before = bits(model)
+    model.load_lora(path)
+    one = bits(model)
+    path.unlink()
+    model.set_lora_scale("some", 0)
+    assert bits(model) == before
+    model.set_lora_scale("some", {"text_encoder": 1, "diffusion_model": 1})
+    assert bits(model) == one
+    assert model.loras == {"some": {"text_encoder": 1, "diffusion_model": 1}}
+
+
+def test_networks_and_blocks_have_scales_of_their_own(model):
+    values = {}
+    for scale in (0, 1):
+        model.load_lora(PEFT, scale, "some")
+        values[scale] = by_name(model)
+        model.unload_lora()
+    model.load_lora(PEFT, {"text_encoder": 0.5, "diffusion_model": 0, "mid_block": 1, "up_blocks.1.resnets": 1}, "some")
+    for name, after in by_name(model).items():
+        ones = "/mid_block." in name or "/up_blocks.1.resnets." in name
+        share = 1 if ones else 0.5 if name.startswith("text_encoder/") else 0
+        np.testing.assert_allclose(after, (1 - share) * values[0][name] + share * values[1][name], atol=1e-6)
+    model.set_lora_scale("some", {"encoder.layers.0": 0})  # 1 for all others
+    for name, after in by_name(model).items():
+        np.testing.assert_array_equal(after, values[0 if "/encoder.layers.0." in name else 1][name])
+
+
+def by_name(model):
+    targets = lora_file.targets({name: getattr(model, name) for name in NETWORKS.values()})
+    return {name: np.array(keras.ops.convert_to_numpy(target.variable)) for name, target in targets.items()}
+
+
 def test_nothing_is_compiled_again(model):
     settings = {"seed": 0, "num_steps": 2, "verbose": 0}
     before = model.text_to_image("a cat", **settings)
     compilations = model._engine.compilations
     model.load_lora(PEFT)
     changed = model.text_to_image("a cat", **settings)
+    model.set_lora_scale("lora_peft", {"mid_block": 0.3})
+    weaker = model.text_to_image("a cat", **settings)
     model.unload_lora()
     after = model.text_to_image("a cat", **settings)
 
     assert model._engine.compilations == compilations
     assert not np.array_equal(before, changed)
+    assert not np.array_equal(weaker, changed)
     np.testing.assert_array_equal(before, after)
 
 
@@ -185,10 +223,13 @@ def test_a_file_that_does_not_fit_changes_nothing(model, tmp_path):
         ({"scale": "1"}, TypeError, "`scale` must be a finite number"),
         ({"scale": True}, TypeError, "`scale` must be a finite number"),
         ({"scale": float("nan")}, ValueError, "`scale` must be a finite number"),
+        ({"scale": {"mid_block": "1"}}, TypeError, r"`scale\['mid_block'\]` must be a finite number"),
+        ({"scale": {"unet": 1}}, ValueError, r"network \(text_encoder, diffusion_model\) or a block.*Received: 'unet'"),
+        ({"scale": {"down_blocks.2": 1}}, ValueError, "Received: 'down_blocks.2'"),
         ({"name": 3}, TypeError, "`name` must be a str"),
         ({"name": "taken"}, ValueError, "is loaded"),
         ({"path": "nowhere.safetensors"}, FileNotFoundError, "nowhere"),
-        ({"path": "."}, FileNotFoundError, "no such file"),
+        ({"path": "."}, FileNotFoundError, "a folder and no file"),
     ],
 )
 def test_wrong_arguments(model, arguments, error, message):
@@ -202,6 +243,8 @@ def test_unloading_names_what_is_loaded(model):
     model.load_lora(PEFT)
     with pytest.raises(ValueError, match=r"lora_peft.*Received: name='peft'"):
         model.unload_lora("peft")
+    with pytest.raises(ValueError, match=r"lora_peft.*Received: name='peft'"):
+        model.set_lora_scale("peft", 1)
 
 
 def test_a_replaced_network_keeps_its_loras(model):
@@ -218,9 +261,11 @@ def test_a_replaced_network_keeps_its_loras(model):
 def test_the_bundled_model_draws_with_a_lora(tmp_path):
     model = StableDiffusion.from_preset("emoji")
     before, random, tensors = bits(model), np.random.default_rng(0), {}
-    for key, target in reader.weights({"diffusion_model": model.diffusion_model}).items():
+    for key, target in lora_file.targets({"diffusion_model": model.diffusion_model}).items():
+        if len(target.shape) == 1:
+            continue
         out, into, *kernel = target.shape
-        name = "lora_unet_" + key.partition("/")[2].replace(".", "_")
+        name = "lora_unet_" + key.partition("/")[2].removesuffix(".weight").replace(".", "_")
         tensors[f"{name}.lora_down.weight"] = random.normal(0, 0.1, (4, into, *kernel)).astype("float16")
         tensors[f"{name}.lora_up.weight"] = random.normal(0, 0.1, (out, 4, *[1] * len(kernel))).astype("float16")
         tensors[f"{name}.alpha"] = np.array(2)

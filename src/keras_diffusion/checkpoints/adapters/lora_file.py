@@ -1,68 +1,34 @@
-"""Reads LoRA files: changes of low rank to the weights of many layers.
+"""Reads files of adapters, LoRAs and what is like them: changes to the weights of many layers."""
 
-Source: Hu et al. 2021, arXiv:2106.09685, section 4.1: W + alpha / rank · up @ down. The names are those of diffusers
-and peft, or of networks/lora.py in kohya-ss/sd-scripts; a kernel between the halves is that of KohakuBlueleaf/LyCORIS.
-"""
-
-import json
+import logging
 import math
 import re
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from keras_diffusion import limits
+from keras_diffusion.checkpoints.adapters import layer_names, peft_config
+from keras_diffusion.checkpoints.adapters.kinds import KINDS, MODIFIERS, Change, Kind, nearest, sizes
 from keras_diffusion.checkpoints.formats import tensor_index
-from keras_diffusion.checkpoints.formats.tensors import DTYPES, largest, read
+from keras_diffusion.checkpoints.formats.tensors import DTYPES, Tensor, largest, read
 from keras_diffusion.checkpoints.mapping import loading
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS, LDM_PREFIXES, rows
-from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
+from keras_diffusion.checkpoints.mapping.names import rows
+from keras_diffusion.errors import CheckpointMismatchError
 
-
-class Spelling(NamedTuple):
-    """Describes how files spell the names of a network's layers, see `names.rows`."""
-
-    prefixes: tuple[str, ...]  # before the name: diffusers and peft
-    joined: tuple[str, ...]  # before the name with "_" for ".": kohya, and diffusers' conversion of it
-    old: tuple[str, str]  # what in the name was written how until diffusers 0.16
-    declared: str  # before the network's options in metadata
-
-
-SPELLINGS = {
-    "text_encoder": Spelling(
-        prefixes=("text_encoder.text_model.", "text_encoder.", "text_model."),
-        joined=("lora_te_text_model_", "lora_te1_text_model_", "lora_te_", "lora_te1_"),
-        old=(r"\.(q|k|v|out)_proj$", r".to_\1"),
-        declared="text_encoder.",
-    ),
-    "diffusion_model": Spelling(
-        prefixes=("unet.", "", "diffusion_model."),
-        joined=("lora_unet_",),
-        old=(r"(attn\d)\.(to_[a-z]+)(\.0)?$", r"\1.processor.\2"),
-        declared="unet.",
-    ),
-}
-PARTS = {  # how the name of a tensor ends → what it is to the layer named before
-    **dict.fromkeys((".lora_A.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight"), "down"),
-    **dict.fromkeys((".lora_B.weight", ".lora_up.weight", ".lora.up.weight", "_lora.up.weight"), "up"),
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    ".lora_mid.weight": "mid",
-    ".alpha": "alpha",
-}
-WEIGHTS = {"matrix", "pointwise", "conv"}  # layouts of the tensors that a LoRA can change
+OPEN_CLIP_LAYERS = 23  # that Stable Diffusion 2 computes of the 24 of ViT-H/14
 ALPHAS = ("F64", "I64")  # what an alpha may be stored in, beside `DTYPES`
-NESTED = r"[)\]}*+?][*+?{]|[*+?}]\)"  # repeats of repeats, in a regular expression
-METADATA = "lora_adapter_metadata"  # peft's configuration in a file of diffusers
+UNUSED = re.compile(  # names of tensors on which no image depends
+    r"bundle_emb\..+"  # words, which act when a prompt holds them
+    r"|(text_encoder|lora_te1?|cond_stage_model)[._].*(text_projection|logit_scale)\b.*"
+)
+LAYER_OF_TEXT = re.compile(r"(?:text_encoder|text_model|lora_te1?|cond_stage_model)[._].*(?:layers|resblocks)[._](\d+)")
 FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
-    "a DoRA, which is not supported": r"dora_scale|lora_magnitude_vector",
-    "a LoHa, which is not supported": r"\.hada_",
-    "a LoKr, which is not supported": r"\.lokr_",
-    "a GLoRA, which is not supported": r"\.[ab][12]\.weight ",
+    "a BOFT, which is not supported": r"\.boft_|\.oft_blocks \(\d+, \d+, \d+, \d+\)",
     "an OFT, which is not supported": r"\.oft_",
-    "a difference of whole weights, which is not supported": r"\.diff(_b)? ",
+    "a GLoRA, which is not supported": r"\.([ab][12]\.weight|glora_\w+) ",
+    "an (IA)³, which is not supported": r"\.(on_input|ia3_l)\b",
+    "an AdaLoRA, which is not supported": r"\.lora_E\b",
+    "a T-LoRA, which is not supported": r"\.(lambda_layer|q_layer|p_layer)\b",
+    "a VeRA, which is not supported": r"vera_lambda",
     "a LoRA of cloneofsimo's lora, which is not supported; convert it": r"^(unet|text_encoder):\d+:(up|down) ",
     "a LoRA for SDXL": r"lora_te2_|text_encoder_2\.|attn2.to_k\S++ \(\d+, 2048",
     "a LoRA for Stable Diffusion 3 or Flux": r"^transformer\.|lora_transformer_|lora_unet_(joint|double|single)_block",
@@ -70,66 +36,51 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
     "a LoRA for Stable Diffusion 1": r"attn2.to_k\S++((?<=down\.weight)|(?<=A\.weight)) \(\d+, 768",
 }
 
-
-class Change(NamedTuple):
-    """Holds the change of one weight by a LoRA, factor · up @ down."""
-
-    down: np.ndarray  # (rank, in) or (rank, in, height, width)
-    up: np.ndarray  # (out, rank)
-    factor: float
-
-    def added(self, target, scale):
-        """Returns the float32 array to add to a variable."""
-        product = np.float32(scale * self.factor) * self.up @ self.down.reshape(len(self.down), -1)
-        return LAYOUTS[target.layout][0](product.reshape(target.shape))
+logger = logging.getLogger(__name__)
 
 
-def weights(networks):
-    """Lists the weights that a LoRA can change: a dict from "network/layer" to `loading.Target`."""
+class Group(NamedTuple):
+    """The tensors of a file that change one tensor of a network.
+
+    Args:
+        key: The name of the tensor to change, "network/name".
+        kind: The `Kind` that fits them best.
+        parts: A dict from parts to `Tensor`; those of `MODIFIERS` too.
+        alpha: The `Tensor` of the layer's alpha, or None.
+    """
+
+    key: str
+    kind: Kind
+    parts: dict[str, Tensor]
+    alpha: Tensor | None
+
+    @property
+    def of_kind(self):
+        return {part: self.parts[part] for part in self.kind.parts}
+
+    @property
+    def magnitude(self):
+        """What makes it a DoRA: the part and its `Tensor`, or (None, None)."""
+        return next(((part, x) for part, x in self.parts.items() if part in MODIFIERS - {"alpha"}), (None, None))
+
+
+def targets(networks):
+    """Lists the tensors that an adapter can change: a dict from "network/name" to `loading.Target`."""
+    names = {f"{layer}.{tensor}" for layer in layer_names.layers(networks) for tensor in KINDS}
     return {
-        f"{name}/{target.name.removesuffix('.weight')}": target
+        key: target
         for name, network in networks.items()
         for target in loading.targets(network, rows(name, network.architecture))
-        if target.layout in WEIGHTS
+        if (key := f"{name}/{target.name}") in names
     }
 
 
-def spellings(key):
-    """Yields what files call a layer that `weights` lists."""
-    network, _, layer = key.partition("/")
-    prefixes, joined, old, _ = SPELLINGS[network]
-    for prefix in joined:
-        yield prefix + layer.replace(".", "_")
-    for prefix in prefixes:
-        yield prefix + layer
-        yield prefix + re.sub(*old, layer)
-
-
-def original_spellings(architecture):
-    """The names of the UNet's layers in the original (LDM) layout, dotted and joined: a dict to keys of `weights`."""
-    names = {}
-    for row in rows("diffusion_model", architecture):
-        if row.layout in WEIGHTS:
-            key = f"diffusion_model/{row.diffusers.removesuffix('.weight')}"
-            dotted = row.ldm.removesuffix(".weight")
-            bare = dotted.removeprefix(LDM_PREFIXES["unet"])
-            spelled = (dotted, f"diffusion_model.{bare}", f"unet.{bare}", "lora_unet_" + bare.replace(".", "_"))
-            names |= dict.fromkeys(spelled, key)
-    return names
-
-
-def canonical(name):
-    """The name of a tensor without what peft's own files put around it: the model's prefix, the adapter's name."""
-    return re.sub(r"(lora_[AB])\.default(_\d+)?\.", r"\1.", name.removeprefix("base_model.model."))
-
-
-def changes(path, targets, architecture=None):
-    """Reads what a LoRA file changes.
+def changes(path, networks):
+    """Reads what a file changes.
 
     Args:
         path: The file, safetensors or a pickle.
-        targets: What `weights` lists.
-        architecture: The `Architecture` of the diffusion model, to know the original's names of its layers.
+        networks: A dict from "text_encoder" and "diffusion_model", or one of them, to networks.
 
     Returns:
         A dict from keys of `targets` to `Change`.
@@ -139,49 +90,91 @@ def changes(path, targets, architecture=None):
             is named.
         CorruptCheckpointError: If the file is damaged or of another kind.
     """
-    tensors, declared = tensor_index.index(path), declarations(path)
-    layers = original_spellings(architecture) if architecture else {}
-    layers |= {spelling: key for key in targets for spelling in spellings(key)}
-    found, unexpected = {}, []
-    for name, tensor in tensors.items():
-        bare = canonical(name)
-        ending = next(filter(bare.endswith, PARTS), "")
-        key, part = layers.get(bare.removesuffix(ending)), PARTS.get(ending)
-        if key is None or part is None or part in found.get(key, {}):
-            unexpected.append(name)
-        else:
-            found.setdefault(key, {})[part] = tensor
-    missing = [f"{key}: {half}" for key, parts in found.items() for half in ("down", "up") if half not in parts]
-    whole = {key: parts for key, parts in found.items() if parts.keys() >= {"down", "up"}}
-    mismatched = [line for key, parts in whole.items() for line in unlike(parts, targets[key])]
-    if found and not (missing or unexpected or mismatched):
-        mismatched = [f"{name}: holds {top}" for name, x in tensors.items() if not math.isfinite(top := magnitude(x))]
-    if missing or unexpected or mismatched or not found:
-        raise mismatch(path, tensors, missing, unexpected, mismatched)
-    return {key: change(parts, factor(key, parts, declared)) for key, parts in found.items()}
+    tensors, declared, known = tensor_index.index(path), peft_config.declarations(path), targets(networks)
+    layers, unexpected, unused = by_layer(tensors, networks)
+    groups = list(grouped(layers))
+    missing = [f"{x.key.rpartition('.')[0]}: {part}" for x in groups for part in x.kind.parts.keys() - x.parts.keys()]
+    for x in groups:
+        wanted = MODIFIERS | x.kind.parts.keys() if x.key in known else ()
+        unexpected += [tensor.name for part, tensor in x.parts.items() if part not in wanted]
+        unexpected += [x.parts["magnitude"].name] if {"dora_scale", "magnitude"} <= x.parts.keys() else []
+    whole = [x for x in groups if x.key in known and x.parts.keys() >= x.kind.parts.keys()]
+    mismatched = [line for x in whole for line in header_problems(x, known[x.key].shape)]
+    if not (missing or unexpected or mismatched):
+        read_later = [tensor for x in groups for tensor in x.parts.values()]
+        mismatched = [f"{x.name}: holds {top}" for x in read_later if not math.isfinite(top := magnitude(x))]
+    if missing or unexpected or mismatched or not groups:
+        raise mismatch(path, tensors, sorted(missing), unexpected, mismatched)
+    if unused:
+        listed = ", ".join(map(loading.printable, unused[:10])) + (", …" if len(unused) > 10 else "")
+        logger.warning("%s holds %d tensors that change no image, ignored: %s", path, len(unused), listed)
+    ranks = {x.key.rpartition(".")[0]: rank for x in groups if (rank := found_rank(x, known[x.key].shape))}
+    return {x.key: change(x, known[x.key].shape, declared, ranks.get(x.key.rpartition(".")[0])) for x in groups}
 
 
-def unlike(parts, target):
-    """Yields why tensors cannot be those that change a weight, by their headers."""
-    out, into, *kernel = target.shape
-    rank = max((1, *parts["down"].shape[:1]))
-    shapes = {"down": (rank, into, *kernel), "up": (out, rank), "alpha": ()}
-    if "mid" in parts:
-        shapes |= {"down": (rank, into), "mid": (rank, rank, *kernel)}
-    for part, tensor in parts.items():
+def by_layer(tensors, networks):
+    """Sorts tensors by the layer that they change.
+
+    Returns:
+        A dict from "network/layer" to a dict from parts to `Tensor`, and the names of unexpected and unused tensors.
+    """
+    spelled, layers, unexpected, unused = layer_names.all_spellings(networks), {}, [], []
+    names = {name: layer_names.split(name) for name in tensors}
+    without_alphas = {layer for layer, part in names.values() if part != "alpha"}
+    depth = networks["text_encoder"].architecture.text_encoder.layers if "text_encoder" in networks else None
+    for name, (layer, part) in names.items():
+        if (key := spelled.get(layer)) and part and part not in layers.get(key, {}):
+            layers.setdefault(key, {})[part] = tensors[name]
+            continue
+        above = LAYER_OF_TEXT.search(name)
+        above = above and int(above[1]) == depth == OPEN_CLIP_LAYERS
+        alone = not key and part == "alpha" and layer not in without_alphas
+        (unused if above or alone or UNUSED.fullmatch(name) else unexpected).append(name)
+    return layers, unexpected, unused
+
+
+def grouped(layers):
+    """Yields a `Group` for each tensor that is changed."""
+    for layer, given in layers.items():
+        for tensor, kinds in KINDS.items():
+            possible = {part for kind in kinds for part in kind.parts} | (MODIFIERS if tensor == "weight" else set())
+            if parts := {part: x for part, x in given.items() if part in possible}:
+                kind = nearest(kinds, parts.keys() - MODIFIERS)
+                yield Group(f"{layer}.{tensor}", kind, parts, given.get("alpha"))
+
+
+def header_problems(group, shape):
+    """Yields why tensors cannot be those that change one of some shape, by their headers."""
+    for part, tensor in group.parts.items():
         dtypes = [*DTYPES, *ALPHAS] if part == "alpha" else [*DTYPES]
         if tensor.dtype not in dtypes:
             yield f"{tensor.name}: dtype {tensor.dtype}, not one of {', '.join(dtypes)}"
-        shape = () if part == "alpha" and tensor.size == 1 else tensor.shape
-        if loading.without_unit_axes(shape) != loading.without_unit_axes(shapes[part]):
-            yield f"{tensor.name}: shape {tensor.shape}, not {shapes[part]}"
+    _, wrong = sizes(group.kind, {part: tensor.shape for part, tensor in group.of_kind.items()}, shape)
+    if group.alpha is not None and group.alpha.size != 1:
+        wrong["alpha"] = ()
+    part, tensor = group.magnitude
+    if part and magnitude_shape(part, tensor.shape, shape) is None:
+        wrong[part] = shape[:1]
+    for part in wrong.keys() & group.parts.keys():
+        yield f"{group.parts[part].name}: shape {group.parts[part].shape}, not {wrong[part]}"
+
+
+def magnitude_shape(part, stored, shape):
+    """The shape (out, 1, …) or (1, in, 1, …) by which a DoRA's magnitudes scale a weight, or None if they cannot.
+
+    peft's are of outputs, whatever their shape; LyCORIS' `dora_scale` says by its shape which of the two.
+    """
+    outputs, inputs = (shape[0], *[1] * (len(shape) - 1)), (1, *shape[1:2], *[1] * (len(shape) - 2))
+    if part == "magnitude":
+        return outputs if math.prod(stored) == shape[0] else None
+    return outputs if stored in (outputs, shape[:1]) else inputs if stored == inputs else None
 
 
 def mismatch(path, tensors, missing, unexpected, mismatched):
     """The error that names everything."""
     groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
-    names = [f"{group}: {loading.shown(name)}" for group, names in groups.items() for name in names]
-    lora = any(name.endswith(ending) for name in tensors for ending in PARTS)
+    names = [f"{group}: {loading.printable(name)}" for group, names in groups.items() for name in names]
+    lora = any(layer_names.split(name)[1] for name in tensors)
     families = loading.families(tensors, FAMILIES if lora else FAMILIES | loading.FAMILIES)
     message = [
         f"The LoRA does not fit the model, nothing was changed: {len(names)} of its tensors are wrong.",
@@ -202,61 +195,27 @@ def number(tensor):
     return read(tensor).item()
 
 
-def change(parts, factor):
-    """Reads the tensors that change a weight; a kernel between the halves becomes part of the first one."""
-    down, up = read(parts["down"]), read(parts["up"])
-    if "mid" in parts:
-        mid = read(parts["mid"]).astype("float32")  # (rank, rank, height, width)
-        down = np.moveaxis(np.tensordot(mid, down.reshape(down.shape[:2]), (1, 0)), -1, 1)
-    return Change(down, up.reshape(up.shape[:2]), factor)
+def found_rank(group, shape):
+    """The rank of a change, or None where it has none."""
+    return sizes(group.kind, {part: tensor.shape for part, tensor in group.of_kind.items()}, shape)[0].get("r")
 
 
-def factor(key, parts, declared):
-    """Returns alpha / rank, the factor of up @ down. The file's alpha tensor takes precedence over its metadata."""
-    rank = parts["down"].shape[0]
-    if "alpha" in parts:
-        return number(parts["alpha"]) / rank
-    network, _, layer = key.partition("/")
-    alpha, patterns, root = declared[network]
-    full = f"text_model.{layer}" if network == "text_encoder" else layer
-    alpha = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", full)), alpha)
-    return 1.0 if alpha is None else alpha / (math.sqrt(rank) if root else rank)
+def change(group, shape, declared, rank):
+    """Reads the tensors of a group, which change a tensor of some shape."""
+    parts = {part: read(tensor) for part, tensor in group.of_kind.items()}
+    part, tensor = group.magnitude
+    norm = read(tensor).astype("float32").reshape(magnitude_shape(part, tensor.shape, shape)) if part else None
+    return Change(group.kind, parts, factor(group, declared, rank), norm)
 
 
-def declarations(path):
-    """Reads the metadata, or peft's file beside: network → (alpha, alphas by pattern, whether to divide by √rank)."""
-    text, beside = tensor_index.metadata(path).get(METADATA), Path(path).with_name("adapter_config.json")
-    own = text is None and Path(path).stem == "adapter_model" and beside.is_file()  # peft's, of whichever network
-    try:
-        options = json.loads(beside.read_bytes()[: limits.JSON] if own else text or ("{}" if text is None else ""))
-        if own:
-            prefixes = [spelling.declared for spelling in SPELLINGS.values()]
-            options = {prefix + key: value for prefix in prefixes for key, value in options.items()}
-        return {
-            network: (
-                finite(options.get(f"{spelling.declared}lora_alpha")),
-                {
-                    compiled(key): finite(x)
-                    for key, x in (options.get(f"{spelling.declared}alpha_pattern") or {}).items()
-                },
-                bool(options.get(f"{spelling.declared}use_rslora")),
-            )
-            for network, spelling in SPELLINGS.items()
-        }
-    except (re.error, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
-        raise CorruptCheckpointError(f"{path} has damaged metadata. Received: {METADATA}={text!r:.200}") from error
+def factor(group, declared, rank):
+    """Returns alpha / rank, which multiplies a change. The file's alpha tensor takes precedence over its metadata.
 
-
-def compiled(pattern):
-    """A pattern of layers' names as peft means it, without what could take forever to match."""
-    repeats = len(re.findall(r"[*+?{]", pattern))
-    if len(pattern) > limits.PATTERN or repeats > limits.PATTERN_REPEATS or re.search(NESTED, pattern):
-        raise ValueError(f"the pattern {pattern:.100} is too involved")
-    re.compile(pattern)
-    return pattern
-
-
-def finite(alpha):
-    if alpha is not None and not math.isfinite(alpha):
-        raise ValueError(f"{alpha} is not finite")
-    return alpha
+    As for those who write such files, an alpha of 0 is the rank.
+    """
+    if not group.kind.scaled:
+        return 1.0
+    if group.alpha is not None:
+        return (number(group.alpha) or rank) / rank if rank else 1.0
+    network, _, name = group.key.rpartition(".")[0].partition("/")
+    return declared[network].factor(f"text_model.{name}" if network == "text_encoder" else name, rank)

@@ -76,7 +76,7 @@ def read_embedding(path, text_encoder):
     [(name, tensor)] = tensors.items()
     if wrong := next(header_problems(tensor, text_encoder), None):
         raise CheckpointMismatchError(
-            f"The textual inversion does not fit the model: {loading.shown(name)} {wrong}. "
+            f"The textual inversion does not fit the model: {loading.printable(name)} {wrong}. "
             f"Received: path={str(path)!r:.200}",
             mismatched=[name],
         )

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
+from keras_diffusion.architectures import SD14
 from keras_diffusion.checkpoints.formats import tensor_index
-from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers
+from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
 from keras_diffusion.checkpoints.layouts.files import CONFIGS, WEIGHTS, new_folder, read_json, weights, write_json
 from keras_diffusion.checkpoints.layouts.saving import describe, write_weights
 from keras_diffusion.checkpoints.mapping.loading import Part, find_targets, load, warn_of_unused
@@ -31,6 +32,8 @@ class DiffusersFolder:
         path: The folder.
         prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
             folder's word.
+        optional: Parts whose configuration may be missing, because they are given otherwise; then it is that of
+            Stable Diffusion 1.
 
     Attributes:
         path: The folder, a `Path`.
@@ -42,9 +45,12 @@ class DiffusersFolder:
         CheckpointMismatchError: If the folder holds a model of another family.
     """
 
-    def __init__(self, path, prediction_type=None):
+    def __init__(self, path, prediction_type=None, optional=()):
         self.path = Path(path)
-        configs = {part: self._config(names) for part, names in CONFIGS.items()}
+        usual = to_diffusers(SD14)
+        configs = {
+            part: self._config(names, usual[part] if part in optional else None) for part, names in CONFIGS.items()
+        }
         if prediction_type is not None:
             configs["scheduler"]["prediction_type"] = prediction_type
         self.architecture = from_diffusers(configs)
@@ -69,8 +75,10 @@ class DiffusersFolder:
         tensors = {part: self.tensors(part) for part in parts}
         load([Part(part, tensors[part], parts[part], self._known(part, tensors[part])) for part in parts], differences)
 
-    def _config(self, names):
+    def _config(self, names, default=None):
         path = next((self.path / name for name in names if (self.path / name).is_file()), None)
+        if path is None and default:
+            return default
         if path is None:
             raise CorruptCheckpointError(
                 f"This is no complete diffusers folder: {' or '.join(names)} is missing. It must hold "

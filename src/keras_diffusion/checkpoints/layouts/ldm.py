@@ -75,6 +75,11 @@ def averages(tensors):
     return tensors | {name: tensors[average] for name, average in names.items()}
 
 
+def lacks_vae(tensors):
+    """Whether there is a UNet and no VAE."""
+    return any(name.startswith(UNET) for name in tensors) and not any(name.startswith(VAE) for name in tensors)
+
+
 def architecture(tensors):
     """Infers an architecture from names and shapes.
 
@@ -143,11 +148,13 @@ def architecture(tensors):
     )
 
     conv = VAE + "encoder.down.{}.block.{}.conv1.weight"
-    autoencoder = AutoencoderShape(
-        channels=tuple(side(conv.format(i, 0)) for i in range(max(1, number(conv.format("{}", 0))))),
-        blocks=number(conv.format(0, "{}")),
-        latent_channels=side(f"{VAE}post_quant_conv.weight", 1),
-    )
+    autoencoder = AutoencoderShape()
+    if not lacks_vae(tensors):
+        autoencoder = AutoencoderShape(
+            channels=tuple(side(conv.format(i, 0)) for i in range(max(1, number(conv.format("{}", 0))))),
+            blocks=number(conv.format(0, "{}")),
+            latent_channels=side(f"{VAE}post_quant_conv.weight", 1),
+        )
     return Architecture("custom", text_encoder, diffusion_model, autoencoder)
 
 

@@ -15,7 +15,7 @@ from keras_diffusion.checkpoints.layouts.files import CONFIGS, new_file
 from keras_diffusion.checkpoints.layouts.saving import describe, write_weights
 from keras_diffusion.checkpoints.mapping.loading import Part, find_targets, load, warn_of_unused
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
-from keras_diffusion.errors import CorruptCheckpointError
+from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 
 OURS = "keras_diffusion"  # in the metadata: diffusers' configuration files, as JSON
 PREDICTION_TYPE = "modelspec.prediction_type"  # in the metadata of other tools
@@ -35,6 +35,7 @@ class SingleFile:
             weights look like, which is logged as a warning.
         ema: Whether to take the moving averages (EMA) of the diffusion model's weights, which some files hold beside
             the weights. False takes the weights, as diffusers does.
+        optional: Parts that may be missing, because they are given otherwise: only "vae" is looked at.
 
     Attributes:
         path: The file, a `Path`.
@@ -48,7 +49,7 @@ class SingleFile:
         CheckpointMismatchError: If the file is of another family, no whole model, or lacks the averages asked for.
     """
 
-    def __init__(self, path, prediction_type=None, ema=False):
+    def __init__(self, path, prediction_type=None, ema=False, optional=()):
         self.path = Path(path)
         self._tensors = ldm.canonical(tensor_index.index(self.path))
         if ema:
@@ -66,6 +67,11 @@ class SingleFile:
             configs["scheduler"]["prediction_type"] = prediction_type
         self.architecture = from_diffusers(configs)
         self.scheduler_config = configs["scheduler"]
+        if "vae" not in optional and ldm.lacks_vae(self._tensors):
+            raise CheckpointMismatchError(
+                f"The file holds a diffusion model and no VAE. Give one as well: from_preset({self.path.name!r}, "
+                f"vae=…), a folder or a file. Received: path={str(path)!r:.200}"
+            )
 
     def load(self, **networks):
         """Fills networks with the weights of the file: all of them or, on an error, none.

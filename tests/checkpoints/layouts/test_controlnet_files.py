@@ -1,4 +1,4 @@
-"""A ControlNet's folder: what is read, and what is refused."""
+"""A ControlNet's folder or file: what is read, and what is refused."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 from safetensors.numpy import load_file, save_file
 
-from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
+from keras_diffusion.checkpoints.layouts.controlnet_files import ControlNetFiles
 from keras_diffusion.checkpoints.mapping import names
 from keras_diffusion.checkpoints.mapping.loading import targets
 from keras_diffusion.checkpoints.mapping.names import LAYOUTS
@@ -44,7 +44,7 @@ def build(source):
 
 
 def loaded(path):
-    source = ControlNetFolder(path, MODEL)
+    source = ControlNetFiles(path, MODEL)
     network = build(source)
     source.load(network)
     return network
@@ -63,7 +63,7 @@ def test_reads_what_diffusers_writes(folder):
 
 
 def test_says_how_to_build_the_network(folder):
-    assert ControlNetFolder(str(folder), MODEL).options == {
+    assert ControlNetFiles(str(folder), MODEL).options == {
         "architecture": CASE.architecture,
         "conditioning": (3, 5, 4),
         "channel_order": "bgr",
@@ -78,6 +78,70 @@ def test_reads_half_precision(folder):
         folder / "diffusion_pytorch_model.fp16.safetensors",
     )
     assert_holds(loaded(folder), halves)
+
+
+def original():
+    """The tensors by LDM's names, without a prefix."""
+    rows = names.controlnet(CASE.architecture, CASE.conditioning)
+    ours = {row.path: LAYOUTS[row.layout][0](TENSORS[row.diffusers]) for row in rows}
+    return {row.ldm: np.ascontiguousarray(LAYOUTS[row.ldm_layout][1](ours[row.path])) for row in rows}
+
+
+REST = {"model.diffusion_model.out.0.bias": np.zeros(3, "float32"), "betas": np.zeros(2, "float32")}
+FILES = {  # a file → its tensors
+    "of diffusers": lambda: TENSORS,
+    "of LDM": original,
+    "of LDM, with a prefix": lambda: {f"control_model.{name}": x for name, x in original().items()},
+    "of LDM, in a model": lambda: {f"control_model.{name}": x for name, x in original().items()} | REST,
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_reads_a_file_alone(tmp_path, caplog, file):
+    tensors = {name: np.ascontiguousarray(x) for name, x in FILES[file]().items()}
+    save_file(tensors, tmp_path / "some.safetensors")
+    network = loaded(tmp_path / "some.safetensors")
+    assert_holds(network)
+    assert network.get_config()["channel_order"] == "rgb"
+    assert [all(name in message for name in REST) for message in caplog.messages] == [True] * ("model" in file)
+
+
+@pytest.mark.parametrize("path", ["folder", "folder without config.json", "file"])
+def test_reads_pickles(folder, path):
+    torch = pytest.importorskip("torch")
+    (folder / WEIGHTS).unlink()
+    file = folder / "diffusion_pytorch_model.bin"
+    torch.save({name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in TENSORS.items()}, file)
+    if path != "folder":
+        (folder / "config.json").unlink()
+    assert_holds(loaded(file if path == "file" else folder))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"lllite_unet_x.down.0.weight": (1,)}, "ControlNet-LLLite, which is not supported"),
+        ({"adapter.body.0.resnets.0.block1.weight": (1,)}, "T2I-adapter, which is not supported"),
+        ({"lora_controlnet": (), "input_blocks.0.0.up": (1,)}, "Control-LoRA, which is not supported"),
+        ({"model.diffusion_model.input_blocks.0.0.weight": (1,)}, "a single file in the original"),
+        ({"x": (1,)}, "nothing known"),
+        ({}, "nothing known"),
+        ({"difference": ()}, "unexpected: ControlNet/difference"),
+        ({"task_embedding": (6, 8)}, "unexpected: ControlNet/task_embedding"),
+        ({"mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight": (64, 5)}, "cross_attention_dim=5, only"),
+        (
+            {"controlnet_cond_embedding.conv_in.weight": (4, 3, 3, 3)},
+            r"ControlNet/.*blocks.0.weight: shape \(3, 3, 3, 3\)",
+        ),
+    ],
+)
+def test_says_what_another_file_is(tmp_path, tensors, message):
+    base = TENSORS if "ControlNet/" in message or "only" in message else {}
+    changed = {name: np.zeros(shape, "float32") for name, shape in tensors.items()}
+    save_file({name: np.ascontiguousarray(x) for name, x in (base | changed).items()}, tmp_path / "some.safetensors")
+    with pytest.raises(CheckpointMismatchError, match=message) as caught:
+        loaded(tmp_path / "some.safetensors")
+    assert "Received: " in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +160,7 @@ def test_reads_half_precision(folder):
 )
 def test_takes_other_spellings(folder, options):
     change(folder, **options)
-    assert ControlNetFolder(folder, MODEL).options["architecture"] == CASE.architecture
+    assert ControlNetFiles(folder, MODEL).options["architecture"] == CASE.architecture
 
 
 def test_defaults_are_those_of_diffusers(folder):
@@ -104,7 +168,7 @@ def test_defaults_are_those_of_diffusers(folder):
     for option in ("controlnet_conditioning_channel_order", "in_channels", "norm_eps", "conditioning_channels"):
         config.pop(option, None)
     (folder / "config.json").write_text(json.dumps(config))
-    options = ControlNetFolder(folder, MODEL).options
+    options = ControlNetFiles(folder, MODEL).options
     assert options["channel_order"] == "rgb"
     assert options["architecture"].diffusion_model.in_channels == 4
 
@@ -143,25 +207,25 @@ def test_defaults_are_those_of_diffusers(folder):
 def test_refuses_other_networks(folder, options):
     change(folder, **options)
     with pytest.raises(CheckpointMismatchError, match="Received: path=") as caught:
-        ControlNetFolder(folder, MODEL)
+        ControlNetFiles(folder, MODEL)
     assert any(line.startswith(name) for line in caught.value.mismatched for name in options)
 
 
 @pytest.mark.parametrize(("path", "error"), [(7, TypeError), (None, TypeError), ("no/such", CorruptCheckpointError)])
 def test_refuses_what_is_no_folder(path, error):
     with pytest.raises(error, match="Received: path="):
-        ControlNetFolder(path, MODEL)
+        ControlNetFiles(path, MODEL)
 
 
 def test_refuses_a_damaged_configuration(folder):
     (folder / "config.json").write_text("<html>")
     with pytest.raises(CorruptCheckpointError):
-        ControlNetFolder(folder, MODEL)
+        ControlNetFiles(folder, MODEL)
 
 
 def refused(folder, error=CheckpointMismatchError):
     """The error, after a check that nothing was loaded."""
-    source = ControlNetFolder(folder, MODEL)
+    source = ControlNetFiles(folder, MODEL)
     network = build(source)
     before = [ops.convert_to_numpy(variable).copy() for variable in network.variables]
     with pytest.raises(error) as caught:

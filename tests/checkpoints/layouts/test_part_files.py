@@ -1,0 +1,186 @@
+"""A VAE, a text encoder and a scheduler given on their own."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from keras_diffusion import StableDiffusion
+from keras_diffusion.architectures import TINY, Level, TextEncoderShape
+from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
+from keras_diffusion.errors import CheckpointError, CheckpointMismatchError, CorruptCheckpointError
+
+WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(build, tmp_path_factory):
+    """A folder and a file of the same random model."""
+    networks, random = build(TINY), np.random.default_rng(0)
+    for network in networks.values():
+        network.set_weights([random.normal(size=x.shape).astype("float32") for x in network.get_weights()])
+    path = tmp_path_factory.mktemp("parts")
+    diffusers_folder.save(path / "model", TINY, **networks)
+    single_file.save(path / "model.safetensors", TINY, **networks)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, build):
+    """A folder of zeros of the same architecture."""
+    path = tmp_path_factory.mktemp("zeros") / "model"
+    diffusers_folder.save(path, TINY, **build(TINY))
+    return path
+
+
+OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+
+def of_diffusers(folder, old=False):
+    tensors = load_file(folder / "model" / WEIGHTS)
+    return {re.sub("|".join(OLD), lambda x: OLD[x[0]], name) if old else name: x for name, x in tensors.items()}
+
+
+def of_ldm(folder, prefix="", rest=()):
+    tensors = load_file(folder / "model.safetensors")
+    begin = "first_stage_model."
+    its = {prefix + name.removeprefix(begin): x for name, x in tensors.items() if name.startswith(begin)}
+    return its | dict.fromkeys(rest, np.zeros(2, "float32"))
+
+
+FILES = {
+    "of diffusers": of_diffusers,
+    "of diffusers until 0.17": lambda folder: of_diffusers(folder, old=True),
+    "of LDM": of_ldm,
+    "of LDM, with its training": lambda folder: of_ldm(folder, rest=["loss.logvar", "model_ema.decay"]),
+    "of LDM, with a prefix": lambda folder: of_ldm(folder, prefix="first_stage_model."),
+    "of a whole model": lambda folder: load_file(folder / "model.safetensors"),
+}
+
+
+def weights(model, *names):
+    return [x for name in names for x in getattr(model, name).get_weights()]
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_every_form_of_a_vae(folder, plain, tmp_path, file, suffix):
+    tensors = {name: np.ascontiguousarray(x) for name, x in FILES[file](folder).items()}
+    path = tmp_path / f"vae.{suffix}"
+    if suffix == "ckpt":
+        torch = pytest.importorskip("torch")
+        torch.save({"state_dict": {name: torch.from_numpy(x) for name, x in tensors.items()}}, path)
+    else:
+        save_file(tensors, path)
+    model = StableDiffusion(preset=plain)
+    model.load_vae(path)
+    expected = StableDiffusion(preset=folder / "model")
+    names = ["decoder", "image_encoder"]
+    for ours, theirs in zip(weights(model, *names), weights(expected, *names), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_vae_stays_after_unload(folder, plain):
+    model = StableDiffusion.from_preset(plain, vae=folder / "model")
+    before = weights(model, "decoder", "image_encoder")
+    model.unload()
+    for ours, theirs in zip(weights(model, "decoder", "image_encoder"), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert any(map(np.any, before))
+
+
+def test_a_vae_brings_its_own_scaling_factor(folder, plain, tmp_path):
+    shutil.copytree(folder / "model/vae", tmp_path / "vae")
+    config = json.loads((tmp_path / "vae/config.json").read_text())
+    (tmp_path / "vae/config.json").write_text(json.dumps({**config, "scaling_factor": 0.5}))
+    model = StableDiffusion(preset=plain)
+    model.load_vae(tmp_path / "vae")
+    assert model.architecture.autoencoder.scaling_factor == 0.5
+    assert model.decoder.architecture.autoencoder.scaling_factor == 0.5
+    (tmp_path / "vae/config.json").write_text(json.dumps({**config, "latent_channels": 3}))
+    before = weights(model, "decoder")
+    with pytest.raises(CheckpointMismatchError, match=r"latent channels: 3, not 4.*Received: vae="):
+        model.load_vae(tmp_path / "vae")
+    assert all(map(np.array_equal, weights(model, "decoder"), before))
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "scheduler"])
+def test_a_folder_may_lack_what_is_given(folder, tmp_path, part):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / part)
+    with pytest.raises(CorruptCheckpointError, match=part):
+        StableDiffusion(preset=tmp_path / "model")
+    model = StableDiffusion.from_preset(tmp_path / "model", **{part: folder / "model" / part})
+    expected = StableDiffusion(preset=folder / "model")
+    names = ["decoder", "text_encoder"]
+    assert all(map(np.array_equal, weights(model, *names), weights(expected, *names)))
+    assert model.schedule.keys() == expected.schedule.keys()
+
+
+def test_a_file_may_lack_a_vae(build, tmp_path):
+    shape = replace(TINY.diffusion_model, levels=(Level(32, 8, 1), Level(64, 8, 0)), groups=32)
+    architecture = replace(TINY, name="custom", diffusion_model=shape)
+    single_file.save(tmp_path / "whole.safetensors", architecture, **build(architecture))
+    tensors = load_file(tmp_path / "whole.safetensors")
+    left = {name: x + 1 for name, x in tensors.items() if not name.startswith("first_stage_model.")}
+    save_file(left, tmp_path / "some.safetensors")
+    with pytest.raises(
+        CheckpointMismatchError, match=r"no VAE. Give one as well: from_preset\('some.safetensors', vae="
+    ):
+        single_file.SingleFile(tmp_path / "some.safetensors")
+    read = single_file.SingleFile(tmp_path / "some.safetensors", optional=["vae"])
+    assert read.architecture.diffusion_model == shape
+    network = build(read.architecture, ["diffusion_model"])
+    read.load(**network)
+    assert all(map(np.any, network["diffusion_model"].get_weights()))
+
+
+def test_a_scheduler_of_its_own(plain, tmp_path):
+    config = {
+        "_class_name": "EulerDiscreteScheduler",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+    }
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    for scheduler in (config, tmp_path, tmp_path / "scheduler_config.json"):
+        model = StableDiffusion(preset=plain, scheduler=scheduler)
+        assert (model.sampler, model.schedule["spacing"]) == ("euler", "trailing")
+        assert model.architecture.prediction_type == model.schedule["prediction_type"] == "v_prediction"
+    del config["prediction_type"]
+    assert StableDiffusion(preset=plain, scheduler=config).schedule["prediction_type"] == "epsilon"
+    model = StableDiffusion(preset=plain, scheduler=config, prediction_type="sample")
+    assert model.schedule["prediction_type"] == model.architecture.prediction_type == "sample"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"vae": 3}, TypeError, "`vae` must be a folder or a file"),
+        ({"vae": "nowhere"}, CorruptCheckpointError, "no such folder or file"),
+        ({"vae": "."}, CheckpointError, "missing"),
+        ({"scheduler": "euler"}, CorruptCheckpointError, "no scheduler_config.json"),
+        ({"scheduler": 3}, TypeError, "samplers are named in calls"),
+    ],
+)
+def test_what_is_no_part_is_refused(plain, tmp_path, monkeypatch, arguments, error, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message) as caught:
+        StableDiffusion(preset=plain, **arguments)
+    assert "Received: " in str(caught.value)
+
+
+def test_random_weights_take_no_parts(folder):
+    with pytest.raises(ValueError, match=r"not to random weights. Received: vae"):
+        StableDiffusion(preset=TINY, vae=folder / "model")
+
+
+def test_a_text_encoder_of_another_width_is_refused(plain, build, tmp_path):
+    other = {**TINY.get_config(), "text_encoder": vars(TextEncoderShape(width=8, layers=2, heads=2))}
+    diffusers_folder.save(tmp_path / "other", other := type(TINY).from_config(other), **build(other))
+    with pytest.raises(CheckpointMismatchError, match="context width: 8, not 16"):
+        StableDiffusion(preset=plain, text_encoder=tmp_path / "other")
