@@ -14,7 +14,7 @@ from PIL import Image
 from keras_diffusion import __version__, architectures, cli, stable_diffusion, terminal
 from keras_diffusion.errors import CorruptCheckpointError, NumericalError
 from keras_diffusion.images import metadata
-from keras_diffusion.sampling.samplers import SAMPLERS
+from keras_diffusion.sampling.registry import SAMPLERS
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), "uint8")
 SIGNATURE = inspect.signature(stable_diffusion.StableDiffusion.text_to_image)

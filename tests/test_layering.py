@@ -86,6 +86,8 @@ TESTED_BY = {
     "engines.jax": "engines/test_engine.py",
     "engines.stages": "engines/test_engine.py",
     "engines.tensorflow": "engines/test_engine.py",
+    "sampling.recurrence": "sampling/test_solvers.py",
+    "sampling.registry": "sampling/test_samplers.py",
     "checkpoints.formats.hdf5_file": "checkpoints/layouts/test_keras_files.py",
     "checkpoints.formats.hdf5_objects": "checkpoints/layouts/test_keras_files.py",
     "checkpoints.formats.pickle_calls": "checkpoints/formats/test_pickle_file.py",

@@ -13,7 +13,7 @@ from keras_diffusion import GenerationCancelled, NumericalError, StableDiffusion
 from keras_diffusion.architectures import TINY
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.text_encoder import TextEncoder
-from keras_diffusion.sampling.samplers import SAMPLERS
+from keras_diffusion.sampling.registry import SAMPLERS
 
 QUICK = {"num_steps": 2, "verbose": 0}
 

@@ -135,9 +135,9 @@ def generate(options):
 
 def recipe(options, model, call, seed):
     """What the file says about how the picture of a seed was made; refused here if the file cannot hold it."""
-    from keras_diffusion.sampling import samplers
+    from keras_diffusion.sampling import names
 
-    call = call | {"seed": seed, "sampler": samplers.label(options.sampler or model.sampler)}
+    call = call | {"seed": seed, "sampler": names.label(options.sampler or model.sampler)}
     about_model = {
         "Model": Path(options.preset).name,
         "Model hash": model_hash(options.preset),
@@ -174,7 +174,7 @@ def check(options):
     from keras_diffusion.checkpoints import presets
     from keras_diffusion.prompts import reading as prompts
     from keras_diffusion.prompts import tokenizer
-    from keras_diffusion.sampling import noise, samplers
+    from keras_diffusion.sampling import names, noise
 
     presets.find(options.preset)
     arguments.batch_size("--batch-size", options.batch_size, 1)
@@ -183,7 +183,7 @@ def check(options):
     if options.guidance is not None:
         arguments.numbers("--guidance", options.guidance, 1)
     if options.sampler is not None:
-        samplers.resolve(options.sampler)
+        names.resolve(options.sampler)
     arguments.whole_number("--clip-skip", options.clip_skip, 0, SD21.text_encoder.layers - 1)
     arguments.choice("--long-prompts", options.long_prompts, prompts.LONG_PROMPTS)
     if options.long_prompts != "truncate":  # which warns, and once is enough
@@ -237,7 +237,7 @@ def of_installation():
         import keras
     from keras_diffusion.checkpoints.presets import BUNDLED
     from keras_diffusion.engines import choice
-    from keras_diffusion.sampling.samplers import SAMPLERS
+    from keras_diffusion.sampling.registry import SAMPLERS
 
     backend = keras.backend.backend()
     return {

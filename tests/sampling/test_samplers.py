@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_diffusion.sampling import samplers
-from keras_diffusion.sampling.samplers import COLUMNS, HISTORY, SAMPLERS, build
+from keras_diffusion.sampling.recurrence import COLUMNS, HISTORY
+from keras_diffusion.sampling.registry import SAMPLERS
+from keras_diffusion.sampling.samplers import build
+from keras_diffusion.sampling.schedules import noise_schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 spec = importlib.util.spec_from_file_location("make_samplers", GOLDEN / "make_samplers.py")
@@ -98,7 +100,7 @@ def keras_cv(num_steps, alphas_cumprod):
 
 @pytest.mark.parametrize("num_steps", make.STEPS)
 def test_equals_keras_cv(num_steps):
-    expected = keras_cv(num_steps, samplers.noise_schedule())
+    expected = keras_cv(num_steps, noise_schedule())
     for table in (build("keras_cv", num_steps), build("ddim", num_steps, spacing="keras_cv")):
         assert distance(apply(table, make.START), expected) < 1e-12
 
@@ -107,7 +109,7 @@ def test_equals_keras_cv(num_steps):
 
 
 DATA_MEAN, DATA_DEVIATION = 0.5, 0.8
-RATIOS = np.sqrt(1 / samplers.noise_schedule() - 1)
+RATIOS = np.sqrt(1 / noise_schedule() - 1)
 QUANTILES = np.linspace(-2, 2, 9).reshape(3, 3)
 
 
@@ -157,7 +159,7 @@ def test_the_table_of_a_simple_sampler():
     assert COLUMNS == ("t", "p", "q", "a", "d", "b0", "b1", "b2", "b3", "b4")
     np.testing.assert_array_equal(table.rows[:, T], [751, 501, 251, 1])
     np.testing.assert_allclose(table.alphas**2 + table.sigmas**2, 1)
-    alphas_cumprod = samplers.noise_schedule()
+    alphas_cumprod = noise_schedule()
     np.testing.assert_allclose(table.alphas**2, alphas_cumprod[[751, 501, 251, 1, 0]])
     assert table.initial_scale == 1
     assert not table.stochastic
@@ -220,43 +222,6 @@ def test_initial_scale(name):
 
 
 # Choices
-
-
-@pytest.mark.parametrize(
-    ("spelling", "name", "karras"),
-    [
-        ("euler", "euler", False),
-        ("Euler a", "euler_ancestral", False),
-        ("DPM++ 2M Karras", "dpmpp_2m", True),
-        ("DPM++ 2M SDE", "dpmpp_2m_sde", False),
-        ("DPM2 Karras", "dpm2", True),
-        ("PLMS", "pndm", False),
-        ("UniPC", "unipc", False),
-        ("LMS Karras", "lms", True),
-        ("KDPM2DiscreteScheduler", "dpm2", False),
-        ("KerasCV", "keras_cv", False),
-        ("DDIM", "ddim", False),
-        ("k_euler_ancestral", "euler_ancestral", False),
-        ("k_dpmpp_2m_ka", "dpmpp_2m", True),
-        ("DPM-Solver++(2M)", "dpmpp_2m", False),
-        ("uni_pc_bh2", "unipc", False),
-        ("dpm_2", "dpm2", False),
-    ],
-)
-def test_spellings(spelling, name, karras):
-    assert samplers.resolve(spelling) == (name, karras)
-
-
-def test_labels_are_those_of_a1111s_menu():
-    names = ("euler_ancestral", "pndm", "dpmpp_2m_karras", "unipc", "DPMSolverMultistepScheduler")
-    assert list(map(samplers.label, names)) == ["Euler a", "PLMS", "DPM++ 2M Karras", "UniPC", "DPM++ 2M"]
-    for name in SAMPLERS:
-        assert samplers.resolve(samplers.label(name)) == (name, False)
-
-
-def test_every_spelling_means_one_sampler():
-    for name, row in SAMPLERS.items():
-        assert {samplers.resolve(text)[0] for text in (name, *row.spellings)} == {name}
 
 
 def test_karras_three_ways():
@@ -322,7 +287,7 @@ def test_bad_arguments(arguments, message):
 
 def test_zero_terminal_snr():
     """Only a network that predicts velocity or the sample can start from pure noise."""
-    schedule = samplers.noise_schedule(rescale_betas_zero_snr=True)
+    schedule = noise_schedule(rescale_betas_zero_snr=True)
     table = build("ddim", 5, spacing="trailing", prediction_type="v_prediction", alphas_cumprod=schedule)
     assert table.alphas[0] == 0
     assert table.rows[0, A] == pytest.approx(table.sigmas[1])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from keras_diffusion.sampling import solvers
+from keras_diffusion.sampling.recurrence import HISTORY, A, B, D, T
 from keras_diffusion.sampling.schedules import Levels, noise_schedule
-from keras_diffusion.sampling.solvers import HISTORY, PLMS, A, B, D, T
+from keras_diffusion.sampling.solvers import PLMS
 
 TRAINING = np.sqrt(1 / noise_schedule() - 1)
 

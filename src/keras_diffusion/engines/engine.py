@@ -37,7 +37,7 @@ from keras_diffusion.networks.controlnet import with_controlnets
 from keras_diffusion.networks.deep_cache import deep_and_shallow
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.operations import replace_operations
-from keras_diffusion.sampling.solvers import HISTORY
+from keras_diffusion.sampling.recurrence import HISTORY
 
 JitCompile = bool | Literal["auto", "openvino"]
 ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output

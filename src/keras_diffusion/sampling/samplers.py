@@ -25,20 +25,16 @@ Every sampler is that of diffusers 0.42, except where diffusers departs from the
                                       are rounded
 """
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from numbers import Real
 
 import numpy as np
 
 from keras_diffusion.arguments import choice, whole_number
-from keras_diffusion.sampling import solvers
+from keras_diffusion.sampling.names import resolve
+from keras_diffusion.sampling.recurrence import D, P, Q
+from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.schedules import SPACINGS, noise_levels, noise_schedule
-from keras_diffusion.sampling.solvers import COLUMNS, HISTORY, D, P, Q
-
-__all__ = ["COLUMNS", "HISTORY", "SAMPLERS", "SPACINGS", "Table", "build", "label", "noise_schedule", "resolve"]
 
 # (p, q) of h = p x + q prediction, for the estimate a solver works on and the prediction of the network.
 # Salimans and Ho 2022 (arXiv:2202.00512), appendix D: velocity = alpha noise - sigma denoised.
@@ -54,100 +50,6 @@ ESTIMATES = {
         "sample": lambda alpha, sigma: (0, 1),
     },
 }
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Describes a solver, and how diffusers' Stable Diffusion pipelines run it: one row of `SAMPLERS`.
-
-    Args:
-        solver: Function of `Levels` (and eta) that returns a `Plan`.
-        estimate: The quantity that h estimates, "noise" or "denoised".
-        spacing: Its default spacing.
-        eta: Default share of the ancestral noise it adds, 0 to 1; None if the solver takes no eta.
-        to_clean: Whether the last step ends at a clean latent; otherwise at the level of timestep 0.
-        reserve: Grid points spent on the clean end, 0 or 1.
-        whole: Spacings whose timesteps are rounded.
-        karras: Extremes of its Karras levels: those of the timesteps "visited" or those "trained".
-        scaled: Whether the starting noise has the deviation sigma of the first level, instead of 1; leading spacing
-            always has 1.
-        spellings: Its other names: in A1111's menu, if it is there, in k-diffusion and ComfyUI, and in diffusers.
-    """
-
-    solver: Callable
-    estimate: str
-    spacing: str
-    eta: float | None = None
-    to_clean: bool = True
-    reserve: int = 0
-    whole: tuple = ("linspace", "karras")
-    karras: str = "visited"
-    scaled: bool = False
-    spellings: tuple = ()
-
-
-_leading = partial(Sampler, spacing="leading")
-_k_diffusion = partial(Sampler, estimate="noise", spacing="linspace", whole=(), scaled=True)
-_log_snr = partial(Sampler, estimate="denoised", spacing="linspace", reserve=1, karras="trained")
-
-SAMPLERS = {
-    "ddim": _leading(solvers.ddim, "denoised", eta=0.0, to_clean=False, spellings=("DDIM", "DDIMScheduler")),
-    "ddpm": _leading(solvers.ddim, "denoised", eta=1.0, spellings=("DDPM", "DDPMScheduler")),
-    "pndm": _leading(solvers.pndm, "noise", to_clean=False, spellings=("PLMS", "PNDMScheduler")),
-    "keras_cv": Sampler(solvers.ddim, "denoised", "keras_cv", eta=0.0, spellings=("KerasCV",)),
-    "euler": _k_diffusion(solvers.euler, eta=0.0, spellings=("Euler", "k_euler", "EulerDiscreteScheduler")),
-    "euler_ancestral": _k_diffusion(
-        solvers.euler,
-        eta=1.0,
-        spellings=("Euler a", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
-    ),
-    "heun": _k_diffusion(solvers.heun, spellings=("Heun", "k_heun", "HeunDiscreteScheduler")),
-    "lms": _k_diffusion(solvers.lms, spellings=("LMS", "k_lms", "LMSDiscreteScheduler")),
-    "dpm2": _k_diffusion(solvers.dpm2, whole=("karras",), spellings=("DPM2", "k_dpm_2", "KDPM2DiscreteScheduler")),
-    "dpmpp_2m": _log_snr(
-        solvers.dpmpp_2m,
-        eta=0.0,
-        spellings=("DPM++ 2M", "k_dpmpp_2m", "DPM-Solver++(2M)", "DPMSolverMultistepScheduler"),
-    ),
-    "dpmpp_2m_sde": _log_snr(solvers.dpmpp_2m, eta=1.0, spellings=("DPM++ 2M SDE", "k_dpmpp_2m_sde")),
-    "unipc": _log_snr(solvers.unipc, spellings=("UniPC", "uni_pc_bh2", "UniPCMultistepScheduler")),
-    "lcm": Sampler(solvers.lcm, "denoised", "lcm", spellings=("LCM", "LCMScheduler")),
-}
-
-
-def _key(name):
-    """Reduces a spelling to lower-case letters and digits; + becomes p."""
-    return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p"))
-
-
-_SPELLINGS = {_key(spelling): name for name, row in SAMPLERS.items() for spelling in (name, *row.spellings)}
-_KARRAS = re.compile("(.*?)(karras|ka)?")  # "DPM++ 2M Karras", "k_dpmpp_2m_ka"
-
-
-def resolve(name):
-    """Finds the name in `SAMPLERS` of a spelling, and whether the spelling asks for Karras levels.
-
-    Capitals, spaces and punctuation do not count.
-
-    Args:
-        name: A name in `SAMPLERS`, a diffusers class, or a name from A1111's menu, as "DPM++ 2M Karras"; see the table.
-
-    Returns:
-        (name, karras), a str and a bool.
-
-    Raises:
-        ValueError: If there is no such sampler, with the names there are.
-    """
-    key, karras = _KARRAS.fullmatch(_key(name) if isinstance(name, str) else "").groups()
-    if key not in _SPELLINGS:
-        raise ValueError(f"The sampler must be one of {', '.join(SAMPLERS)}. Received: sampler={repr(name)[:200]}")
-    return _SPELLINGS[key], karras is not None
-
-
-def label(name):
-    """Returns the name of a sampler in A1111's menu, such as "DPM++ 2M Karras", or else another spelling of it."""
-    name, karras = resolve(name)
-    return SAMPLERS[name].spellings[0] + " Karras" * karras
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +75,7 @@ class Table:
     stochastic: bool
 
 
-def between(steps, start, end):
+def rows_between(steps, start, end):
     """Finds the rows of the steps that lie between two fractions of all steps.
 
     Args:
@@ -188,7 +90,7 @@ def between(steps, start, end):
     return (steps / (steps[-1] + 1) >= start) & ((steps + 1) / (steps[-1] + 1) <= end)
 
 
-def every(steps, n, *columns):
+def rows_of_every(steps, n, *columns):
     """Finds the rows of every n-th step; the count restarts where any of the columns changes.
 
     Args:
@@ -256,10 +158,10 @@ def build(
     else:
         raise ValueError(f"Give `num_steps` or `timesteps`, not both. Received: num_steps={repr(num_steps)[:200]}")
     if set_alpha_to_one is None:
-        set_alpha_to_one = sampler.to_clean or karras or spacing == "keras_cv"
+        set_alpha_to_one = sampler.ends_clean or karras or spacing == "keras_cv"
     extremes = sampler.karras if karras else None
-    levels = noise_levels(alphas_cumprod, timesteps, extremes, "karras" in sampler.whole, set_alpha_to_one)
-    initial_scale = levels.sigmas[0] if sampler.scaled and spacing != "leading" else 1.0
+    levels = noise_levels(alphas_cumprod, timesteps, extremes, "karras" in sampler.rounded_spacings, set_alpha_to_one)
+    initial_scale = levels.sigmas[0] if sampler.starts_at_sigma and spacing != "leading" else 1.0
     start = whole_number("start", start, 0, len(levels) - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         rows, levels, steps = sampler.solver(levels.visit(np.arange(start, len(levels))), **_eta(sampler, eta))
@@ -277,8 +179,8 @@ def _timesteps(sampler, spacing, num_steps, num_train_timesteps, steps_offset):
     num_steps = whole_number("num_steps", num_steps, 1, num_train_timesteps)
     steps_offset = whole_number("steps_offset", steps_offset, 0, num_train_timesteps)
     spread = SPACINGS[choice("spacing", spacing, SPACINGS)]
-    timesteps = spread(num_train_timesteps, num_steps, sampler.reserve, steps_offset)
-    return timesteps.round() if spacing in sampler.whole else timesteps
+    timesteps = spread(num_train_timesteps, num_steps, sampler.extra_points, steps_offset)
+    return timesteps.round() if spacing in sampler.rounded_spacings else timesteps
 
 
 def _falling(name, values, bound):

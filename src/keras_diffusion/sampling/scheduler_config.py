@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-from keras_diffusion.sampling.samplers import SAMPLERS, resolve
+from keras_diffusion.sampling.names import resolve
+from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.schedules import noise_schedule
 
 logger = logging.getLogger(__name__)

@@ -71,34 +71,34 @@ def noise_schedule(
 
 
 # Timestep spacings (Lin et al. 2023, table 2, as diffusers rounds them). Each returns `num_steps` timesteps, noisiest
-# first. `reserve` is 1 for the solvers that spend one more point of the grid on the clean end, which they then replace.
+# first. `extra_points` is 1 for the solvers that spend one more point of the grid on the clean end.
 
 
-def _leading(num_train_timesteps, num_steps, reserve, offset):
+def _leading(num_train_timesteps, num_steps, extra_points, offset):
     """Chooses multiples of a stride, plus an offset."""
-    stride = max(num_train_timesteps // (num_steps + reserve), 1)
-    timesteps = np.arange(reserve, num_steps + reserve)[::-1] * stride
+    stride = max(num_train_timesteps // (num_steps + extra_points), 1)
+    timesteps = np.arange(extra_points, num_steps + extra_points)[::-1] * stride
     return timesteps + min(offset, num_train_timesteps - 1 - timesteps[0])
 
 
-def _trailing(num_train_timesteps, num_steps, reserve, offset):
+def _trailing(num_train_timesteps, num_steps, extra_points, offset):
     """Chooses timesteps at equal distances, from the last one down."""
     # Rounding lets `arange` overshoot by one for some counts (61, 103, ...).
     return np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)[:num_steps].round() - 1
 
 
-def _linspace(num_train_timesteps, num_steps, reserve, offset):
+def _linspace(num_train_timesteps, num_steps, extra_points, offset):
     """Chooses timesteps at equal distances, with both ends."""
-    points = min(num_steps + reserve, num_train_timesteps)
+    points = min(num_steps + extra_points, num_train_timesteps)
     return np.linspace(0, num_train_timesteps - 1, points)[::-1][:num_steps]
 
 
-def _keras_cv(num_train_timesteps, num_steps, reserve, offset):
+def _keras_cv(num_train_timesteps, num_steps, extra_points, offset):
     """Chooses as KerasCV 0.9's `generate_image`: `round(arange(n) * 999 / (n - 1))`, and [0] for one step."""
     return np.linspace(0, num_train_timesteps - 1, num_steps).round()[::-1]
 
 
-def _lcm(num_train_timesteps, num_steps, reserve, offset, distilled_steps=50):
+def _lcm(num_train_timesteps, num_steps, extra_points, offset, distilled_steps=50):
     """Chooses evenly among the 50 distilled timesteps: the skipping-step of Luo et al. 2023 (arXiv:2310.04378)."""
     count = max(distilled_steps, num_steps)
     distilled = np.arange(count, 0, -1) * (num_train_timesteps // count) - 1
@@ -162,7 +162,7 @@ def timestep_of(ratios, training_ratios):
     return np.interp(np.log(ratios), np.log(training_ratios), np.arange(len(training_ratios)))
 
 
-def noise_levels(alphas_cumprod, timesteps, karras=None, round_timesteps=False, to_clean=True):
+def noise_levels(alphas_cumprod, timesteps, karras=None, round_timesteps=False, ends_clean=True):
     """Returns the noise levels at the given timesteps.
 
     Args:
@@ -171,7 +171,7 @@ def noise_levels(alphas_cumprod, timesteps, karras=None, round_timesteps=False, 
         karras: None, "visited" or "trained": spread n levels as Karras et al. do, between the extremes of `timesteps`
             or of the training schedule.
         round_timesteps: Whether the network is given whole timesteps only.
-        to_clean: Whether the last level is a clean latent; otherwise it is that of timestep 0.
+        ends_clean: Whether the last level is a clean latent; otherwise it is that of timestep 0.
 
     Returns:
         The `Levels`.
@@ -185,4 +185,4 @@ def noise_levels(alphas_cumprod, timesteps, karras=None, round_timesteps=False, 
         ratios = karras_ratios(extremes[0], extremes[-1], len(timesteps))
         timesteps = timestep_of(ratios, training_ratios)
         timesteps = timesteps.round() if round_timesteps else timesteps
-    return Levels(timesteps, np.append(ratios, 0.0 if to_clean else training_ratios[0]), training_ratios)
+    return Levels(timesteps, np.append(ratios, 0.0 if ends_clean else training_ratios[0]), training_ratios)
