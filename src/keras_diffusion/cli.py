@@ -19,8 +19,6 @@ from keras_diffusion.images.metadata import FORMATS
 from keras_diffusion.startup import paused_gc
 from keras_diffusion.terminal import quiet, show
 
-RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
-USUAL = (50, 7.5)
 PRESETS = "emoji, a folder of diffusers or of KerasCV's .h5 files, a single file, or a model downloaded before"
 STORED = ("float32", "float16", "bfloat16")  # how weights can be written
 LARGE = 860e6, 64 * 64  # parameters, and positions of latents, of Stable Diffusion
@@ -66,8 +64,8 @@ def parser():
     add("--output", type=Path, metavar="FILE", required=True, help=".png, .jpg or .webp; several are NAME-1, NAME-2")
     add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
     add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
-    add("--steps", type=int, help="number of steps (default: 25 for emoji, else 50)")
-    add("--guidance", type=float, help="how much to follow the prompt (default: 3 for emoji, else 7.5)")
+    add("--steps", type=int, help="number of steps (default: the model's, such as 50)")
+    add("--guidance", type=float, help="how much to follow the prompt (default: the model's, such as 7.5)")
     add("--negative-prompt", metavar="PROMPT", help="what to keep away from")
     add("--prompt-weighting", action="store_true", help="read (word:1.3), [word] and BREAK as A1111 does")
     add("--long-prompts", default="error", metavar="HOW", help="beyond 77 tokens: error (default), truncate, chunk")
@@ -105,7 +103,7 @@ def generate(options):
         print(f"seed {seed} (--seed {seed} makes the same again)", file=sys.stderr)
     show(f"loading {options.preset}")
     model = load(options.height, options.width, options.jit_compile, options.dtype, options.preset)
-    steps, guidance = RECOMMENDED.get(model.architecture.name, USUAL)
+    steps, guidance = model.defaults
     steps = steps if options.steps is None else options.steps
     call = {
         "prompt": options.prompt,

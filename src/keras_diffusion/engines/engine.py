@@ -187,7 +187,7 @@ class Engine:
             latents: float32 (b, h, w, c), where the table starts.
             conditions: `Conditions`, of float32 arrays.
             table: A `samplers.Table`.
-            step_noise: Function of an array of k steps that returns unit noise (k, b, h, w, c).
+            step_noise: Function of the indices of k rows that returns their unit noise (k, b, h, w, c).
             rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph, None for
                 as many as suit the runner. The result is the same.
             controlnets: A tuple of n `ControlNet`, whose images are `conditions.controls`.
@@ -231,7 +231,7 @@ class Engine:
         previous = None
         for first in range(0, count, rows_per_call):
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
-            noise = step_noise(table.steps[index]) if table.stochastic else quiet
+            noise = step_noise(index) if table.stochastic else quiet
             rows = Rows(columns[index], levels[index], embeddings[index], noise)
             if controlnets:
                 rows = rows._replace(scales=scales[index])

@@ -112,6 +112,8 @@ def make_request(
     if unknown:
         refuse_unknown(unknown, [name, *ALWAYS, *Options.__annotations__])
     arguments.choice("output", output, OUTPUTS)
+    num_steps = model.defaults.num_steps if num_steps is None else num_steps
+    guidance = model.defaults.guidance if unconditional_guidance_scale is None else unconditional_guidance_scale
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
     prompt = read(model, name, prompt, **reading)
     spread = {"spacing": spacing, "karras": arguments.boolean("karras", karras) or None, "eta": eta}
@@ -132,7 +134,7 @@ def make_request(
         table=table,
         seeds=seeds,
         noise=unit_noise,
-        guidance=arguments.numbers("unconditional_guidance_scale", unconditional_guidance_scale, count),
+        guidance=arguments.numbers("unconditional_guidance_scale", guidance, count),
         rescale=arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1),
         guided=guided,
         deep=rows_of_every(table.steps, _deep_cache(model, deep_cache), guided, scales(asked, table.steps)),

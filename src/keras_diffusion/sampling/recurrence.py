@@ -25,14 +25,18 @@ class Recurrence(NamedTuple):
         rows: float64 (rows, columns), see `COLUMNS`.
         levels: `Levels` of the latent that every row starts from, and of the result.
         steps: int (rows,), the step that a row belongs to.
+        noises: int (rows,), the number of the noise that a row adds.
+        correlations: float64 (rows,), that of a row's noise with the noise whose number is one less, from -1 to 1.
     """
 
     rows: np.ndarray
     levels: Levels
     steps: np.ndarray
+    noises: np.ndarray
+    correlations: np.ndarray
 
 
-def recurrence(levels, a, b, d=0.0, steps=None):
+def recurrence(levels, a, b, d=0.0, steps=None, noises=None, correlations=None):
     """Puts the columns of a solver into a `Recurrence`.
 
     Args:
@@ -40,7 +44,9 @@ def recurrence(levels, a, b, d=0.0, steps=None):
         a: float (rows,).
         b: float (rows, k), for the estimates h of this row and of the k - 1 rows before it.
         d: float (rows,).
-        steps: int (rows,), the step that a row belongs to; None makes every row a step.
+        steps: int (rows,), the step that a row belongs to, counted from 0; None makes every row a step.
+        noises: int (rows,), the number of the noise that a row adds; None takes that of its step.
+        correlations: float (rows,), see `Recurrence`; None is 0.
 
     Returns:
         The `Recurrence`.
@@ -48,7 +54,10 @@ def recurrence(levels, a, b, d=0.0, steps=None):
     rows = np.zeros((len(levels), len(COLUMNS)))
     rows[:, T], rows[:, A], rows[:, D] = levels.timesteps, a, d
     rows[:, B : B + b.shape[1]] = b
-    return Recurrence(rows, levels, np.arange(len(levels)) if steps is None else steps)
+    steps = levels.first_step + (np.arange(len(levels)) if steps is None else steps)
+    noises = steps if noises is None else noises
+    correlations = np.zeros(len(rows)) if correlations is None else correlations
+    return Recurrence(rows, levels, steps, noises, correlations)
 
 
 def before_and_after(values):
