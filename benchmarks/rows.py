@@ -17,7 +17,7 @@ from peers import ours
 from keras_diffusion import DiffusionModel
 from keras_diffusion.engines.engine import Engine
 from keras_diffusion.engines.stages import Conditions
-from keras_diffusion.sampling.samplers import between, build, every
+from keras_diffusion.sampling.samplers import build, rows_between, rows_of_every
 
 PLAIN = {"sampler": "ddim", "num_steps": 50, "interval": (0, 1), "n": 1}
 FAST = {"sampler": "dpmpp_2m", "num_steps": 20}
@@ -28,8 +28,8 @@ MIXED = np.array([[0, 0, 0, 1, 1, 1], [1, 0, 0, 1, 0, 0]], bool)  # guided and d
 def kinds(sampler, num_steps, interval, n):
     """The table of a plan, and of each of its rows whether it is guided and deep."""
     table = build(sampler, num_steps)
-    guided = between(table.steps, *interval)
-    return table, np.stack([guided, every(table.steps, n, guided)])
+    guided = rows_between(table.steps, *interval)
+    return table, np.stack([guided, rows_of_every(table.steps, n, guided)])
 
 
 def main():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_HO
     from keras_diffusion.networks.operations import replace_operations as replace_operations
     from keras_diffusion.networks.text_encoder import TextEncoder as TextEncoder
     from keras_diffusion.prompts.tokenizer import SimpleTokenizer as SimpleTokenizer
-    from keras_diffusion.sampling.samplers import SAMPLERS as SAMPLERS
+    from keras_diffusion.sampling.registry import SAMPLERS as SAMPLERS
     from keras_diffusion.stable_diffusion import StableDiffusion as StableDiffusion
 
 __version__ = "0.1.0"
@@ -51,7 +51,7 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
     ),
     "images.reading": ("pad",),
     "networks.image_encoder": ("ImageEncoder",),
-    "sampling.samplers": ("SAMPLERS",),
+    "sampling.registry": ("SAMPLERS",),
     "stable_diffusion": ("StableDiffusion",),
     "networks.text_encoder": ("TextEncoder",),
     "networks.operations": ("replace_operations",),

@@ -18,8 +18,6 @@ from keras_diffusion.paths import absolute, new_file, temporary_file
 from keras_diffusion.startup import paused_gc
 from keras_diffusion.terminal import quiet, show
 
-RECOMMENDED = {"emoji": (25, 3.0)}  # architecture → number of steps, guidance scale
-USUAL = (50, 7.5)
 PRESETS = "emoji, a folder of diffusers or of KerasCV's .h5 files, a single file, or a model downloaded before"
 STORED = ("float32", "float16", "bfloat16")  # how weights can be written
 LARGE = 860e6, 64 * 64  # parameters, and positions of latents, of Stable Diffusion
@@ -65,8 +63,8 @@ def parser():
     add("--output", type=Path, metavar="FILE", required=True, help=".png, .jpg or .webp; several are NAME-1, NAME-2")
     add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
     add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
-    add("--steps", type=int, help="number of steps (default: 25 for emoji, else 50)")
-    add("--guidance", type=float, help="how much to follow the prompt (default: 3 for emoji, else 7.5)")
+    add("--steps", type=int, help="number of steps (default: the model's, such as 50)")
+    add("--guidance", type=float, help="how much to follow the prompt (default: the model's, such as 7.5)")
     add("--negative-prompt", metavar="PROMPT", help="what to keep away from")
     add("--prompt-weighting", action="store_true", help="read (word:1.3), [word] and BREAK as A1111 does")
     add("--lora-folder", type=Path, metavar="FOLDER", help="where the LoRAs of <lora:name:0.8> are, with weighting")
@@ -106,7 +104,7 @@ def generate(options):
     show(f"loading {options.preset}")
     model = load(options.height, options.width, options.jit_compile, options.dtype, options.preset)
     model.lora_folder = options.lora_folder
-    steps, guidance = RECOMMENDED.get(model.architecture.name, USUAL)
+    steps, guidance = model.defaults
     steps = steps if options.steps is None else options.steps
     call = {
         "prompt": options.prompt,
@@ -136,9 +134,9 @@ def generate(options):
 
 def recipe(options, model, call, seed):
     """What the file says about how the picture of a seed was made; refused here if the file cannot hold it."""
-    from keras_diffusion.sampling import samplers
+    from keras_diffusion.sampling import names
 
-    call = call | {"seed": seed, "sampler": samplers.label(options.sampler or model.sampler)}
+    call = call | {"seed": seed, "sampler": names.label(options.sampler or model.sampler)}
     about_model = {
         "Model": Path(options.preset).name,
         "Model hash": model_hash(options.preset),
@@ -176,7 +174,7 @@ def check(options):
     from keras_diffusion.checkpoints.adapters import lora_folder
     from keras_diffusion.prompts import reading as prompts
     from keras_diffusion.prompts import tags, tokenizer
-    from keras_diffusion.sampling import noise, samplers
+    from keras_diffusion.sampling import names, noise
 
     presets.find(options.preset)
     arguments.batch_size("--batch-size", options.batch_size, 1)
@@ -185,7 +183,7 @@ def check(options):
     if options.guidance is not None:
         arguments.numbers("--guidance", options.guidance, 1)
     if options.sampler is not None:
-        samplers.resolve(options.sampler)
+        names.resolve(options.sampler)
     arguments.whole_number("--clip-skip", options.clip_skip, 0, SD21.text_encoder.layers - 1)
     arguments.choice("--long-prompts", options.long_prompts, prompts.LONG_PROMPTS)
     if options.long_prompts != "truncate":  # which warns, and once is enough
@@ -242,7 +240,7 @@ def of_installation():
         import keras
     from keras_diffusion.checkpoints.presets import BUNDLED
     from keras_diffusion.engines import choice
-    from keras_diffusion.sampling.samplers import SAMPLERS
+    from keras_diffusion.sampling.registry import SAMPLERS
 
     backend = keras.backend.backend()
     return {

@@ -24,6 +24,7 @@ from keras_diffusion.images import previews
 from keras_diffusion.images.safety import refuse_flagged
 from keras_diffusion.locks import resumed
 from keras_diffusion.sampling import noise
+from keras_diffusion.sampling.defaults import find_defaults
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
 Preset = str | os.PathLike[str] | Architecture
@@ -73,6 +74,8 @@ class StableDiffusion(Components):
         lora_folder: Folder with the files of LoRAs that prompts may name, or None, as at first. With
             `prompt_weighting`, <lora:name:0.8> in a prompt fuses the file of that name for the call, or gives a loaded
             LoRA that scale for the call.
+        defaults: The number of steps and the guidance that calls take unless they say otherwise, by the checkpoint: 50
+            and 7.5 as in KerasCV, 25 and 2 for "emoji", fewer for networks distilled for few steps.
         safety: Function of images, uint8 (b, height, width, 3), that returns b bools, or None, as at first. What draws
             images asks it, and raises `FlaggedImagesError` with all of them if it flags any; none is altered. `decode`,
             `preview` and latents are not checked.
@@ -107,6 +110,8 @@ class StableDiffusion(Components):
         if self._checkpoint:
             with naming(self._checkpoint.path):
                 self.sampler, self.schedule = from_scheduler_config(self._checkpoint.scheduler_config)
+        name = os.path.basename(self._checkpoint.path) if self._checkpoint else ""
+        self.defaults = find_defaults(self.architecture, self.sampler, self.schedule, name)
         self._load()
 
     @classmethod
@@ -168,8 +173,8 @@ class StableDiffusion(Components):
         prompt: str | Sequence[str],
         negative_prompt: NegativePrompt = None,
         batch_size: int | None = None,
-        num_steps: int = 50,
-        unconditional_guidance_scale: Guidance = 7.5,
+        num_steps: int | None = None,
+        unconditional_guidance_scale: Guidance | None = None,
         seed: int | Sequence[int] | None = None,
         **options: Unpack[Options],
     ) -> Images:
@@ -180,9 +185,9 @@ class StableDiffusion(Components):
             negative_prompt: What to keep away from; likewise, or a context as `encode_text` returns it. None is the
                 empty prompt.
             batch_size: Number of images, 1 to 1024; None takes one for each prompt.
-            num_steps: Number of steps, 1 to 1000.
+            num_steps: Number of steps, 1 to 1000. None takes the checkpoint's own number, `defaults.num_steps`.
             unconditional_guidance_scale: How much to follow the prompt; a number of at least 0, or a list with one
-                for each image. At 1 the negative prompt has no part and costs nothing.
+                for each image. At 1 the negative prompt has no part and costs nothing. None takes `defaults.guidance`.
             seed: Where the noise comes from: an int from 0 to 2**63 - 1, where image i takes seed + i, or a list with
                 one for each image. None takes another one every time.
             **options: See `keras_diffusion.Options`.
@@ -208,8 +213,8 @@ class StableDiffusion(Components):
         strength: float = 0.8,
         negative_prompt: NegativePrompt = None,
         batch_size: int | None = None,
-        num_steps: int = 50,
-        unconditional_guidance_scale: Guidance = 7.5,
+        num_steps: int | None = None,
+        unconditional_guidance_scale: Guidance | None = None,
         seed: int | Sequence[int] | None = None,
         **options: Unpack[OptionsWithMask],
     ) -> Images:
@@ -249,8 +254,8 @@ class StableDiffusion(Components):
         strength: float = 1.0,
         negative_prompt: NegativePrompt = None,
         batch_size: int | None = None,
-        num_steps: int = 50,
-        unconditional_guidance_scale: Guidance = 7.5,
+        num_steps: int | None = None,
+        unconditional_guidance_scale: Guidance | None = None,
         seed: int | Sequence[int] | None = None,
         **options: Unpack[OptionsWithNoise],
     ) -> Images:
@@ -329,8 +334,8 @@ class StableDiffusion(Components):
         encoded_text: np.ndarray,
         negative_prompt: NegativePrompt = None,
         batch_size: int | None = None,
-        num_steps: int = 50,
-        unconditional_guidance_scale: Guidance = 7.5,
+        num_steps: int | None = None,
+        unconditional_guidance_scale: Guidance | None = None,
         diffusion_noise: ArrayLike | None = None,
         seed: int | Sequence[int] | None = None,
         **options: Unpack[OptionsWithImage],
@@ -367,8 +372,8 @@ class StableDiffusion(Components):
         prompt: str | Sequence[str],
         negative_prompt: NegativePrompt = None,
         batch_size: int | None = None,
-        num_steps: int = 50,
-        unconditional_guidance_scale: Guidance = 7.5,
+        num_steps: int | None = None,
+        unconditional_guidance_scale: Guidance | None = None,
         seed: int | Sequence[int] | None = None,
         **options: Unpack[Options],
     ) -> Iterator[tuple[int, float, np.ndarray]]:
@@ -460,7 +465,7 @@ class StableDiffusion(Components):
             latents,
             make_conditions(self, self._engine, request, known),
             request.table,
-            partial(noise.step_noise, request.seeds, latents.shape[1:]),
+            partial(noise.row_noise, request.seeds, latents.shape[1:], request.table),
             rows_per_call,
             controlnets=tuple(control.network for control in request.controls),
             scales=request.scales,

@@ -29,7 +29,9 @@ from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.layers import Attention, GroupNorm
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.sampling import noise
-from keras_diffusion.sampling.samplers import COLUMNS, HISTORY, SAMPLERS, build
+from keras_diffusion.sampling.recurrence import COLUMNS, HISTORY
+from keras_diffusion.sampling.registry import SAMPLERS
+from keras_diffusion.sampling.samplers import build
 
 # Importing openvino forks, which JAX warns about once it runs.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")

@@ -10,7 +10,7 @@ from PIL import Image
 from keras_diffusion import ControlNet, StableDiffusion
 from keras_diffusion.architectures import TINY
 from keras_diffusion.generation.request import make_request
-from keras_diffusion.sampling.samplers import SAMPLERS
+from keras_diffusion.sampling.registry import SAMPLERS
 
 pytestmark = pytest.mark.backend
 QUICK = {"num_steps": 4, "seed": 5, "verbose": 0}

@@ -14,7 +14,7 @@ from keras_diffusion.networks.controlnet import ControlNet, with_controlnets
 from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
 from keras_diffusion.networks.layers import ConcatenateSkip
 from keras_diffusion.sampling import noise
-from keras_diffusion.sampling.samplers import build, every
+from keras_diffusion.sampling.samplers import build, rows_of_every
 
 from ..golden import comparison, networks
 
@@ -160,9 +160,9 @@ def test_which_rows_run_the_whole_network(model, draw, monkeypatch, options, exp
 
 def test_rows_are_counted_anew_where_a_column_changes():
     steps, columns = np.array([3, 3, 4, 4, 5, 6, 7, 8]), np.array([[1.0, 2.0]] * 5 + [[1.0, 0.0]] * 3)
-    assert every(steps, 1, columns).all()
-    assert every(steps, 2).tolist() == [True, True, False, False, True, False, True, False]
-    assert every(steps, 2, columns).tolist() == [True, True, False, False, True, True, False, True]
+    assert rows_of_every(steps, 1, columns).all()
+    assert rows_of_every(steps, 2).tolist() == [True, True, False, False, True, False, True, False]
+    assert rows_of_every(steps, 2, columns).tolist() == [True, True, False, False, True, True, False, True]
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="eager torch compiles nothing")

@@ -7,14 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.samplers import build
-from keras_diffusion.sampling.scheduler_config import (
-    DEFAULTS,
-    OPTIONS,
-    SCHEDULE,
-    WITHOUT_EFFECT,
-    from_scheduler_config,
-)
+from keras_diffusion.sampling.scheduler_config import from_scheduler_config
+from keras_diffusion.sampling.scheduler_options import DEFAULTS, OPTIONS, SCHEDULE, WITHOUT_EFFECT
 from keras_diffusion.sampling.schedules import noise_schedule
 
 SCRIPT = Path(__file__).parents[1] / "golden" / "make_samplers.py"
@@ -56,23 +52,25 @@ def test_published_configurations():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "spacing"),
-    [(name, spacing) for name in make.CLASSES for spacing in ("trailing",) + ("karras",) * (name in make.KARRAS)],
+    [(name, spacing) for name in make.CLASSES for spacing in ("trailing",) + ("karras",) * (name in make.KARRAS)]
+    + [("euler", "exponential"), ("dpmpp_2m", "beta")],
 )
 def test_what_diffusers_saves(name, spacing):
     pytest.importorskip("diffusers")
     scheduler, _ = make.scheduler(name, 7, spacing, "epsilon")
     found, from_config = table({"_class_name": type(scheduler).__name__, **scheduler.config})
-    assert found == name
-    np.testing.assert_array_equal(from_config.rows, build(name, 7, spacing=None if name == "lcm" else spacing).rows)
+    assert found == name.replace("_sde_heun", "_sde")
+    own = name in make.DISTILLED or (name, spacing) == ("dpmpp_singlestep", "trailing")
+    np.testing.assert_array_equal(from_config.rows, build(name, 7, spacing=None if own else spacing).rows)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", sorted(set(make.CLASSES) - {"dpmpp_2m_sde"}))
+@pytest.mark.parametrize("name", sorted(set(make.CLASSES) - make.OF_ANOTHER_CLASS))
 def test_what_a_file_leaves_out(name):
     """A file with nothing but the name means what diffusers' own defaults mean."""
     pytest.importorskip("diffusers")
     file, class_name, _ = make.CLASSES[name]
-    scheduler = getattr(importlib.import_module(f"diffusers.schedulers.scheduling_{file}"), class_name)()
+    scheduler = getattr(make.module_of(file), class_name)()
     named = {"_class_name": class_name}
     skip = {"skip_prk_steps": True}  # what every file of Stable Diffusion's says, but not the class
     (found, left_out), (_, given) = table(named | skip), table(named | dict(scheduler.config) | skip)
@@ -144,7 +142,7 @@ def test_zero_terminal_snr(name, config):
     pytest.importorskip("diffusers")
     config = SD21 | config | {"rescale_betas_zero_snr": True}
     _, from_config = table(config, 9)
-    expected, _ = make.reference(name, 9, "trailing", "v_prediction", rescale_betas_zero_snr=True)
+    expected, _ = make.reference(name, 9, "trailing", "v_prediction", config={"rescale_betas_zero_snr": True})
     result = np.array(make.START * from_config.initial_scale)
     history = [np.zeros_like(result)] * 5
     for t, p, q, a, _, *b in from_config.rows:
@@ -162,18 +160,20 @@ DPMPP = {"_class_name": "DPMSolverMultistepScheduler"}
         ({"_class_name": None}, "_class_name=None"),
         ({"_class_name": ["DDIMScheduler"]}, "_class_name="),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch"),
-        ({**DPMPP, "algorithm_type": "dpmsolver"}, "algorithm_type of DPMSolver.* change it"),
-        ({**DPMPP, "final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
-        ({**DPMPP, "solver_order": 3}, "solver_order=3"),
+        ({**DPMPP, "algorithm_type": "dpmsolver"}, "algorithm_type of DPMSolver.* Change"),
+        ({**DPMPP, "algorithm_type": "sde-dpmsolver"}, "algorithm_type"),
+        ({**DPMPP, "final_sigmas_type": "zeros"}, "final_sigmas_type"),
+        ({**DPMPP, "solver_order": 4}, "solver_order=4"),
         ({**DPMPP, "thresholding": True}, "thresholding"),
-        ({**DPMPP, "euler_at_final": True}, "euler_at_final"),
-        ({**DPMPP, "lambda_min_clipped": -1.5}, "lambda_min_clipped=-1.5"),
-        ({**DPMPP, "use_lu_lambdas": True}, "use_lu_lambdas"),
+        ({**DPMPP, "lambda_min_clipped": "low"}, "lambda_min_clipped='low'"),
+        ({**DPMPP, "lambda_min_clipped": -1.5, "timestep_spacing": "trailing"}, "lambda_min_clipped=-1.5"),
+        ({**DPMPP, "use_lu_lambdas": True, "use_karras_sigmas": True}, "use_karras_sigmas and use_lu_lambdas"),
         ({**DPMPP, "use_flow_sigmas": True}, "use_flow_sigmas"),
-        ({**DPMPP, "solver_type": "heun"}, "solver_type"),
-        ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "solver_type"),
-        ({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}, "use_beta_sigmas"),
-        ({"_class_name": "EulerDiscreteScheduler", "use_exponential_sigmas": True}, "use_exponential_sigmas"),
+        ({**DPMPP, "solver_type": "bh3"}, "solver_type"),
+        ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "predict_x0"),
+        ({"_class_name": "UniPCMultistepScheduler", "disable_corrector": ["all"]}, "disable_corrector"),
+        ({"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"}, "interpolation_type"),
+        ({"_class_name": "LCMScheduler", "original_inference_steps": "many"}, "original_inference_steps"),
         ({"prediction_type": "flow"}, "flow"),
         ({"skip_prk_steps": False}, "skip_prk_steps=False"),
         ({"timestep_spacing": "random"}, "random"),
@@ -186,9 +186,29 @@ def test_unsupported(config, message):
     assert "Received: " in str(caught.value)
 
 
+@pytest.mark.parametrize("option", [{"thresholding": True}, {"algorithm_type": "dpmsolver"}])
+def test_what_is_not_supported_matters_only_where_it_is_used(caplog, option):
+    name, arguments = from_scheduler_config(SD15 | DPMPP | option)
+    assert f"{next(iter(option))} of DPMSolverMultistepScheduler must be" in caplog.text
+    assert "give `sampler`" in arguments.pop("refusal")
+    np.testing.assert_array_equal(build(name, 5, **arguments).rows[:, 0], table(SD15 | DPMPP, 5)[1].rows[:, 0])
+
+
+@pytest.mark.parametrize(("name", "arguments", "config"), make.OPTIONS)
+def test_options_of_the_solvers(name, arguments, config):
+    """The fixture says that these arguments are what diffusers makes of these options."""
+    kind = make.CLASSES[name.removesuffix("_bh1")][1]
+    own = make.CLASSES[name][2] if name in make.CLASSES else {}
+    base = {"_class_name": kind, "skip_prk_steps": True, **make.SCALED_LINEAR, **own}
+    found, from_config = table(base | config)
+    np.testing.assert_array_equal(from_config.rows, build(name, 7, **arguments).rows)
+    np.testing.assert_array_equal(from_config.alphas, build(name, 7, **arguments).alphas)
+    assert SAMPLERS[found].solver is SAMPLERS[name].solver
+
+
 def test_pndm_begins_with_runge_kutta_unless_told_otherwise():
     with pytest.raises(ValueError, match="skip_prk_steps=False"):
-        from_scheduler_config({key: value for key, value in SD15.items() if key != "skip_prk_steps"})
+        table({key: value for key, value in SD15.items() if key != "skip_prk_steps"})
 
 
 LEFT = [  # scheduler before, what it left in the file, and the one that reads it
@@ -231,17 +251,22 @@ def test_diffusers_reads_the_same_of_a_switched_scheduler(before, option, kind):
     assert [key in names for names in parameters] == [True, False]
 
 
+FILES = {"DDIMParallelScheduler": "ddim_parallel", "DDPMParallelScheduler": "ddpm_parallel"}
+
+
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_every_option_of_every_class_is_read_or_named(kind):
     """What diffusers' constructors take is in our table, or known to be without effect; nothing else is in it."""
-    diffusers = pytest.importorskip("diffusers")
-    parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    pytest.importorskip("diffusers")
+    file = FILES.get(kind) or next(file for file, name, _ in make.CLASSES.values() if name == kind)
+    parameters = inspect.signature(getattr(make.module_of(file), kind).__init__).parameters
     everywhere = {*SCHEDULE, *DEFAULTS, "self", "timestep_spacing"}
     assert OPTIONS[kind].keys() <= parameters.keys()
     assert parameters.keys() - everywhere - WITHOUT_EFFECT <= OPTIONS[kind].keys()
     for key, values in OPTIONS[kind].items():
         default = parameters[key].default
-        assert default == values[0] or (kind, key) == ("PNDMScheduler", "skip_prk_steps")
+        off = default is None and values[0] is False
+        assert default == values[0] or off or (kind, key) == ("PNDMScheduler", "skip_prk_steps")
 
 
 def test_unknown_options_are_named(caplog):
@@ -249,7 +274,7 @@ def test_unknown_options_are_named(caplog):
     assert "'shiny': 3" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["DEISMultistepScheduler", "TCDScheduler", "DPMSolverSinglestepScheduler", "Mine"])
+@pytest.mark.parametrize("kind", ["SASolverScheduler", "IPNDMScheduler", "Mine"])
 def test_an_unknown_scheduler_becomes_ddim_on_its_betas(caplog, kind):
     config = SD21 | {"_class_name": kind, "beta_end": 0.02, "rescale_betas_zero_snr": True, "solver_order": 3}
     found, result = table(config)

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_diffusion.sampling import schedules
-from keras_diffusion.sampling.schedules import SPACINGS, noise_levels, noise_schedule
+from keras_diffusion.sampling.schedules import noise_levels, noise_schedule
 
 FIXTURE = np.load(Path(__file__).parents[1] / "golden" / "samplers.npz")
 
@@ -47,38 +46,6 @@ def test_bad_schedules(arguments, error):
         noise_schedule(**arguments)
 
 
-@pytest.mark.parametrize(
-    ("spacing", "num_steps", "reserve", "expected"),
-    [
-        ("leading", 4, 0, [751, 501, 251, 1]),
-        ("leading", 3, 0, [667, 334, 1]),
-        ("leading", 3, 1, [751, 501, 251]),
-        ("trailing", 4, 0, [999, 749, 499, 249]),
-        ("trailing", 3, 1, [999, 666, 332]),
-        ("linspace", 4, 0, [999, 666, 333, 0]),
-        ("linspace", 3, 0, [999, 499.5, 0]),
-        ("linspace", 3, 1, [999, 666, 333]),
-        ("linspace", 1, 0, [0]),
-        ("keras_cv", 3, 0, [999, 500, 0]),
-        ("keras_cv", 1, 0, [0]),
-        ("lcm", 4, 0, [999, 759, 499, 259]),
-    ],
-)
-def test_spacings(spacing, num_steps, reserve, expected):
-    np.testing.assert_array_equal(SPACINGS[spacing](1000, num_steps, reserve, 1), expected)
-
-
-@pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("reserve", [0, 1])
-def test_every_count_gives_that_many_different_timesteps(spacing, reserve):
-    for num_steps in [*range(1, 130), 201, 457, 500, 501, 998, 999, 1000]:
-        timesteps = SPACINGS[spacing](1000, num_steps, reserve, 1).round()
-        assert len(timesteps) == num_steps
-        assert (np.diff(timesteps) < 0).all(), num_steps
-        assert timesteps[0] <= 999
-        assert timesteps[-1] >= 0
-
-
 def test_levels_are_on_the_circle():
     levels = noise_levels(noise_schedule(), [999, 500.5, 0])
     np.testing.assert_allclose(levels.alphas**2 + levels.sigmas**2, 1)
@@ -89,7 +56,7 @@ def test_levels_are_on_the_circle():
 
 def test_the_last_level_is_that_of_timestep_0_on_request():
     alphas_cumprod = noise_schedule()
-    levels = noise_levels(alphas_cumprod, [999], to_clean=False)
+    levels = noise_levels(alphas_cumprod, [999], ends_clean=False)
     np.testing.assert_allclose(levels.alphas**2, alphas_cumprod[[999, 0]])
 
 
@@ -100,24 +67,18 @@ def test_no_signal_at_all():
 
 def test_karras_levels():
     """Karras et al. 2022, equation 5: even steps in the seventh root of sigma."""
-    levels = noise_levels(noise_schedule(), [999, 500, 0], karras="visited")
+    levels = noise_levels(noise_schedule(), [999, 500, 0], spread="karras")
     roots = levels.ratios[:-1] ** (1 / 7)
     assert roots[1] == pytest.approx((roots[0] + roots[2]) / 2)
     assert (levels.timesteps[0], levels.timesteps[2]) == (pytest.approx(999), pytest.approx(0))
-    whole = noise_levels(noise_schedule(), [800, 500, 300], karras="trained", round_timesteps=True)
+    whole = noise_levels(noise_schedule(), [800, 500, 300], "karras", "trained", whole_timesteps=True)
     np.testing.assert_allclose(whole.ratios, levels.ratios)
     np.testing.assert_array_equal(whole.timesteps, levels.timesteps.round())
 
 
-def test_timestep_of_a_level():
-    ratios = np.sqrt(1 / noise_schedule() - 1)
-    np.testing.assert_allclose(schedules.timestep_of(ratios[[3, 700]], ratios), [3, 700])
-    assert schedules.timestep_of(np.sqrt(ratios[3] * ratios[4]), ratios) == pytest.approx(3.5)
-
-
 def test_midpoints():
     levels = noise_levels(noise_schedule(), np.array([900, 400, 100]))
-    fine = levels.with_midpoints()
+    fine = levels.with_between(np.sqrt(levels.ratios[:2] * levels.ratios[1:3]))
     np.testing.assert_array_equal(fine.ratios[[0, 2, 4, 5]], levels.ratios)
     np.testing.assert_allclose(fine.ratios[[1, 3]], np.sqrt(levels.ratios[:2] * levels.ratios[1:3]))
     assert 400 < fine.timesteps[1] < 900

@@ -37,7 +37,7 @@ from keras_diffusion.networks.controlnet import with_controlnets
 from keras_diffusion.networks.deep_cache import deep_and_shallow
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.operations import replace_operations
-from keras_diffusion.sampling.solvers import HISTORY
+from keras_diffusion.sampling.recurrence import HISTORY
 
 JitCompile = bool | Literal["auto", "openvino"]
 ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output
@@ -187,7 +187,7 @@ class Engine:
             latents: float32 (b, h, w, c), where the table starts.
             conditions: `Conditions`, of float32 arrays.
             table: A `samplers.Table`.
-            step_noise: Function of an array of k steps that returns unit noise (k, b, h, w, c).
+            step_noise: Function of the indices of k rows that returns their unit noise (k, b, h, w, c).
             rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph, None for
                 as many as suit the runner. The result is the same.
             controlnets: A tuple of n `ControlNet`, whose images are `conditions.controls`.
@@ -231,7 +231,7 @@ class Engine:
         previous = None
         for first in range(0, count, rows_per_call):
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
-            noise = step_noise(table.steps[index]) if table.stochastic else quiet
+            noise = step_noise(index) if table.stochastic else quiet
             rows = Rows(columns[index], levels[index], embeddings[index], noise)
             if controlnets:
                 rows = rows._replace(scales=scales[index])

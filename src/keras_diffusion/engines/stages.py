@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from keras_diffusion.engines import strips
-from keras_diffusion.sampling.solvers import HISTORY
+from keras_diffusion.sampling.recurrence import HISTORY
 
 
 def encode(network, tokens):

@@ -7,7 +7,7 @@ import numpy as np
 from keras_diffusion.arguments import interval, number, shorten
 from keras_diffusion.images.reading import read_images
 from keras_diffusion.networks.controlnet import ControlNet
-from keras_diffusion.sampling.samplers import between
+from keras_diffusion.sampling.samplers import rows_between
 
 
 class Control(NamedTuple):
@@ -62,7 +62,7 @@ def scales(controls, steps):
     Returns:
         A float32 array (rows, number of controls).
     """
-    columns = [scale * between(steps, start, end) for _, _, scale, start, end in controls]
+    columns = [scale * rows_between(steps, start, end) for _, _, scale, start, end in controls]
     return np.reshape(columns, (len(controls), len(steps))).T.astype("float32")
 
 

@@ -12,7 +12,7 @@ from keras_diffusion.images import reading as images
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.prompts import reading as prompts
 from keras_diffusion.sampling import noise
-from keras_diffusion.sampling.samplers import Table, between, build, every
+from keras_diffusion.sampling.samplers import Table, build, rows_between, rows_of_every
 
 OUTPUTS = ("array", "pil", "latents")
 ALWAYS = ("negative_prompt", "batch_size", "num_steps", "unconditional_guidance_scale", "seed")
@@ -112,6 +112,8 @@ def make_request(
     if unknown:
         refuse_unknown(unknown, [name, *ALWAYS, *Options.__annotations__])
     arguments.choice("output", output, OUTPUTS)
+    num_steps = model.defaults.num_steps if num_steps is None else num_steps
+    guidance = model.defaults.guidance if unconditional_guidance_scale is None else unconditional_guidance_scale
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
     prompt = read(model, name, prompt, **reading)
     spread = {"spacing": spacing, "karras": arguments.boolean("karras", karras) or None, "eta": eta}
@@ -125,17 +127,17 @@ def make_request(
     arguments.repeated("negative_prompt", list(negative), count)
     table = _table(model, sampler, num_steps, strength, {**spread, "timesteps": timesteps})
     asked = controls("control", control, count, size, model.diffusion_model)
-    guided = between(table.steps, *arguments.interval("guidance_interval", guidance_interval))
+    guided = rows_between(table.steps, *arguments.interval("guidance_interval", guidance_interval))
     return Request(
         prompt=prompt,
         negative=negative,
         table=table,
         seeds=seeds,
         noise=unit_noise,
-        guidance=arguments.numbers("unconditional_guidance_scale", unconditional_guidance_scale, count),
+        guidance=arguments.numbers("unconditional_guidance_scale", guidance, count),
         rescale=arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1),
         guided=guided,
-        deep=every(table.steps, _deep_cache(model, deep_cache), guided, scales(asked, table.steps)),
+        deep=rows_of_every(table.steps, _deep_cache(model, deep_cache), guided, scales(asked, table.steps)),
         **_for_each_image(start, mask, mask_white, count),
         controls=asked,
         scales=scales(asked, table.steps),

@@ -1,7 +1,7 @@
 """Draws noise from a seed: the same numbers on every backend, device and batch size.
 
 The bits are those of Philox, a counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-3") whose stream NumPy guarantees. Every image has one stream for its starting noise and one for each step of the
+3") whose stream NumPy guarantees. Every image has one stream for its starting noise and one for each noise of the
 sampler, so neither its place in a batch nor a later start shifts anything. Normal deviates are computed in float64 and
 rounded to float32: platforms can differ only where the last bits of their log, sin or cos differ and a rounding turns
 on them, which is about one number in 10**8, by one unit in its last place.
@@ -13,7 +13,7 @@ import secrets
 import numpy as np
 
 SEED_LIMIT = 2**63
-STARTING = 0  # the stream of the starting noise; that of step i is i + 1
+STARTING = 0  # the stream of the starting noise; that of noise i is i + 1
 
 
 def seeds(seed, batch_size):
@@ -66,18 +66,34 @@ def starting_noise(seeds, shape):
     return np.stack([_normal(seed, STARTING, shape) for seed in seeds])
 
 
-def step_noise(seeds, shape, steps):
-    """Draws the fresh noise of some steps of a sampler.
+def step_noise(seeds, shape, numbers, correlations=None):
+    """Draws the fresh noise of some rows of a sampler's table.
 
     Args:
         seeds: list of b ints, see `seeds`.
         shape: Shape of one latent, (h, w, c).
-        steps: k ints, the numbers of the steps, counted from the sampler's first whether or not the run began there.
+        numbers: k ints, the numbers of the noises, counted from the sampler's first whether or not the run began there.
+        correlations: k floats, that of each with the noise whose number is one less; None is 0.
 
     Returns:
         float32 (k, b, h, w, c), normal with unit variance.
     """
-    return np.stack([[_normal(seed, step + 1, shape) for seed in seeds] for step in steps])
+    correlations = np.zeros(len(numbers)) if correlations is None else correlations
+    return np.stack([_correlated(seeds, shape, *row) for row in zip(numbers, correlations, strict=True)])
+
+
+def row_noise(seeds, shape, table, rows):
+    """Draws the fresh noise of the rows of a `samplers.Table` that have the indices `rows`; see `step_noise`."""
+    return step_noise(seeds, shape, table.noises[rows], table.correlations[rows])
+
+
+def _correlated(seeds, shape, number, correlation):
+    """Draws the noise of a number, mixed with the noise before it."""
+    noise = np.stack([_normal(seed, number + 1, shape) for seed in seeds])
+    if not correlation:
+        return noise
+    before = np.stack([_normal(seed, number, shape) for seed in seeds])
+    return (correlation * before + math.sqrt(1 - correlation**2) * noise).astype("float32")
 
 
 def _normal(seed, stream, shape):

@@ -11,34 +11,36 @@ Every sampler is that of diffusers 0.42, except where diffusers departs from the
     ddim, pndm; linspace, trailing    assumes steps of equal length (issues 11347, 12633); here a step ends where the
                                       next begins
     pndm; v_prediction                combines velocities of different timesteps (issue 14816); here their noise
-    pndm, euler_ancestral, dpm2;      refuses
+    pndm, euler_ancestral, dpm2,      refuses
+      dpm2_ancestral, dpmpp_sde;
       sample
     leading; 1000 steps               starts at timestep 1000: an IndexError, or a level visited twice; here the offset
                                       gives way
-    dpmpp_2m, dpmpp_2m_sde, unipc;    leading with 999 steps, leading and linspace with 1000: divides by zero or fails;
-                                      here all levels differ
+    dpmpp_2m and its kind, deis,      leading with 999 steps, leading and linspace with 1000: divides by zero or fails;
+      unipc                           here all levels differ
     trailing; 61, 103, ... steps      makes one step too many, to timestep -1
-    lcm; more than 50 steps           refuses; here there are then as many distilled timesteps as steps
+    lcm, tcd; more than 50 steps      refuses; here there are then as many distilled timesteps as steps
+    tcd                               pipelines take eta 0; here it is the scheduler's and the paper's 0.3
+    dpmpp_3m_sde                      has a wrong sign in the third order's last term; here it is k-diffusion's
+    unipc_bh1                         gives NaN at a clean end
+    deis; karras, 1 step              stays where it is; here it goes to the level of timestep 0
     ddpm                              adds noise of deviation 1e-10 in its last step
     start; pndm, lms                  goes on as if there had been steps before; here the solver begins anew
     squaredcos_cap_v2; karras         cuts timesteps to whole numbers and can lose its place (issue 12771); here they
                                       are rounded
 """
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from numbers import Real
 
 import numpy as np
 
 from keras_diffusion.arguments import choice, whole_number
-from keras_diffusion.sampling import solvers
-from keras_diffusion.sampling.schedules import SPACINGS, noise_levels, noise_schedule
-from keras_diffusion.sampling.solvers import COLUMNS, HISTORY, D, P, Q
-
-__all__ = ["COLUMNS", "HISTORY", "SAMPLERS", "SPACINGS", "Table", "build", "label", "noise_schedule", "resolve"]
+from keras_diffusion.sampling.names import resolve, resolve_spacing
+from keras_diffusion.sampling.recurrence import A, D, P, Q
+from keras_diffusion.sampling.registry import SAMPLERS
+from keras_diffusion.sampling.schedules import TO_WHOLE, chosen_levels, noise_levels, noise_schedule
+from keras_diffusion.sampling.spacings import LEVEL_SPACINGS, SPACINGS, SPREADS
 
 # (p, q) of h = p x + q prediction, for the estimate a solver works on and the prediction of the network.
 # Salimans and Ho 2022 (arXiv:2202.00512), appendix D: velocity = alpha noise - sigma denoised.
@@ -56,100 +58,6 @@ ESTIMATES = {
 }
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """Describes a solver, and how diffusers' Stable Diffusion pipelines run it: one row of `SAMPLERS`.
-
-    Args:
-        solver: Function of `Levels` (and eta) that returns a `Plan`.
-        estimate: The quantity that h estimates, "noise" or "denoised".
-        spacing: Its default spacing.
-        eta: Default share of the ancestral noise it adds, 0 to 1; None if the solver takes no eta.
-        to_clean: Whether the last step ends at a clean latent; otherwise at the level of timestep 0.
-        reserve: Grid points spent on the clean end, 0 or 1.
-        whole: Spacings whose timesteps are rounded.
-        karras: Extremes of its Karras levels: those of the timesteps "visited" or those "trained".
-        scaled: Whether the starting noise has the deviation sigma of the first level, instead of 1; leading spacing
-            always has 1.
-        spellings: Its other names: in A1111's menu, if it is there, in k-diffusion and ComfyUI, and in diffusers.
-    """
-
-    solver: Callable
-    estimate: str
-    spacing: str
-    eta: float | None = None
-    to_clean: bool = True
-    reserve: int = 0
-    whole: tuple = ("linspace", "karras")
-    karras: str = "visited"
-    scaled: bool = False
-    spellings: tuple = ()
-
-
-_leading = partial(Sampler, spacing="leading")
-_k_diffusion = partial(Sampler, estimate="noise", spacing="linspace", whole=(), scaled=True)
-_log_snr = partial(Sampler, estimate="denoised", spacing="linspace", reserve=1, karras="trained")
-
-SAMPLERS = {
-    "ddim": _leading(solvers.ddim, "denoised", eta=0.0, to_clean=False, spellings=("DDIM", "DDIMScheduler")),
-    "ddpm": _leading(solvers.ddim, "denoised", eta=1.0, spellings=("DDPM", "DDPMScheduler")),
-    "pndm": _leading(solvers.pndm, "noise", to_clean=False, spellings=("PLMS", "PNDMScheduler")),
-    "keras_cv": Sampler(solvers.ddim, "denoised", "keras_cv", eta=0.0, spellings=("KerasCV",)),
-    "euler": _k_diffusion(solvers.euler, eta=0.0, spellings=("Euler", "k_euler", "EulerDiscreteScheduler")),
-    "euler_ancestral": _k_diffusion(
-        solvers.euler,
-        eta=1.0,
-        spellings=("Euler a", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
-    ),
-    "heun": _k_diffusion(solvers.heun, spellings=("Heun", "k_heun", "HeunDiscreteScheduler")),
-    "lms": _k_diffusion(solvers.lms, spellings=("LMS", "k_lms", "LMSDiscreteScheduler")),
-    "dpm2": _k_diffusion(solvers.dpm2, whole=("karras",), spellings=("DPM2", "k_dpm_2", "KDPM2DiscreteScheduler")),
-    "dpmpp_2m": _log_snr(
-        solvers.dpmpp_2m,
-        eta=0.0,
-        spellings=("DPM++ 2M", "k_dpmpp_2m", "DPM-Solver++(2M)", "DPMSolverMultistepScheduler"),
-    ),
-    "dpmpp_2m_sde": _log_snr(solvers.dpmpp_2m, eta=1.0, spellings=("DPM++ 2M SDE", "k_dpmpp_2m_sde")),
-    "unipc": _log_snr(solvers.unipc, spellings=("UniPC", "uni_pc_bh2", "UniPCMultistepScheduler")),
-    "lcm": Sampler(solvers.lcm, "denoised", "lcm", spellings=("LCM", "LCMScheduler")),
-}
-
-
-def _key(name):
-    """Reduces a spelling to lower-case letters and digits; + becomes p."""
-    return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p"))
-
-
-_SPELLINGS = {_key(spelling): name for name, row in SAMPLERS.items() for spelling in (name, *row.spellings)}
-_KARRAS = re.compile("(.*?)(karras|ka)?")  # "DPM++ 2M Karras", "k_dpmpp_2m_ka"
-
-
-def resolve(name):
-    """Finds the name in `SAMPLERS` of a spelling, and whether the spelling asks for Karras levels.
-
-    Capitals, spaces and punctuation do not count.
-
-    Args:
-        name: A name in `SAMPLERS`, a diffusers class, or a name from A1111's menu, as "DPM++ 2M Karras"; see the table.
-
-    Returns:
-        (name, karras), a str and a bool.
-
-    Raises:
-        ValueError: If there is no such sampler, with the names there are.
-    """
-    key, karras = _KARRAS.fullmatch(_key(name) if isinstance(name, str) else "").groups()
-    if key not in _SPELLINGS:
-        raise ValueError(f"The sampler must be one of {', '.join(SAMPLERS)}. Received: sampler={repr(name)[:200]}")
-    return _SPELLINGS[key], karras is not None
-
-
-def label(name):
-    """Returns the name of a sampler in A1111's menu, such as "DPM++ 2M Karras", or else another spelling of it."""
-    name, karras = resolve(name)
-    return SAMPLERS[name].spellings[0] + " Karras" * karras
-
-
 @dataclass(frozen=True, eq=False)
 class Table:
     """Holds a sampler in numbers: the rows that the denoising loop runs.
@@ -159,8 +67,9 @@ class Table:
         alphas: float64 (rows + 1,), the share of signal in the latent that each row starts from, then in the result.
         sigmas: float64 (rows + 1,), the share of noise at the same places. Entering a table means starting from
             `alphas[0] * latent + sigmas[0] * noise`.
-        steps: int (rows,), the step that each row belongs to, counted from 0 and not from `start`. Solvers that add
-            noise have one row a step, so it also numbers the noise.
+        steps: int (rows,), the step that each row belongs to, counted from 0 and not from `start`.
+        noises: int (rows,), the number of the noise that each row adds; it does not depend on `start` either.
+        correlations: float64 (rows,), that of each row's noise with the noise whose number is one less.
         initial_scale: The factor that turns unit noise into the first latent if there is no image to start from.
         stochastic: Whether any row adds noise.
     """
@@ -169,11 +78,13 @@ class Table:
     alphas: np.ndarray
     sigmas: np.ndarray
     steps: np.ndarray
+    noises: np.ndarray
+    correlations: np.ndarray
     initial_scale: float
     stochastic: bool
 
 
-def between(steps, start, end):
+def rows_between(steps, start, end):
     """Finds the rows of the steps that lie between two fractions of all steps.
 
     Args:
@@ -188,7 +99,7 @@ def between(steps, start, end):
     return (steps / (steps[-1] + 1) >= start) & ((steps + 1) / (steps[-1] + 1) <= end)
 
 
-def every(steps, n, *columns):
+def rows_of_every(steps, n, *columns):
     """Finds the rows of every n-th step; the count restarts where any of the columns changes.
 
     Args:
@@ -215,26 +126,37 @@ def build(
     eta=None,
     alphas_cumprod=None,
     steps_offset=1,
-    set_alpha_to_one=None,
+    ends_clean=None,
     timesteps=None,
     start=0,
+    spread=None,
+    last_timestep=None,
+    distilled_steps=50,
+    options=None,
+    refusal=None,
 ):
     """Returns the table of a sampler.
 
     The defaults are those of diffusers' Stable Diffusion pipelines.
 
     Args:
-        name: A name in `SAMPLERS` or another spelling of it, see `resolve`.
+        name: A name in `SAMPLERS` or another spelling of it, see `names.resolve`.
         num_steps: Number of steps, from 1 to the number of training timesteps.
         prediction_type: What the network predicts: "epsilon", "v_prediction" or "sample".
-        spacing: How timesteps are chosen: a name in `SPACINGS`, or "karras", which is linspace with `karras=True`.
-        karras: Whether to spread the noise levels as Karras et al. 2022 do.
+        spacing: How timesteps or levels are chosen: a name in `ALL_SPACINGS`, or another spelling of it. A name in
+            `SPREADS`, such as "karras", is linspace with that spread.
+        karras: Whether to spread the noise levels as Karras et al. 2022 do; the same as `spread="karras"`.
         eta: Share of ancestral noise, from 0 to 1, for the samplers that take it.
         alphas_cumprod: float (num_train_timesteps,), see `noise_schedule`.
         steps_offset: The number that leading spacing adds to its timesteps, if there is room.
-        set_alpha_to_one: Whether the last step ends at a clean latent; otherwise at the noise level of timestep 0.
+        ends_clean: Whether the last step ends at a clean latent; otherwise at the noise level of timestep 0.
         timesteps: The timesteps themselves, decreasing, instead of `num_steps` and `spacing`.
         start: Number of steps left out at the noisy end (image to image).
+        spread: A name in `SPREADS`: distributes the levels anew between the extremes of `spacing`.
+        last_timestep: The noisiest timestep that may be visited; None is the last one trained.
+        distilled_steps: The number of timesteps that lcm spacing chooses from.
+        options: Further keyword arguments of the solver.
+        refusal: Why this sampler cannot be built as it was asked for, or None.
 
     Returns:
         A `Table`.
@@ -243,42 +165,61 @@ def build(
         TypeError: If an argument is of the wrong type.
         ValueError: If an argument is out of its range, or the sampler is not defined for them together.
     """
-    name, named_karras = resolve(name)
-    sampler, karras = SAMPLERS[name], karras or named_karras or spacing == "karras"
+    if refusal:
+        raise ValueError(refusal)
+    name, named_spacing = resolve(name)
+    sampler = SAMPLERS[name]
     convert = ESTIMATES[sampler.estimate][choice("prediction_type", prediction_type, ESTIMATES["noise"])]
     alphas_cumprod = noise_schedule() if alphas_cumprod is None else _falling("alphas_cumprod", alphas_cumprod, 1)
-    if spacing in (None, "karras"):
-        spacing = "linspace" if karras else sampler.spacing
-    if timesteps is None:
-        timesteps = _timesteps(sampler, spacing, num_steps, len(alphas_cumprod), steps_offset)
-    elif num_steps is None:
+    spacing = resolve_spacing(spacing) or named_spacing
+    spread = "karras" if karras else spread
+    if spacing in SPREADS:
+        spacing, spread = None, spacing
+    if ends_clean is None:
+        bent = spread and sampler.extremes == "visited"
+        ends_clean = sampler.ends_clean or bool(bent) or spacing in ("keras_cv", *LEVEL_SPACINGS)
+    if timesteps is not None and num_steps is not None:
+        raise ValueError(f"Give `num_steps` or `timesteps`, not both. Received: num_steps={repr(num_steps)[:200]}")
+    if timesteps is not None:
         timesteps = _falling("timesteps", timesteps, len(alphas_cumprod))
     else:
-        raise ValueError(f"Give `num_steps` or `timesteps`, not both. Received: num_steps={repr(num_steps)[:200]}")
-    if set_alpha_to_one is None:
-        set_alpha_to_one = sampler.to_clean or karras or spacing == "keras_cv"
-    extremes = sampler.karras if karras else None
-    levels = noise_levels(alphas_cumprod, timesteps, extremes, "karras" in sampler.whole, set_alpha_to_one)
-    initial_scale = levels.sigmas[0] if sampler.scaled and spacing != "leading" else 1.0
+        num_steps = whole_number("num_steps", num_steps, 1, len(alphas_cumprod))
+    spacing = spacing or ("linspace" if spread else sampler.spacing)
+    if timesteps is None and spacing in LEVEL_SPACINGS:
+        levels = chosen_levels(alphas_cumprod, LEVEL_SPACINGS[spacing], num_steps, ends_clean)
+    else:
+        if timesteps is None:
+            trained = len(alphas_cumprod) if last_timestep is None else last_timestep + 1
+            timesteps = _timesteps(sampler, spacing, num_steps, trained, steps_offset, distilled_steps)
+        whole = spread in sampler.rounded_spacings
+        levels = noise_levels(alphas_cumprod, timesteps, spread, sampler.extremes, whole, ends_clean)
+    initial_scale = levels.sigmas[0] if sampler.starts_at_sigma and spacing != "leading" else 1.0
     start = whole_number("start", start, 0, len(levels) - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        rows, levels, steps = sampler.solver(levels.visit(np.arange(start, len(levels))), **_eta(sampler, eta))
-        rows[:, P], rows[:, Q] = convert(levels.alphas[:-1], levels.sigmas[:-1])
-    if not np.isfinite(rows).all():
-        raise ValueError(
-            f"{name} cannot start from a latent without any signal when the network predicts {prediction_type}; ddim "
-            f"with v_prediction can. Received: alphas_cumprod=[..., {alphas_cumprod[-1]}]"
-        )
-    return Table(rows, levels.alphas, levels.sigmas, steps + start, float(initial_scale), bool(rows[:, D].any()))
+        solved = sampler.solver(levels.starting_at(start), **_options(sampler, eta, options))
+        alphas, sigmas = solved.levels.alphas, solved.levels.sigmas
+        solved.rows[:, P], solved.rows[:, Q] = convert(alphas[:-1], sigmas[:-1])
+    if sampler.starts_at_sigma:
+        solved.rows[-1, A:] /= alphas[-1]  # diffusers hands on x / alpha
+    _require_finite(name, solved.rows, alphas, prediction_type)
+    return Table(
+        solved.rows,
+        alphas,
+        sigmas,
+        solved.steps,
+        solved.noises,
+        solved.correlations,
+        float(initial_scale),
+        bool(solved.rows[:, D].any()),
+    )
 
 
-def _timesteps(sampler, spacing, num_steps, num_train_timesteps, steps_offset):
+def _timesteps(sampler, spacing, num_steps, trained, steps_offset, distilled_steps):
     """Chooses the timesteps of a sampler."""
-    num_steps = whole_number("num_steps", num_steps, 1, num_train_timesteps)
-    steps_offset = whole_number("steps_offset", steps_offset, 0, num_train_timesteps)
-    spread = SPACINGS[choice("spacing", spacing, SPACINGS)]
-    timesteps = spread(num_train_timesteps, num_steps, sampler.reserve, steps_offset)
-    return timesteps.round() if spacing in sampler.whole else timesteps
+    steps_offset = whole_number("steps_offset", steps_offset, 0, trained)
+    distilled = {"distilled_steps": distilled_steps} if spacing == "lcm" else {}
+    timesteps = SPACINGS[spacing](trained, num_steps, sampler.extra_points, steps_offset, **distilled)
+    return TO_WHOLE[spacing](timesteps) if spacing in sampler.rounded_spacings else timesteps
 
 
 def _falling(name, values, bound):
@@ -292,11 +233,21 @@ def _falling(name, values, bound):
     return array
 
 
-def _eta(sampler, eta):
-    """Returns the keyword arguments of the solver: eta, if it takes it."""
+def _options(sampler, eta, options):
+    """Returns the keyword arguments of the solver, with eta if it takes it."""
+    options = {**sampler.options, **(options or {})}
     if eta is None:
-        return {} if sampler.eta is None else {"eta": sampler.eta}
-    if sampler.eta is None or isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta <= 1:
-        having = ", ".join(name for name, row in SAMPLERS.items() if row.eta is not None)
+        return options
+    if "eta" not in options or isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta <= 1:
+        having = ", ".join(name for name, row in SAMPLERS.items() if "eta" in row.options)
         raise ValueError(f"`eta` must be a number from 0 to 1, and only for {having}. Received: eta={repr(eta)[:200]}")
-    return {"eta": float(eta)}
+    return options | {"eta": float(eta)}
+
+
+def _require_finite(name, rows, alphas, prediction_type):
+    """Raises an error if a sampler is not defined where it starts."""
+    if not np.isfinite(rows).all():
+        raise ValueError(
+            f"{name} cannot start from a latent without any signal when the network predicts {prediction_type}; ddim "
+            f"with v_prediction can. Received: alphas={alphas[0]}, ..., {alphas[-1]}"
+        )

@@ -5,84 +5,26 @@ import math
 
 import numpy as np
 
-from keras_diffusion.sampling.samplers import SAMPLERS, resolve
+from keras_diffusion.sampling.names import resolve
+from keras_diffusion.sampling.registry import SAMPLERS
+from keras_diffusion.sampling.scheduler_options import (
+    CLASS_DEFAULTS,
+    DEFAULTS,
+    FALLBACK,
+    OPEN,
+    OPTIONS,
+    OWN_TIMESTEPS,
+    SCHEDULE,
+    SOLVER_FLAGS,
+    SOLVER_OPTIONS,
+    SPREAD_OPTIONS,
+    VARIANTS,
+    WITHOUT_EFFECT,
+)
 from keras_diffusion.sampling.schedules import noise_schedule
 
 logger = logging.getLogger(__name__)
 
-# What a scheduler takes for the keys that its file leaves out.
-DEFAULTS = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "prediction_type": "epsilon"}
-CLASS_DEFAULTS = {
-    "DDIMScheduler": {"set_alpha_to_one": True},
-    "PNDMScheduler": {"skip_prk_steps": False},
-    "HeunDiscreteScheduler": {"beta_start": 0.00085, "beta_end": 0.012},
-    "KDPM2DiscreteScheduler": {"beta_start": 0.00085, "beta_end": 0.012},
-    "LCMScheduler": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-}
-SCHEDULE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas")
-FALLBACK = "DDIMScheduler"  # for a scheduler that is not known
-
-# The options of each class's constructor beside those that all have: diffusers reads no other, though a file may hold
-# the options of the scheduler that was there before. Of each the values that are supported, first the class's default.
-_OFF, _FLAG = (False, None), (False, True, None)
-_ZERO_SNR = {"rescale_betas_zero_snr": _FLAG}
-_SPREAD = {"use_karras_sigmas": _FLAG, "use_exponential_sigmas": _OFF, "use_beta_sigmas": _OFF}
-_EXTREMES = {"final_sigmas_type": ("zero",), "sigma_min": (None,), "sigma_max": (None,)}
-_MULTISTEP = {
-    **_SPREAD,
-    **_ZERO_SNR,
-    "solver_order": (2,),
-    "thresholding": _OFF,
-    "lower_order_final": (True,),
-    "use_flow_sigmas": _OFF,
-    "use_dynamic_shifting": _OFF,
-    "final_sigmas_type": ("zero",),
-}
-OPTIONS = {
-    "DDIMScheduler": {"set_alpha_to_one": (True, False), "thresholding": _OFF, **_ZERO_SNR},
-    "DDPMScheduler": {"variance_type": ("fixed_small", None), "thresholding": _OFF, **_ZERO_SNR},
-    "PNDMScheduler": {"set_alpha_to_one": (False, True), "skip_prk_steps": (True,)},
-    "EulerDiscreteScheduler": {
-        **_SPREAD,
-        **_ZERO_SNR,
-        **_EXTREMES,
-        "interpolation_type": ("linear",),
-        "timestep_type": ("discrete",),
-    },
-    "EulerAncestralDiscreteScheduler": _ZERO_SNR,
-    "HeunDiscreteScheduler": _SPREAD,
-    "LMSDiscreteScheduler": _SPREAD,
-    "KDPM2DiscreteScheduler": _SPREAD,
-    "DPMSolverMultistepScheduler": {
-        **_MULTISTEP,
-        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "deis"),  # the last is dpmsolver++ to diffusers
-        "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # all of them midpoint to diffusers
-        "euler_at_final": _OFF,
-        "use_lu_lambdas": _OFF,
-        "lambda_min_clipped": (-math.inf, None, "-inf", "-Infinity"),
-        "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-    },
-    "UniPCMultistepScheduler": {
-        **_MULTISTEP,
-        **_EXTREMES,
-        "solver_type": ("bh2", "midpoint", "heun", "logrho"),  # all of them bh2 to diffusers
-        "predict_x0": (True,),
-        "disable_corrector": ([],),
-        "solver_p": (None,),
-        "shift_terminal": (None,),
-    },
-    "LCMScheduler": {
-        **_ZERO_SNR,
-        "set_alpha_to_one": (True, False),
-        "thresholding": _OFF,
-        "original_inference_steps": (50,),
-        "timestep_scaling": (10.0,),
-    },
-}
-WITHOUT_EFFECT = {  # on what Stable Diffusion's pipelines draw, or while another option is as it must be
-    *("steps_offset", "clip_sample", "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"),
-    *("flow_shift", "time_shift_type", "set_alpha_to_one", "skip_prk_steps"),
-}
 SMALLEST_SIGNAL = 2.0**-24  # what diffusers leaves of zero terminal SNR to the solvers that divide by it
 
 
@@ -91,7 +33,8 @@ def from_scheduler_config(config):
 
     As in diffusers' Stable Diffusion pipelines, `steps_offset` is 1 and `clip_sample` is off whatever the file says. Of
     an option that the scheduler has not, such as one that the scheduler before left in the file, nothing is taken; a
-    scheduler that is not known becomes DDIM on the same noise schedule. Both are logged as warnings.
+    scheduler that is not known becomes DDIM on the same noise schedule. Both are logged as warnings. Options that are
+    not supported are a warning too, and an error only where this very sampler is to draw.
 
     Args:
         config: dict, the contents of a `scheduler_config.json`.
@@ -100,38 +43,95 @@ def from_scheduler_config(config):
         (name, arguments): a name in `SAMPLERS`, and the keyword arguments that `build` needs besides `num_steps`.
 
     Raises:
-        ValueError: if the scheduler is one for other models (flow matching) or not named, or the value of one of its
-            options is not supported.
+        ValueError: If the scheduler is one for other models (flow matching) or not named, or its noise schedule or
+            prediction type is not known.
     """
     kind = _known(config)
     options = OPTIONS[kind]
     config = DEFAULTS | CLASS_DEFAULTS.get(kind, {}) | config
-    if kind != config["_class_name"]:  # of another class, whose options mean nothing here
-        config = {key: config[key] for key in (*SCHEDULE, *_ZERO_SNR, "prediction_type") if key in config}
-    for key, values in options.items():
-        if config.get(key, values[0]) not in values:
-            raise ValueError(
-                f"The scheduler option {key} of {kind} must be {' or '.join(map(repr, values))}; change it in "
-                f"scheduler_config.json, or put another scheduler there. Received: {key}={repr(config[key])[:200]}"
-            )
+    stands_in = kind != config["_class_name"]
+    if stands_in:  # the options of another class mean nothing here
+        config = {key: config[key] for key in (*SCHEDULE, "rescale_betas_zero_snr", "prediction_type") if key in config}
     if left := {key: value for key, value in config.items() if _is_left_behind(key, value, options)}:
         logger.warning("%s has no such options, they are ignored: %.300s", kind, left)
-    name, _ = resolve(kind)
-    if "algorithm_type" in options and config.get("algorithm_type") == "sde-dpmsolver++":
-        name = "dpmpp_2m_sde"
+    given = {key: config.get(key, values[0]) for key, values in options.items()}
+    variant = given.get("algorithm_type"), given.get("solver_order")
+    name = (kind == "DPMSolverMultistepScheduler" and VARIANTS.get(variant)) or resolve(kind)[0]
     alphas_cumprod = noise_schedule(
         **{key: config[key] for key in SCHEDULE if key in config},
-        rescale_betas_zero_snr="rescale_betas_zero_snr" in options and bool(config.get("rescale_betas_zero_snr")),
+        rescale_betas_zero_snr=bool(given.get("rescale_betas_zero_snr")),
     )
     if SAMPLERS[name].spacing == "linspace":
         alphas_cumprod = np.maximum(alphas_cumprod, SMALLEST_SIGNAL)
-    return name, {
+    refusal = _refusal(kind, config, given)
+    if refusal:
+        logger.warning("Images can be drawn only by a call that gives `sampler`. %s", refusal)
+    arguments = {
         "prediction_type": config["prediction_type"],
-        "spacing": None if name == "lcm" else config.get("timestep_spacing"),
-        "karras": "use_karras_sigmas" in options and bool(config.get("use_karras_sigmas")),
+        "spacing": None if kind in OWN_TIMESTEPS else config.get("timestep_spacing"),
+        "spread": next((spread for key, spread in SPREAD_OPTIONS.items() if given.get(key)), None),
         "alphas_cumprod": alphas_cumprod,
-        "set_alpha_to_one": config.get("set_alpha_to_one") if name in ("ddim", "pndm") else None,
+        "ends_clean": None if stands_in else _ends_clean(name, given),
+        "last_timestep": None if refusal else _last_timestep(given.get("lambda_min_clipped"), alphas_cumprod),
+        "distilled_steps": given.get("original_inference_steps"),
+        "options": _solver_options(kind, given),
+        "refusal": refusal,
     }
+    return name, {key: value for key, value in arguments.items() if value is not None}
+
+
+def _solver_options(kind, given):
+    """Returns the keyword arguments of the solver that a scheduler's options mean, or None."""
+    options = {SOLVER_OPTIONS[key]: value for key, value in given.items() if key in SOLVER_OPTIONS}
+    if flag := SOLVER_FLAGS.get(kind):
+        options[flag] = given["solver_type"] == flag
+    return options or None
+
+
+def _ends_clean(name, given):
+    """Whether the last step ends at a clean latent; None if that is for the sampler to say."""
+    if name in ("ddim", "pndm"):
+        return bool(given["set_alpha_to_one"])
+    return False if given.get("final_sigmas_type") == "sigma_min" else None
+
+
+def _last_timestep(lambda_min, alphas_cumprod):
+    """Returns the noisiest timestep whose half log-SNR is at least `lambda_min`; None if that is all of them."""
+    if not isinstance(lambda_min, int | float) or not math.isfinite(lambda_min):
+        return None
+    log_snrs = np.log(alphas_cumprod / (1 - alphas_cumprod)) / 2
+    return len(log_snrs) - 1 - int(np.searchsorted(log_snrs[::-1], lambda_min))
+
+
+def _refusal(kind, config, given):
+    """Returns why a scheduler cannot be followed, or None."""
+    problems = [
+        f"The scheduler option {key} of {kind} must be {' or '.join(map(repr, OPTIONS[kind][key]))}. "
+        f"Received: {key}={repr(value)[:200]}"
+        for key, value in given.items()
+        if not _is_supported(value, OPTIONS[kind][key], OPEN.get(key))
+    ]
+    if len(spreads := [key for key in SPREAD_OPTIONS if given.get(key)]) > 1:
+        problems.append(f"A scheduler spreads its noise levels in one way. Received: {' and '.join(spreads)}")
+    if config.get("timestep_spacing") == "trailing" and _is_number(given.get("lambda_min_clipped")):
+        value = given["lambda_min_clipped"]
+        problems.append(f"Timesteps are not both trailing and clipped. Received: lambda_min_clipped={value}")
+    if not problems:
+        return None
+    advice = "Change scheduler_config.json, or give `sampler`, one of those in `SAMPLERS`."
+    return " ".join([*problems[:3], advice])
+
+
+def _is_supported(value, values, kind):
+    """Whether an option has one of the supported values, or any number or list if it is open."""
+    if kind is list:
+        return isinstance(value, list) and all(isinstance(item, int) for item in value)
+    return value in values or (kind is not None and _is_number(value) and isinstance(value, kind))
+
+
+def _is_number(value):
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _known(config):

@@ -4,11 +4,12 @@ A noisy latent is `alpha * denoised + sigma * noise` with `alpha² + sigma² = 1
 `sigma / alpha`, which k-diffusion calls sigma. Everything is NumPy in float64.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from keras_diffusion.arguments import choice, whole_number
+from keras_diffusion.sampling.spacings import SPREADS, timestep_of
 
 
 def _cosine_betas(start, end, count):
@@ -70,49 +71,6 @@ def noise_schedule(
     return alphas_cumprod
 
 
-# Timestep spacings (Lin et al. 2023, table 2, as diffusers rounds them). Each returns `num_steps` timesteps, noisiest
-# first. `reserve` is 1 for the solvers that spend one more point of the grid on the clean end, which they then replace.
-
-
-def _leading(num_train_timesteps, num_steps, reserve, offset):
-    """Chooses multiples of a stride, plus an offset."""
-    stride = max(num_train_timesteps // (num_steps + reserve), 1)
-    timesteps = np.arange(reserve, num_steps + reserve)[::-1] * stride
-    return timesteps + min(offset, num_train_timesteps - 1 - timesteps[0])
-
-
-def _trailing(num_train_timesteps, num_steps, reserve, offset):
-    """Chooses timesteps at equal distances, from the last one down."""
-    # Rounding lets `arange` overshoot by one for some counts (61, 103, ...).
-    return np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)[:num_steps].round() - 1
-
-
-def _linspace(num_train_timesteps, num_steps, reserve, offset):
-    """Chooses timesteps at equal distances, with both ends."""
-    points = min(num_steps + reserve, num_train_timesteps)
-    return np.linspace(0, num_train_timesteps - 1, points)[::-1][:num_steps]
-
-
-def _keras_cv(num_train_timesteps, num_steps, reserve, offset):
-    """Chooses as KerasCV 0.9's `generate_image`: `round(arange(n) * 999 / (n - 1))`, and [0] for one step."""
-    return np.linspace(0, num_train_timesteps - 1, num_steps).round()[::-1]
-
-
-def _lcm(num_train_timesteps, num_steps, reserve, offset, distilled_steps=50):
-    """Chooses evenly among the 50 distilled timesteps: the skipping-step of Luo et al. 2023 (arXiv:2310.04378)."""
-    count = max(distilled_steps, num_steps)
-    distilled = np.arange(count, 0, -1) * (num_train_timesteps // count) - 1
-    return distilled[np.floor(np.linspace(0, count, num_steps, endpoint=False)).astype(int)]
-
-
-SPACINGS = {"leading": _leading, "trailing": _trailing, "linspace": _linspace, "keras_cv": _keras_cv, "lcm": _lcm}
-
-
-def karras_ratios(first, last, num_steps, rho=7.0):
-    """Computes equation 5 of Karras et al. 2022 (arXiv:2206.00364), without the zero at its end."""
-    return np.linspace(first ** (1 / rho), last ** (1 / rho), num_steps) ** rho
-
-
 @dataclass(frozen=True, eq=False)
 class Levels:
     """Holds the noise levels of n latents, noisiest first, and the level of the result.
@@ -121,11 +79,13 @@ class Levels:
         timesteps: float64 (n,), the timesteps given to the network.
         ratios: float64 (n + 1,), sigma / alpha; 0 is a clean latent.
         training_ratios: float64 (num_train_timesteps,), sigma / alpha of every training timestep.
+        first_step: The number of the first level's step; those before it were left out (image to image).
     """
 
     timesteps: np.ndarray
     ratios: np.ndarray
     training_ratios: np.ndarray
+    first_step: int = 0
 
     def __len__(self):
         return len(self.timesteps)
@@ -145,44 +105,69 @@ class Levels:
         with np.errstate(divide="ignore"):
             return -np.log(self.ratios)
 
+    def starting_at(self, step):
+        """Leaves out the steps before one."""
+        return replace(self, timesteps=self.timesteps[step:], ratios=self.ratios[step:], first_step=step)
+
     def visit(self, indices):
         """Returns the levels at `indices`, followed by the last level."""
-        return Levels(self.timesteps[indices], self.ratios[[*indices, -1]], self.training_ratios)
+        return replace(self, timesteps=self.timesteps[indices], ratios=self.ratios[[*indices, -1]])
 
-    def with_midpoints(self):
-        """Adds a level halfway, in log-ratio, between every two timesteps."""
-        middle = np.sqrt(self.ratios[1:-1] * self.ratios[:-2])
-        timesteps = np.insert(self.timesteps, range(1, len(self)), timestep_of(middle, self.training_ratios))
-        ratios = np.insert(self.ratios, range(1, len(self)), middle)
-        return Levels(timesteps, ratios, self.training_ratios)
-
-
-def timestep_of(ratios, training_ratios):
-    """Finds the timesteps, not necessarily whole, that have these noise ratios; it interpolates the logarithm."""
-    return np.interp(np.log(ratios), np.log(training_ratios), np.arange(len(training_ratios)))
+    def with_between(self, ratios):
+        """Adds a level between every two timesteps; `ratios` has the noise ratios of these n - 1 levels."""
+        places = range(1, len(self))
+        timesteps = np.insert(self.timesteps, places, timestep_of(ratios, self.training_ratios))
+        return replace(self, timesteps=timesteps, ratios=np.insert(self.ratios, places, ratios))
 
 
-def noise_levels(alphas_cumprod, timesteps, karras=None, round_timesteps=False, to_clean=True):
+# How diffusers makes whole timesteps of those of a spacing, for the schedulers that take only whole ones.
+TO_WHOLE = {"linspace": np.round, "karras": np.round, "lu": np.round, "exponential": np.floor, "beta": np.floor}
+
+
+def noise_levels(alphas_cumprod, timesteps, spread=None, extremes="visited", whole_timesteps=False, ends_clean=True):
     """Returns the noise levels at the given timesteps.
 
     Args:
         alphas_cumprod: float64 (num_train_timesteps,), see `noise_schedule`.
         timesteps: (n,), noisiest first, not necessarily whole.
-        karras: None, "visited" or "trained": spread n levels as Karras et al. do, between the extremes of `timesteps`
-            or of the training schedule.
-        round_timesteps: Whether the network is given whole timesteps only.
-        to_clean: Whether the last level is a clean latent; otherwise it is that of timestep 0.
+        spread: A name in `spacings.SPREADS`, which distributes n levels anew between two extremes, or None.
+        extremes: Those of the `timesteps` "visited", or those of the schedule as "trained".
+        whole_timesteps: Whether the network is given whole timesteps only, where the levels are spread anew.
+        ends_clean: Whether the last level is a clean latent; otherwise it is that of timestep 0.
 
     Returns:
         The `Levels`.
     """
     timesteps = np.asarray(timesteps, "float64")
+    ratios_of_all = training_ratios(alphas_cumprod)
+    ratios = np.interp(timesteps, np.arange(len(ratios_of_all)), ratios_of_all)
+    if spread:
+        first, last = (ratios_of_all[::-1] if extremes == "trained" else ratios)[[0, -1]]
+        ratios = SPREADS[spread](first, last, len(timesteps))
+        timesteps = timestep_of(ratios, ratios_of_all)
+        timesteps = TO_WHOLE[spread](timesteps) if whole_timesteps else timesteps
+    return Levels(timesteps, np.append(ratios, 0.0 if ends_clean else ratios_of_all[0]), ratios_of_all)
+
+
+def chosen_levels(alphas_cumprod, choose, num_steps, ends_clean=True):
+    """Returns noise levels as k-diffusion chooses them.
+
+    Args:
+        alphas_cumprod: float64 (num_train_timesteps,), see `noise_schedule`.
+        choose: A function in `spacings.LEVEL_SPACINGS`.
+        num_steps: Number of steps.
+        ends_clean: See `noise_levels`.
+
+    Returns:
+        The `Levels`.
+    """
+    ratios_of_all = training_ratios(alphas_cumprod)
+    ratios = choose(ratios_of_all, num_steps)
+    timesteps = timestep_of(ratios, ratios_of_all)
+    return Levels(timesteps, np.append(ratios, 0.0 if ends_clean else ratios_of_all[0]), ratios_of_all)
+
+
+def training_ratios(alphas_cumprod):
+    """Returns sigma / alpha of every training timestep."""
     with np.errstate(divide="ignore"):
-        training_ratios = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
-    ratios = np.interp(timesteps, np.arange(len(training_ratios)), training_ratios)
-    if karras:
-        extremes = training_ratios[::-1] if karras == "trained" else ratios
-        ratios = karras_ratios(extremes[0], extremes[-1], len(timesteps))
-        timesteps = timestep_of(ratios, training_ratios)
-        timesteps = timesteps.round() if round_timesteps else timesteps
-    return Levels(timesteps, np.append(ratios, 0.0 if to_clean else training_ratios[0]), training_ratios)
+        return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)

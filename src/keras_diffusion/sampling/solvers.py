@@ -1,54 +1,13 @@
-"""Solvers turn the noise levels of a trajectory into the coefficients of one affine recurrence.
+"""Solvers turn the noise levels of a trajectory into the coefficients of one affine recurrence (`recurrence.py`).
 
-    h_n     = p_n x_n + q_n model(x_n, t_n)
-    x_{n+1} = a_n x_n + sum_j b_{n,j} h_{n-j} + d_n z_n
-
-x is the latent with unit variance, z fresh noise, h an estimate of the noise or of the denoised latent: two columns, p
-and q, compute it from the prediction of the network (`samplers.py`). A solver is a function of the levels that returns
-a `Plan` with the other columns.
+A solver is a function of the levels that returns a `Recurrence`.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
+from keras_diffusion.sampling.recurrence import as_column, before_and_after, recurrence
 from keras_diffusion.sampling.schedules import Levels
-
-HISTORY = 5  # rows of h to keep: PNDM needs four, and repeats a timestep, which makes it five
-COLUMNS = ("t", "p", "q", "a", "d", *(f"b{j}" for j in range(HISTORY)))
-T, P, Q, A, D, B = range(6)
-
-
-class Plan(NamedTuple):
-    """Holds the result of a solver: the rows of the recurrence, without p and q.
-
-    Args:
-        rows: float64 (rows, columns), see `COLUMNS`.
-        levels: `Levels` of the latent that every row starts from, and of the result.
-        steps: int (rows,), the step that a row belongs to.
-    """
-
-    rows: np.ndarray
-    levels: Levels
-    steps: np.ndarray
-
-
-def _plan(levels, a, b, d=0.0, steps=None):
-    """Puts the columns of a solver into a `Plan`."""
-    rows = np.zeros((len(levels), len(COLUMNS)))
-    rows[:, T], rows[:, A], rows[:, D] = levels.timesteps, a, d
-    rows[:, B : B + b.shape[1]] = b
-    return Plan(rows, levels, np.arange(len(levels)) if steps is None else steps)
-
-
-def _from_to(values):
-    """Returns the values before and after each step."""
-    return values[:-1], values[1:]
-
-
-def _column(values):
-    """Makes a column of a vector."""
-    return values[:, np.newaxis]
+from keras_diffusion.sampling.two_stage import ancestral_split
 
 
 def _noise_step(levels):
@@ -58,51 +17,22 @@ def _noise_step(levels):
 
 def ddim(levels, eta):
     """Solves by DDIM, or by DDPM if eta is 1: Song et al. 2020 (arXiv:2010.02502), equations 12 and 16."""
-    alpha, next_alpha, sigma, next_sigma = *_from_to(levels.alphas), *_from_to(levels.sigmas)
+    alpha, next_alpha = before_and_after(levels.alphas)
+    sigma, next_sigma = before_and_after(levels.sigmas)
     fresh = eta * next_sigma / sigma * np.sqrt(1 - (alpha / next_alpha) ** 2)
     a = np.sqrt(next_sigma**2 - fresh**2) / sigma
-    return _plan(levels, a, _column(next_alpha - a * alpha), fresh)
+    return recurrence(levels, a, as_column(next_alpha - a * alpha), fresh)
 
 
 def euler(levels, eta):
     """Solves by Euler's method, or by its ancestral form if eta is 1.
 
     Source: Karras et al. 2022 (arXiv:2206.00364), algorithm 2 without churn.
-
-    The split of the next level between Euler's step and fresh noise is k-diffusion's `get_ancestral_step`.
     """
-    (ratio, next_ratio), (alpha, next_alpha) = _from_to(levels.ratios), _from_to(levels.alphas)
-    fresh = eta * next_ratio / ratio * np.sqrt(ratio**2 - next_ratio**2)
-    reached = np.sqrt(next_ratio**2 - fresh**2)
-    return _plan(levels, next_alpha / alpha, _column(next_alpha * (reached - ratio)), next_alpha * fresh)
-
-
-def heun(levels):
-    """Solves by Heun's method, two rows a step: Karras et al. 2022 (arXiv:2206.00364), algorithm 1.
-
-    The second row starts from Euler's result, so it only adds half the change of the noise. The last step is Euler's.
-    """
-    rows = np.arange(2 * len(levels) - 1)
-    steps, second = rows // 2, rows % 2
-    a, b = _noise_step(levels)
-    b = _column(b[steps]) * np.array([[1, 0], [1 / 2, -1 / 2]])[second]
-    return _plan(levels.visit(steps + second), np.where(second, 1, a[steps]), b, steps=steps)
-
-
-def dpm2(levels):
-    """Solves by DPM-Solver-2, two rows a step.
-
-    Source: Lu et al. 2022 (arXiv:2206.00927), algorithm 1, as k-diffusion's `sample_dpm_2`.
-
-    The first row goes to the midpoint, the second goes back and takes the whole step with the noise found there. The
-    last step is Euler's.
-    """
-    levels = levels.with_midpoints()
-    a, b = _noise_step(levels)
-    b = np.stack([b, np.zeros_like(b)], axis=1)
-    back = a[1::2] * b[:-1:2, 0]
-    b[1::2] += np.stack([back, -back], axis=1)
-    return _plan(levels, a, b, steps=np.arange(len(levels)) // 2)
+    ratio, next_ratio = before_and_after(levels.ratios)
+    alpha, next_alpha = before_and_after(levels.alphas)
+    down, fresh = ancestral_split(ratio, next_ratio, eta)
+    return recurrence(levels, next_alpha / alpha, as_column(next_alpha * (down - ratio)), next_alpha * fresh)
 
 
 def lms(levels):
@@ -117,11 +47,11 @@ def lms(levels):
     for n in range(len(levels)):
         known = ratios[max(n + 1 - order, 0) : n + 1][::-1]
         half, middle = (ratios[n + 1] - ratios[n]) / 2, (ratios[n + 1] + ratios[n]) / 2
-        at = _column(middle + half * nodes)
+        at = as_column(middle + half * nodes)
         for j, level in enumerate(known):
             others = np.delete(known, j)
             b[n, j] = np.prod((at - others) / (level - others), axis=1).sum() * half
-    return _plan(levels, _noise_step(levels)[0], _column(levels.alphas[1:]) * b)
+    return recurrence(levels, _noise_step(levels)[0], as_column(levels.alphas[1:]) * b)
 
 
 # The Adams-Bashforth weights of PNDM, row by row. Row 1 makes the first step again, with the mean of the noise at its
@@ -143,66 +73,58 @@ def pndm(levels):
 
     It starts as CompVis' `plms.py` does, with the first step made twice, so it has one row more than steps.
     """
-    visits = np.r_[: min(len(levels), 2), 1 : len(levels)]
-    rows = np.arange(len(visits))
+    rows = np.arange(len(levels) + min(len(levels) - 1, 1))
     steps = np.maximum(rows - 1, 0)
+    visits = steps + (rows == 1)  # 0, 1, 1, 2, 3, ...
     a, b = _noise_step(levels)
-    b = _column(b[steps]) * PLMS[np.minimum(rows, len(PLMS) - 1)]
-    return _plan(levels.visit(visits), np.where(rows == 1, 1, a[steps]), b, steps=steps)
+    b = as_column(b[steps]) * PLMS[np.minimum(rows, len(PLMS) - 1)]
+    return recurrence(levels.visit(visits), np.where(rows == 1, 1, a[steps]), b, steps=steps)
 
 
-def _growth(levels):
-    """Returns the length of each step in log-SNR over that of the step before; 0 for the first and last, of order 1."""
-    h = np.diff(levels.log_snrs)
-    growth = np.zeros(len(levels))
-    growth[1:-1] = h[1:-1] / h[:-2]
-    return growth
+ADAMS_BASHFORTH = np.array(
+    [
+        [1, 0, 0, 0],
+        [3 / 2, -1 / 2, 0, 0],
+        [23 / 12, -16 / 12, 5 / 12, 0],
+        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+    ]
+)
 
 
-def dpmpp_2m(levels, eta):
-    """Solves by DPM-Solver++(2M), or by SDE-DPM-Solver++(2M) if eta is 1.
+def ipndm(levels):
+    """Solves by improved PNDM of order 4: Zhang and Chen 2022 (arXiv:2204.13902), algorithm 2.
 
-    Source: Lu et al. 2022 (arXiv:2211.01095), algorithm 2. Between the two, eta divides the step as k-diffusion's
-    `sample_dpmpp_2m_sde` does. The last step is of order 1.
+    The weights are those of even steps, whatever the levels are, and the last step to a clean latent is of order 1, as
+    in ComfyUI's `sample_ipndm`.
     """
-    alpha, next_alpha, sigma, next_sigma = *_from_to(levels.alphas), *_from_to(levels.sigmas)
-    decay = (next_sigma * alpha) / (next_alpha * sigma)  # e^-h
-    a = next_sigma / sigma * decay**eta
-    gain = next_alpha * (1 - decay ** (1 + eta))
-    slope = gain / 2 * _growth(levels)
-    return _plan(levels, a, np.stack([gain + slope, -slope], axis=1), next_sigma * np.sqrt(1 - decay ** (2 * eta)))
+    a, b = _noise_step(levels)
+    orders = np.minimum(np.arange(len(levels)), len(ADAMS_BASHFORTH) - 1)
+    orders[levels.ratios[1:] == 0] = 0
+    return recurrence(levels, a, as_column(b) * ADAMS_BASHFORTH[orders])
 
 
-def unipc(levels):
-    """Solves by UniPC of order 2 with B(h) = e^h - 1, for the denoised latent.
-
-    Source: Zhao et al. 2023 (arXiv:2302.04867).
-
-    Its predictor is DPM-Solver++(2M). Its corrector repeats the previous step with the denoised latent at its end.
-    Both keep the same share of x, so the corrector only changes the weights of three denoised latents.
-    """
-    plan = dpmpp_2m(levels, eta=0)
-    h = np.diff(levels.log_snrs)[:-1]
-    growth = _growth(levels)[:-1]
-    bh = np.expm1(-h)
-    first = (-bh / h - 1) / bh  # the right-hand sides of UniC's linear system
-    second = 2 * ((1 + bh / h) / h - 1 / 2) / bh
-    earlier = (first - second) * growth / (1 + growth)
-    latest = first - earlier
-    latest[:1] = 1 / 2  # order 1
-    bend = (earlier - 1 / 2) * growth
-    change = np.stack([latest, bend - latest, -bend], axis=1) * _column(-levels.alphas[1:-1] * bh)
-    plan.rows[1:, B : B + 3] += plan.rows[1:, [A]] * change
-    return plan
-
-
-def lcm(levels):
+def lcm(levels, timestep_scaling=10.0):
     """Solves by multistep latent consistency sampling: Luo et al. 2023 (arXiv:2310.04378).
 
     c_skip and c_out are those of Song et al. 2023 (arXiv:2303.01469), appendix C, with the constants of LCM's authors.
     """
-    sigma_data, timestep_scaling = 0.5, 10.0
+    sigma_data = 0.5
     scaled = timestep_scaling * levels.timesteps
     skip = sigma_data**2 / (scaled**2 + sigma_data**2)
     out = scaled / np.hypot(scaled, sigma_data)
-    return _plan(levels, levels.alphas[1:] * skip, _column(levels.alphas[1:] * out), levels.sigmas[1:])
+    return recurrence(levels, levels.alphas[1:] * skip, as_column(levels.alphas[1:] * out), levels.sigmas[1:])
+
+
+def tcd(levels, eta):
+    """Solves by strategic stochastic sampling: Zheng et al. 2024 (arXiv:2402.19159), algorithm 4; eta is its gamma.
+
+    A step goes down to the timestep `(1 - eta) * next` and comes back to the next one with fresh noise. The last ends
+    at timestep 0.
+    """
+    alpha, next_alpha = before_and_after(levels.alphas)
+    sigma = levels.sigmas[:-1]
+    lowest = np.floor((1 - eta) * np.append(levels.timesteps[1:], 0)).astype(int)
+    reached = Levels(lowest, levels.training_ratios[lowest], levels.training_ratios)
+    back = next_alpha / reached.alphas
+    a = back * reached.sigmas / sigma
+    return recurrence(levels, a, as_column(next_alpha - a * alpha), np.sqrt(np.maximum(1 - back**2, 0)))
