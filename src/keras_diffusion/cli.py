@@ -254,15 +254,16 @@ def of_installation():
 
 def of_model(preset):
     from keras_diffusion.checkpoints import presets
-    from keras_diffusion.checkpoints.layouts import files
 
     presets.find(preset)
     with quiet():
         import keras  # noqa: F401
+    from keras_diffusion.checkpoints.mapping import names
     from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
     found = presets.read(preset)
-    parameters = {part: sum(tensor.size for tensor in found.tensors(part).values()) for part in files.WEIGHTS}
+    parts = names.folders(found.architecture)
+    parameters = {part: sum(tensor.size for tensor in found.tensors(part).values()) for part in parts}
     return {
         "folder" if found.path.is_dir() else "file": found.path,
         "architecture": found.architecture.name,

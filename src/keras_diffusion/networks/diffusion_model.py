@@ -58,14 +58,14 @@ class UNetEncoder:
             for i, level in enumerate(shape.levels)
         ]
         channels, heads, *_ = shape.levels[-1]
-        self.middle = [
-            Block.of(shape, channels, heads, depth, "mid_block", i) for i, depth in enumerate(shape.middle)
-        ]
+        self.middle = [Block.of(shape, channels, heads, depth, "mid_block", i) for i, depth in enumerate(shape.middle)]
 
     def embed_time(self, timestep, added=None):
         """Embeds the sinusoids (b, frequencies) of the timestep, and the added vector if there is one: (b, width)."""
         vectors = [timestep] if added is None else [timestep, added]
-        time, *others = (second(self.silu(first(x))) for x, (first, second) in zip(vectors, self.embeddings, strict=True))
+        time, *others = (
+            second(self.silu(first(x))) for x, (first, second) in zip(vectors, self.embeddings, strict=True)
+        )
         return self.silu(sum(others, time))
 
     def __call__(self, x, time, context, features=()):

@@ -284,6 +284,11 @@ LDM_PREFIXES = {"text_encoder": "cond_stage_model.", "unet": "model.diffusion_mo
 SGM_ENCODER = "conditioner.embedders.{}."  # the prefix of a text encoder in the files of SDXL
 
 
+def folders(architecture):
+    """The folders of a diffusers model of this architecture that hold weights."""
+    return list(dict.fromkeys(NETWORKS[name][0] for name in architecture.networks))
+
+
 def ldm_prefix(folder, architecture):
     """What begins the names of a part in a single file."""
     if architecture.text_encoder_2 and folder in architecture.text_encoders:
