@@ -14,7 +14,7 @@ from keras_diffusion.checkpoints.adapters import textual_inversion
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
 from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
-from keras_diffusion.networks.classes import CLASSES
+from keras_diffusion.networks.classes import CLASSES, make
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
@@ -22,7 +22,7 @@ from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
-LOADED_TOGETHER = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
+ALONE = ("image_encoder",)  # loaded when first needed; all others at the start, and after `unload`
 AUTOENCODER = ("decoder", "image_encoder")
 _loading_lock = Lock()  # one for all models: a model's own could be neither copied nor pickled
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
@@ -35,6 +35,7 @@ class Components:
     """
 
     text_encoder: TextEncoder
+    text_encoder_2: TextEncoder | None
     diffusion_model: DiffusionModel
     decoder: Decoder
     image_encoder: ImageEncoder
@@ -61,13 +62,16 @@ class Components:
     def __getattr__(self, name):
         if name not in CLASSES:
             return self.__getattribute__(name)  # says what is missing, if need be in a property
+        if name not in self.architecture.networks:
+            return None  # a text encoder
         with _loading_lock:
             if name not in vars(self):
-                self._load(LOADED_TOGETHER if name in LOADED_TOGETHER else (name,))
+                self._load((name,) if name in ALONE else None)
         return vars(self)[name]
 
-    def _load(self, names=LOADED_TOGETHER):
-        """Makes networks; one that was assigned meanwhile stays."""
+    def _load(self, names=None):
+        """Makes networks, those that are loaded together unless named; one that was assigned meanwhile stays."""
+        names = names or [name for name in self.architecture.networks if name not in ALONE]
         networks = {name: self._build(name) for name in names}
         if self._checkpoint:
             self._checkpoint.load(**networks)
@@ -79,7 +83,7 @@ class Components:
         """A network that waits for its first values, or a random one if there is nothing to load."""
         dtype = self._vae_dtype if name in AUTOENCODER else self._dtype
         with keras.StatelessScope(initialize_variables=self._checkpoint is None):
-            return CLASSES[name](architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
+            return make(name, architecture=self.architecture, initialize=self._checkpoint is None, dtype=dtype)
 
     def unload(self, discard: bool = False) -> None:
         """Lets go of the networks, see `StableDiffusion.unload`."""
@@ -155,10 +159,7 @@ class Components:
             self.architecture,
             dtype=dtype,
             scheduler_config=self._checkpoint and self._checkpoint.scheduler_config,
-            text_encoder=self.text_encoder,
-            diffusion_model=self.diffusion_model,
-            image_encoder=self.image_encoder,
-            decoder=self.decoder,
+            **{name: getattr(self, name) for name in self.architecture.networks},
         )
 
     @property

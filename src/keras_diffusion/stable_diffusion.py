@@ -16,16 +16,17 @@ from keras_diffusion.checkpoints import presets
 from keras_diffusion.components import Components
 from keras_diffusion.engines.engine import Engine, JitCompile, checksum, finite
 from keras_diffusion.errors import GenerationCancelled
-from keras_diffusion.generation.conditions import encode_prompts, encode_start, make_conditions, starting_latents
+from keras_diffusion.generation.conditions import encode_start, make_conditions, starting_latents
 from keras_diffusion.generation.options import Options, OptionsWithImage, OptionsWithMask, OptionsWithNoise
-from keras_diffusion.generation.request import make_request, read
+from keras_diffusion.generation.request import make_request
+from keras_diffusion.generation.texts import EncodedText, encode_prompts, read
 from keras_diffusion.images import previews
 from keras_diffusion.images.safety import refuse_flagged
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
 Preset = str | os.PathLike[str] | Architecture
-NegativePrompt = str | Sequence[str] | np.ndarray | None
+NegativePrompt = str | Sequence[str] | np.ndarray | EncodedText | None
 Guidance = float | Sequence[float] | np.ndarray
 Images = Any  # a uint8 array, or what the option `output` says
 
@@ -58,7 +59,8 @@ class StableDiffusion(Components):
     Attributes:
         architecture: The `Architecture` of the networks.
         tokenizer: A `SimpleTokenizer`.
-        text_encoder: A `TextEncoder`.
+        text_encoder: A `TextEncoder`; None in the refiner of SDXL.
+        text_encoder_2: The second `TextEncoder` of SDXL; None in other models.
         diffusion_model: A `DiffusionModel`.
         decoder: A `Decoder`.
         image_encoder: An `ImageEncoder`, loaded when it is first needed.
@@ -160,7 +162,7 @@ class StableDiffusion(Components):
         Args:
             prompt: What to draw; a str, or a list with one for each image.
             negative_prompt: What to keep away from; likewise, or a context as `encode_text` returns it. None is the
-                empty prompt.
+                empty prompt, or for models that were trained so, as SDXL, a context of zeros; "" is the empty prompt.
             batch_size: Number of images, 1 to 1024; None takes one for each prompt.
             num_steps: Number of steps, 1 to 1000.
             unconditional_guidance_scale: How much to follow the prompt; a number of at least 0, or a list with one
@@ -279,7 +281,7 @@ class StableDiffusion(Components):
         prompt_weighting: bool = False,
         long_prompts: Literal["error", "truncate", "chunk"] = "error",
         clip_skip: int = 0,
-    ) -> np.ndarray:
+    ) -> np.ndarray | EncodedText:
         """Turns prompts into the context that `generate_image` takes.
 
         Args:
@@ -293,7 +295,8 @@ class StableDiffusion(Components):
 
         Returns:
             A float32 array (b, 77, width), or (b, k · 77, width) where a prompt has several chunks; shorter prompts in
-            the list are then repeated, which draws the same images.
+            the list are then repeated, which draws the same images. For SDXL, an `EncodedText` of it and of a vector
+            for each prompt.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -301,11 +304,12 @@ class StableDiffusion(Components):
             NumericalError: If the context is not finite.
         """
         reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
-        return encode_prompts(self, self._engine, read(self, "prompt", prompt, **reading))
+        encoded = encode_prompts(self, self._engine, read(self, "prompt", prompt, **reading))
+        return encoded.context if encoded.pooled is None else encoded
 
     def generate_image(
         self,
-        encoded_text: np.ndarray,
+        encoded_text: np.ndarray | EncodedText,
         negative_prompt: NegativePrompt = None,
         batch_size: int | None = None,
         num_steps: int = 50,

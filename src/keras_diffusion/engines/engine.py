@@ -3,6 +3,7 @@
 import gc
 import threading
 import zlib
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -149,10 +150,13 @@ class Engine:
                     self._weights[network] = weights
 
     def encode(self, text_encoder, tokens, clip_skip=0):
-        """Tokens (b, n) → context, a float32 array (b, n, d), without the last `clip_skip` blocks."""
+        """Tokens (b, n) → context, a float32 array (b, n, d), without the last `clip_skip` blocks.
+
+        A text encoder of SDXL gives a list: that, and the pooled vector (b, p).
+        """
         self._forget_stale(text_encoder, tokens.shape)
         stage, *inputs = (encode_skipping, tokens, np.int32(clip_skip)) if clip_skip else (encode, tokens)
-        return finite("text encoding", self.run(stage, text_encoder, *inputs))
+        return keras.tree.map_structure(partial(finite, "text encoding"), self.run(stage, text_encoder, *inputs))
 
     def encode_image(self, image_encoder, image):
         """Images (b, h, w, 3) in [-1, 1] → latents, a float32 array (b, h/f, w/f, c)."""
@@ -225,7 +229,8 @@ class Engine:
         quiet = ops.zeros((rows_per_call, *latents.shape))
         history = ops.zeros((HISTORY, *latents.shape))
         conditions = _tensors(conditions)
-        unguided = conditions._replace(context=conditions.context[-len(latents) :], rescale=None)
+        positive = [None if x is None else x[-len(latents) :] for x in (conditions.context, conditions.added)]
+        unguided = conditions._replace(context=positive[0], added=positive[1], rescale=None)
         if network_alone:  # it is compiled for one shape: the negative prompts stay, and have no say
             unguided = conditions._replace(guidance=ops.ones_like(conditions.guidance), rescale=None)
         previous = None

@@ -12,6 +12,7 @@ OTHER_NAMES = {
     "callback_on_step_end": "callback",
     "cfg_scale": "unconditional_guidance_scale",
     "control_image": "control",
+    "crops_coords_top_left": "crop",
     "controlnet_conditioning_scale": "control",
     "generator": "seed",
     "guidance_scale": "unconditional_guidance_scale",
@@ -29,7 +30,20 @@ OTHER_NAMES = {
 }
 
 
-class CommonOptions(TypedDict, total=False):
+class SizeOptions(TypedDict, total=False):
+    """What the diffusion model of SDXL is told beside the prompt."""
+
+    original_size: tuple[float, float] | None
+    crop: tuple[float, float] | None
+    target_size: tuple[float, float] | None
+    aesthetic_score: float | None
+    negative_original_size: tuple[float, float] | None
+    negative_crop: tuple[float, float] | None
+    negative_target_size: tuple[float, float] | None
+    negative_aesthetic_score: float | None
+
+
+class CommonOptions(SizeOptions, total=False):
     """What every method that draws takes; `Options` documents them."""
 
     mask_white: Literal["repaint", "keep"]
@@ -108,6 +122,15 @@ class Options(OptionsWithMask, ImageOptions, total=False):
         prompt_weighting: See `encode_text`; in `generate_image` it is for the negative prompt.
         long_prompts: See `encode_text`; in `generate_image` it is for the negative prompt.
         clip_skip: See `encode_text`; in `generate_image` it is for the negative prompt.
+        original_size: (height, width) that SDXL is to take the image to have been enlarged or reduced from; a small one
+            makes it blurred. None takes its size, as for `target_size`.
+        crop: (top, left) pixels that SDXL is to take to have been cut off; (0, 0), the default, centres the subject.
+        target_size: (height, width) that SDXL is to take the image to have.
+        aesthetic_score: How beautiful SDXL's refiner is to take the image to be; 6 unless given.
+        negative_original_size: The same for the negative prompt; None takes that of the prompt.
+        negative_crop: Likewise.
+        negative_target_size: Likewise.
+        negative_aesthetic_score: Likewise, but 2.5 unless given.
     """
 
 

@@ -1,0 +1,83 @@
+"""SDXL against diffusers: the same random weights, prompts and latents give the same images."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from keras_diffusion import StableDiffusion
+from keras_diffusion.architectures import TINY, DiffusionModelShape, Level, TextEncoderShape
+
+from .test_pipeline import assert_60_decibel, loaded, made
+
+pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
+TINY_SDXL = replace(
+    TINY,
+    name="custom",
+    text_encoder=TextEncoderShape(width=16, layers=3, heads=2, penultimate=True),
+    diffusion_model=DiffusionModelShape(
+        levels=(Level(16, 2, 0), Level(32, 2, (1, 2), (1, 1, 2))),
+        middle=(0,),
+        context=16 + 24,
+        groups=8,
+        linear_projection=True,
+        added=12 + 6 * 8,
+        id_width=8,
+    ),
+    text_encoder_2=TextEncoderShape(
+        width=24, layers=3, heads=3, activation="gelu", pad_token=0, penultimate=True, projection=12
+    ),
+    zero_negative=True,
+)
+LATENTS = np.random.default_rng(0).standard_normal((1, 8, 8, 4), "float32")
+SIZES = {"original_size": (512, 300), "target_size": (1024, 900)}
+OTHERS = {"negative_original_size": (200, 100), "negative_target_size": (64, 32)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return made(TINY_SDXL, tmp_path_factory.mktemp("sdxl") / "model")
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    return StableDiffusion.from_preset(folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    return loaded("StableDiffusionXLPipeline", folder)
+
+
+@pytest.mark.parametrize(
+    ("negative", "crop", "options"),
+    [(None, (0, 0), {}), ("", (10, 20), SIZES), ("blue", (3, 4), {**SIZES, **OTHERS, "clip_skip": 1})],
+    ids=["zeros", "empty", "negative"],
+)
+def test_ten_steps_reach_60_decibel(ours, theirs, negative, crop, options):
+    import torch
+
+    expected = theirs(
+        "a cat",
+        negative_prompt=negative,
+        num_inference_steps=10,
+        guidance_scale=3.0,
+        latents=torch.tensor(LATENTS.transpose(0, 3, 1, 2)),
+        height=64,
+        width=64,
+        output_type="np",
+        crops_coords_top_left=crop,
+        negative_crops_coords_top_left=crop,
+        **options,
+    ).images
+    images = ours.generate_image(
+        ours.encode_text("a cat", clip_skip=options.get("clip_skip", 0)),
+        negative_prompt=negative,
+        num_steps=10,
+        unconditional_guidance_scale=3.0,
+        diffusion_noise=LATENTS,
+        crop=crop,
+        verbose=0,
+        **{name: value for name, value in options.items() if name != "clip_skip"},
+    )
+    assert_60_decibel(images, expected)
