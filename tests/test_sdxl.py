@@ -81,3 +81,45 @@ def test_ten_steps_reach_60_decibel(ours, theirs, negative, crop, options):
         **{name: value for name, value in options.items() if name != "clip_skip"},
     )
     assert_60_decibel(images, expected)
+
+
+@pytest.fixture(scope="module")
+def refiner_folder(tmp_path_factory):
+    shape = replace(
+        TINY_SDXL.diffusion_model,
+        levels=(Level(16, 2, 0), Level(32, 2, 1)),
+        middle=(1, 0),
+        context=24,
+        added=12 + 5 * 8,
+    )
+    architecture = replace(TINY_SDXL, text_encoder=None, diffusion_model=shape, zero_negative=False)
+    return made(architecture, tmp_path_factory.mktemp("refiner") / "model")
+
+
+def test_a_refiner_ends_what_the_base_began(ours, theirs, refiner_folder):
+    import torch
+
+    refiner = StableDiffusion.from_preset(refiner_folder)
+    assert refiner.text_encoder is None
+    their_refiner = loaded("StableDiffusionXLImg2ImgPipeline", refiner_folder)
+    options = {"num_inference_steps": 10, "guidance_scale": 3.0}
+    latents = theirs(
+        "a cat",
+        latents=torch.tensor(LATENTS.transpose(0, 3, 1, 2)),
+        denoising_end=0.8,
+        height=64,
+        width=64,
+        output_type="latent",
+        **options,
+    ).images
+    scores = {"aesthetic_score": 7.0, "negative_aesthetic_score": 2.0}
+    expected = their_refiner(
+        "a cat", image=latents, denoising_start=0.8, original_size=(64, 64), output_type="np", **options, **scores
+    ).images
+    drawn = {"num_steps": 10, "unconditional_guidance_scale": 3.0, "diffusion_noise": LATENTS, "verbose": 0}
+    images = ours.text_to_image("a cat", refiner=refiner, **drawn, **scores)
+    assert_60_decibel(images, expected)
+    assert len({step for step, *_ in ours.denoise("a cat", refiner=refiner, **drawn)}) == 10
+    seen = ours._engine.compilations, refiner._engine.compilations
+    ours.text_to_image("a cat", refiner=refiner, refiner_start=0.5, crop=(5, 5), **{**drawn, "num_steps": 7})
+    assert (ours._engine.compilations, refiner._engine.compilations) == seen  # no number compiles anything again

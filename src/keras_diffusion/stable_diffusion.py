@@ -18,7 +18,7 @@ from keras_diffusion.engines.engine import Engine, JitCompile, checksum, finite
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.generation.conditions import encode_start, make_conditions, starting_latents
 from keras_diffusion.generation.options import Options, OptionsWithImage, OptionsWithMask, OptionsWithNoise
-from keras_diffusion.generation.request import make_request
+from keras_diffusion.generation.refiner import make_parts
 from keras_diffusion.generation.texts import EncodedText, encode_prompts, read
 from keras_diffusion.images import previews
 from keras_diffusion.images.safety import refuse_flagged
@@ -181,7 +181,7 @@ class StableDiffusion(Components):
             GenerationCancelled: If the callback returned False.
         """
         given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        return self._draw(make_request(self, "prompt", *given, **options))
+        return self._draw(make_parts(self, "prompt", *given, **options))
 
     def image_to_image(
         self,
@@ -342,7 +342,7 @@ class StableDiffusion(Components):
             GenerationCancelled: If the callback returned False.
         """
         given = encoded_text, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        return self._draw(make_request(self, "encoded_text", *given, diffusion_noise=diffusion_noise, **options))
+        return self._draw(make_parts(self, "encoded_text", *given, diffusion_noise=diffusion_noise, **options))
 
     def denoise(
         self,
@@ -373,8 +373,8 @@ class StableDiffusion(Components):
             TypeError, ValueError, NumericalError: As `text_to_image`, arguments before the first step.
         """
         given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-        steps = self._steps(make_request(self, "prompt", *given, **options))
-        return ((step, timestep, finite(f"denoising step {step}", latents)) for step, timestep, latents in steps)
+        steps = self._steps(make_parts(self, "prompt", *given, **options))
+        return ((i + 1, timestep, finite(f"denoising step {i + 1}", latents)) for i, timestep, latents in steps)
 
     def decode(self, latents: ArrayLike) -> np.ndarray:
         """Turns latents into images.
@@ -420,34 +420,36 @@ class StableDiffusion(Components):
             raise ValueError(f"`latents` must be of shape {wanted}. Received: {np.shape(latents)}")
         return arguments.array("latents", latents, shape)
 
-    def _draw(self, request):
+    def _draw(self, parts):
         """Runs the denoising loop, shows how far it is, and decodes."""
-        callback, steps = request.callback, request.table.steps[-1] + 1
+        request, last = parts[0][1], parts[-1][1]
+        callback, steps = request.callback, last.table.steps[-1] + 1
         progress = keras.utils.Progbar(steps, verbose=request.verbose)
-        for step, timestep, latents in self._steps(request, rows_per_call=1 if callback else None):
-            progress.update(step)
-            if callback and callback(step, timestep, finite(f"denoising step {step}", latents)) is False:
-                raise GenerationCancelled(f"The callback stopped the generation after step {step} of {steps}.")
+        for step, timestep, latents in self._steps(parts, rows_per_call=1 if callback else None):
+            progress.update(step + 1)
+            if callback and callback(step + 1, timestep, finite(f"denoising step {step + 1}", latents)) is False:
+                raise GenerationCancelled(f"The callback stopped the generation after step {step + 1} of {steps}.")
         return finite("denoising", latents) if request.output == "latents" else self._finish(request, latents)
 
-    def _steps(self, request, rows_per_call=1):
-        """Encodes a request and denoises; yields the number of each step, from 1, its timestep and its latents."""
-        known = encode_start(self, self._engine, request)
-        latents = starting_latents(request, known)
-        loop = self._engine.denoise(
-            self.diffusion_model,
-            latents,
-            make_conditions(self, self._engine, request, known),
-            request.table,
-            partial(noise.step_noise, request.seeds, latents.shape[1:]),
-            rows_per_call,
-            controlnets=tuple(control.network for control in request.controls),
-            scales=request.scales,
-            guided=request.guided,
-            deep=request.deep,
-        )
-        for step, timestep, latents in loop:
-            yield step + 1, timestep, latents
+    def _steps(self, parts, rows_per_call=1):
+        """Encodes requests and denoises; yields the number of each step, from 0, its timestep and its latents."""
+        known = encode_start(self, self._engine, parts[0][1])
+        latents, history = starting_latents(parts[0][1], known), None
+        for model, request in parts:
+            latents, history = yield from model._engine.denoise(
+                model.diffusion_model,
+                latents,
+                make_conditions(model, model._engine, request, known),
+                request.table,
+                partial(noise.step_noise, request.seeds, latents.shape[1:]),
+                rows_per_call,
+                controlnets=tuple(control.network for control in request.controls),
+                scales=request.scales,
+                guided=request.guided,
+                deep=request.deep,
+                history=history,
+                last=request is parts[-1][1],
+            )
 
     def _finish(self, request, latents):
         """Decodes latents, puts back what is not repainted, and asks `safety`."""

@@ -183,6 +183,8 @@ class Engine:
         scales=None,
         guided=None,
         deep=None,
+        history=None,
+        last=True,
     ):
         """Runs a sampler's table, yielding after every step.
 
@@ -201,11 +203,16 @@ class Engine:
             deep: bool (rows,), which rows run the whole network; the others reuse its deep features, see
                 `deep_cache.deep_and_shallow`. The first row must be deep, and each that is guided otherwise than the
                 row before it. None makes all rows deep.
+            history: The latest estimates, as another call returned them; None for the first.
+            last: Whether no other call follows.
 
         Yields:
             (step, timestep, latents): the number of the step just started, from 0, its timestep, and the latents after
             it, a float32 tensor of the backend. Nobody waits for a step until the next one has been started too, so
             that a GPU never waits for Python.
+
+        Returns:
+            The last latents, and the history for the next call.
 
         Raises:
             NumericalError: If latents are not finite, one step later or at the end.
@@ -224,10 +231,11 @@ class Engine:
         frequencies = diffusion_model.architecture.diffusion_model.frequencies
         columns = table.rows.astype("float32")
         levels = np.stack([table.alphas, table.sigmas], axis=-1)[1:].astype("float32")
-        levels[-1] = 1.0, 0.0  # what is known ends as it was, also where a sampler leaves a trace of noise
+        if last:
+            levels[-1] = 1.0, 0.0  # what is known ends as it was, also where a sampler leaves a trace of noise
         embeddings = timestep_embedding(table.rows[:, 0], frequencies)
         quiet = ops.zeros((rows_per_call, *latents.shape))
-        history = ops.zeros((HISTORY, *latents.shape))
+        history = ops.zeros((HISTORY, *latents.shape)) if history is None else history
         conditions = _tensors(conditions)
         positive = [None if x is None else x[-len(latents) :] for x in (conditions.context, conditions.added)]
         unguided = conditions._replace(context=positive[0], added=positive[1], rescale=None)
@@ -254,6 +262,7 @@ class Engine:
             if step not in table.steps[index[-1] + 1 :]:  # some solvers take two rows for a step
                 yield int(step), float(timestep), latents
         _require_finite(previous)
+        return latents, history
 
 
 def _require_finite(row):

@@ -58,6 +58,8 @@ class CommonOptions(SizeOptions, total=False):
     guidance_interval: tuple[float, float] | list[float]
     deep_cache: int
     control: Any
+    refiner: Any
+    refiner_start: float
     callback: Callable[[int, float, np.ndarray], Any] | None
     verbose: int
     output: Literal["array", "pil", "latents"]
@@ -110,6 +112,9 @@ class Options(OptionsWithMask, ImageOptions, total=False):
             first of so many takes about a tenth of the time, and the images differ (Ma et al. 2023, "DeepCache",
             arXiv:2312.00858).
         control: (ControlNet, image, scale, start, end), or a list of those, see `Control`.
+        refiner: A `StableDiffusion` that draws the last steps on the same latents, as SDXL's refiner does. It encodes
+            the prompts itself.
+        refiner_start: From which share of the noise schedule on, 0 to 1; 0.8 is as SDXL's refiner was trained.
         image: The image to start from, see `image_to_image`.
         strength: How much to change the image, see `image_to_image`.
         mask: Where to repaint the image, see `inpaint`.
