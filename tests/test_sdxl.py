@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY, DiffusionModelShape, Level, TextEncoderShape
@@ -29,6 +30,7 @@ TINY_SDXL = replace(
     ),
     zero_negative=True,
 )
+PICTURE = np.random.default_rng(1).integers(0, 256, (64, 64, 3), "uint8")
 LATENTS = np.random.default_rng(0).standard_normal((1, 8, 8, 4), "float32")
 SIZES = {"original_size": (512, 300), "target_size": (1024, 900)}
 OTHERS = {"negative_original_size": (200, 100), "negative_target_size": (64, 32)}
@@ -123,3 +125,56 @@ def test_a_refiner_ends_what_the_base_began(ours, theirs, refiner_folder):
     seen = ours._engine.compilations, refiner._engine.compilations
     ours.text_to_image("a cat", refiner=refiner, refiner_start=0.5, crop=(5, 5), **{**drawn, "num_steps": 7})
     assert (ours._engine.compilations, refiner._engine.compilations) == seen  # no number compiles anything again
+
+
+def given_noise(monkeypatch, module, latents):
+    """Has a module of diffusers draw these latents as its noise."""
+    import torch
+
+    tensor = torch.tensor(latents.transpose(0, 3, 1, 2))
+    monkeypatch.setattr(f"diffusers.pipelines.{module}.randn_tensor", lambda *arguments, **options: tensor)
+
+
+def test_image_to_image_with_a_controlnet_reaches_60_decibel(ours, theirs, monkeypatch, tmp_path):
+    import diffusers
+    import torch
+
+    torch.manual_seed(0)
+    controlnet = diffusers.ControlNetModel.from_unet(theirs.unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
+    with torch.no_grad():
+        for name, parameter in controlnet.named_parameters():
+            if "controlnet" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    controlnet.save_pretrained(tmp_path)
+    pipeline = diffusers.StableDiffusionXLControlNetImg2ImgPipeline(**theirs.components, controlnet=controlnet)
+    pipeline.set_progress_bar_config(disable=True)
+    given_noise(monkeypatch, "controlnet.pipeline_controlnet_sd_xl_img2img", LATENTS)
+    edges = np.random.default_rng(3).integers(0, 256, PICTURE.shape, "uint8")
+    image, edges_image = Image.fromarray(PICTURE), Image.fromarray(edges)
+    options = {"strength": 0.6, "num_inference_steps": 10, "guidance_scale": 3.0, "output_type": "np"}
+    expected = pipeline(
+        "a cat", image=image, control_image=edges_image, controlnet_conditioning_scale=0.8, **options
+    ).images
+    drawn = {"num_steps": 10, "unconditional_guidance_scale": 3.0, "diffusion_noise": LATENTS, "verbose": 0}
+    control = ours.load_controlnet(tmp_path), edges, 0.8
+    images = ours.image_to_image(PICTURE, "a cat", 0.6, control=control, **drawn)
+    assert_60_decibel(images, expected)
+    without = ours.image_to_image(PICTURE, "a cat", 0.6, **drawn)
+    assert np.abs(images.astype(int) - without).max() > 2
+
+
+def test_inpainting_with_nine_channels_reaches_60_decibel(monkeypatch, tmp_path):
+    shape = replace(TINY_SDXL.diffusion_model, in_channels=9)
+    folder = made(replace(TINY_SDXL, diffusion_model=shape), tmp_path / "model")
+    pipeline = loaded("StableDiffusionXLInpaintPipeline", folder)
+    given_noise(monkeypatch, "stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint", LATENTS)
+    mask = np.zeros((64, 64), bool)
+    mask[16:48, 24:56] = True
+    expected = pipeline(
+        "a cat", image=Image.fromarray(PICTURE), mask_image=Image.fromarray(mask), strength=0.8, height=64, width=64,
+        num_inference_steps=10, guidance_scale=3.0, output_type="np",
+    ).images  # fmt: skip
+    drawn = {"num_steps": 10, "unconditional_guidance_scale": 3.0, "diffusion_noise": LATENTS, "verbose": 0}
+    images = StableDiffusion.from_preset(folder).inpaint(PICTURE, mask, "a cat", 0.8, **drawn)
+    assert_60_decibel(images[:, mask], expected[:, mask])
+    np.testing.assert_array_equal(images[0][~mask], PICTURE[~mask])

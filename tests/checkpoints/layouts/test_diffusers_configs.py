@@ -126,7 +126,10 @@ def test_depth_per_level():
 @pytest.mark.parametrize(
     ("part", "options"),
     [
-        ("unet", {"upcast_attention": True, "dropout": 0.1, "act_fn": "swish", "mid_block_type": None}),
+        (
+            "unet",
+            {"upcast_attention": True, "dropout": 0.1, "act_fn": "swish", "mid_block_type": "UNetMidBlock2DCrossAttn"},
+        ),
         ("unet", {"some_future_option": None, "another": False, "only_cross_attention": [False] * 4}),
         ("vae", {"force_upcast": False, "sample_size": 256, "latents_mean": None, "scaling_factor": None}),
         ("text_encoder", {"projection_dim": 512, "dtype": "float16", "torch_dtype": "float16", "model_type": "x"}),
@@ -188,8 +191,8 @@ def test_options_without_effect(part, options):
         ("vae", "norm_num_groups", 7),
         ("text_encoder", "num_attention_heads", 7),
         ("text_encoder", "intermediate_size", 768),
-        ("unet", "transformer_layers_per_block", [1, 1, 1, 2]),
-        ("unet", "up_block_types", ["CrossAttnUpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]),
+        ("unet", "transformer_layers_per_block", [1, 1, [1, 1, 1], 1]),
+        ("unet", "reverse_transformer_layers_per_block", [1, 1]),
     ],
 )
 def test_refuses_what_it_would_compute_differently(part, option, value):
@@ -216,7 +219,7 @@ def test_refuses_lists_of_different_lengths(part, option, value):
 
 
 def test_names_everything_at_once():
-    configs = changed(PUBLISHED_SD1, "unet", addition_embed_type="text_time", freq_shift=1)
+    configs = changed(PUBLISHED_SD1, "unet", addition_embed_type="image", freq_shift=1)
     configs = changed(configs, "vae", shift_factor=0.1)
     configs = changed(configs, "model_index", _class_name="StableDiffusionXLPipeline")
     with pytest.raises(CheckpointMismatchError, match="StableDiffusionXLPipeline") as caught:

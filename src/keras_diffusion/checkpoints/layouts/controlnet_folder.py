@@ -22,6 +22,7 @@ OWN = {  # option → (value where the file has none, as in diffusers; values un
     "controlnet_conditioning_channel_order": ("rgb", ("rgb", "bgr")),
 }
 LISTS = PER_LEVEL | {WIDTHS}
+OF_SOME = {"mid_block_type", "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"}
 NO_WAY_UP = {"out_channels", "up_block_types", "conv_out_kernel", "sample_size"}  # options of the diffusion model alone
 
 
@@ -105,7 +106,8 @@ def _problems(config, architecture):
             allowed = unet[option]
             fits = (value if isinstance(value, list) or option not in PER_LEVEL else values * len(allowed)) == allowed
         else:
-            allowed = UNET[option][1] if option in UNET else (False,)
+            default, understood = UNET.get(option, (False, (False,)))
+            allowed = (default,) if option in OF_SOME else understood
             fits = value in allowed
         if not fits:
             allowed = " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed

@@ -53,7 +53,10 @@ FIELDS = {  # part → option → field of its shape
     },
 }
 ADDED = ("added", "id_width")  # fields that only SDXL's UNet has
-DEPENDENT = ("transformer_layers_per_block", "reverse_transformer_layers_per_block", "mid_block_type")
+DEPENDENT = (  # options that are compared also where the architecture has their default
+    *("transformer_layers_per_block", "reverse_transformer_layers_per_block", "mid_block_type"),
+    "addition_embed_type",
+)
 CLASSES = {  # part of a diffusers pipeline → library and class
     "scheduler": ("diffusers", "DDIMScheduler"),
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -279,6 +282,8 @@ def _architecture(options, zero_negative):
         for part in FIELDS.keys() & options
     }
     second = "text_encoder_2" in options
+    if not shapes["unet"]["added"]:
+        shapes["unet"].pop("id_width")
     encoders = {
         name: TextEncoderShape(
             **shapes[name], pad_token=PAD_TOKENS[options[tokenizer]["pad_token"]], penultimate=second

@@ -10,14 +10,14 @@ def transformers(unet):
     """Writes where a `DiffusionModelShape` has transformers, as a dict of options."""
     down = [_listed(level.down(unet.blocks)) for level in unet.levels]
     up = [_listed(level.up(unet.blocks + 1)) for level in reversed(unet.levels)]
-    middle = next((depth for depth in unet.middle if depth), 1)
+    middle = [1] * (len(down) - 1) + [next((depth for depth in unet.middle if depth), 1)]  # where no block attends
     options = {
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in down],
         "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in up],
-        "transformer_layers_per_block": [depth or middle for depth in down],
+        "transformer_layers_per_block": [depth or other for depth, other in zip(down, middle, strict=True)],
     }
     if down != up[::-1]:
-        options["reverse_transformer_layers_per_block"] = [depth or middle for depth in up]
+        options["reverse_transformer_layers_per_block"] = [depth or 1 for depth in up]
     if (kind := MIDDLES.get(tuple(map(bool, unet.middle)))) != MIDDLE:
         options["mid_block_type"] = kind
     return options

@@ -161,7 +161,7 @@ def architecture(tensors):
     for i in range(downsamplers + 1):
         down = [f"{UNET}input_blocks.{1 + i * (blocks + 1) + j}" for j in range(blocks)]
         up = [f"{UNET}output_blocks.{(downsamplers - i) * (blocks + 1) + j}" for j in range(blocks + 1)]
-        channels = side(f"{down[0]}.0.in_layers.2.weight")
+        channels = side(f"{UNET}input_blocks.{1 + i * (blocks + 1)}.0.in_layers.2.weight")
         level = Level(channels, SD1_HEADS if own_heads else max(1, channels // HEAD_SIZE), depths(down))
         levels.append(level if level.depth == depths(up) else level._replace(depth_up=depths(up)))
     middle = [number(f"{UNET}middle_block.{i}.transformer_blocks." + "{}.norm1.weight") for i in range(3)]
