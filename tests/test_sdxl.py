@@ -104,6 +104,7 @@ def test_a_refiner_ends_what_the_base_began(ours, theirs, refiner_folder):
     refiner = StableDiffusion.from_preset(refiner_folder)
     assert refiner.text_encoder is None
     their_refiner = loaded("StableDiffusionXLImg2ImgPipeline", refiner_folder)
+    their_refiner.register_modules(vae=theirs.vae)  # whose files are the same in the published models
     options = {"num_inference_steps": 10, "guidance_scale": 3.0}
     latents = theirs(
         "a cat",

@@ -153,7 +153,6 @@ def test_options_without_effect(part, options):
         ("unet", "center_input_sample", True),
         ("unet", "only_cross_attention", [True, False, False, False]),
         ("unet", "down_block_types", ["SimpleCrossAttnDownBlock2D"] * 4),
-        ("unet", "mid_block_type", "UNetMidBlock2D"),
         ("unet", "norm_eps", 1e-6),
         ("unet", "act_fn", "gelu"),
         ("unet", "flip_sin_to_cos", False),
@@ -191,8 +190,6 @@ def test_options_without_effect(part, options):
         ("vae", "norm_num_groups", 7),
         ("text_encoder", "num_attention_heads", 7),
         ("text_encoder", "intermediate_size", 768),
-        ("unet", "transformer_layers_per_block", [1, 1, [1, 1, 1], 1]),
-        ("unet", "reverse_transformer_layers_per_block", [1, 1]),
     ],
 )
 def test_refuses_what_it_would_compute_differently(part, option, value):
@@ -216,6 +213,34 @@ def test_refuses_what_it_would_compute_differently(part, option, value):
 def test_refuses_lists_of_different_lengths(part, option, value):
     with pytest.raises(CheckpointMismatchError, match=r"but the other options ask for \["):
         from_diffusers(changed(PUBLISHED_SD1, part, **{option: value}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transformer_layers_per_block": [1, 1, [1, 1, 1], 1]},
+        {"reverse_transformer_layers_per_block": [1, 1]},
+        {"reverse_transformer_layers_per_block": [1, 1, [1, 0, 1], 1]},
+        {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 2816},
+    ],
+)
+def test_refuses_depths_and_added_vectors_that_do_not_fit(options):
+    with pytest.raises(CheckpointMismatchError, match="not supported"):
+        from_diffusers(changed(PUBLISHED_SD1, "unet", **options))
+
+
+def test_reads_what_is_published_of_sdxl():
+    ours = to_diffusers(ARCHITECTURES["ssd_1b"])
+    published = changed(
+        ours,
+        "unet",
+        transformer_layers_per_block=[1, [2, 2], [4, 4]],
+        reverse_transformer_layers_per_block=[[4, 4, 10], [2, 1, 1], 1],
+        mid_block_type="UNetMidBlock2D",
+    )
+    assert from_diffusers(published) == from_diffusers(ours) == ARCHITECTURES["ssd_1b"]
+    refiner = changed(to_diffusers(ARCHITECTURES["sdxl_refiner"]), "unet", transformer_layers_per_block=4)
+    assert from_diffusers(refiner) == ARCHITECTURES["sdxl_refiner"]
 
 
 def test_names_everything_at_once():

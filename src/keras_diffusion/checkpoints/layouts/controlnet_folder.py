@@ -23,7 +23,13 @@ OWN = {  # option → (value where the file has none, as in diffusers; values un
 }
 LISTS = PER_LEVEL | {WIDTHS}
 OF_SOME = {"mid_block_type", "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"}
-NO_WAY_UP = {"out_channels", "up_block_types", "conv_out_kernel", "sample_size"}  # options of the diffusion model alone
+NO_WAY_UP = {
+    "out_channels",
+    "up_block_types",
+    "reverse_transformer_layers_per_block",
+    "conv_out_kernel",
+    "sample_size",
+}  # options of the diffusion model alone
 
 
 class ControlNetFolder:

@@ -255,7 +255,7 @@ def _disagreements(architecture):
     unet = architecture.diffusion_model
     if unet.context != sum(widths):
         yield f"unet: cross_attention_dim={unet.context}, but the text encoders give {' + '.join(map(str, widths))}"
-    if bool(architecture.text_encoder_2) != bool(architecture.size_ids):
+    if len({bool(x) for x in (architecture.text_encoder_2, unet.added, architecture.size_ids)}) > 1:
         yield (
             f"unet: projection_class_embeddings_input_dim={unet.added}, understood is only, for SDXL, projection_dim "
             f"of text_encoder_2 and {' or '.join(map(str, SIZE_IDS))} times addition_time_embed_dim"
