@@ -189,7 +189,8 @@ class Components:
             TypeError: If an argument is of the wrong type.
             ValueError: If a LoRA of this name is loaded, `scale` is not finite, or a network has been replaced.
         """
-        return self._loras.load(path, scale, name, text_encoder=self.text_encoder, diffusion_model=self.diffusion_model)
+        names = [part for part in ("text_encoder", "diffusion_model") if part in self.architecture.networks]
+        return self._loras.load(path, scale, name, **{part: getattr(self, part) for part in names})
 
     def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA out of the weights again: they are, bit for bit, as if it had not been loaded.
@@ -219,8 +220,13 @@ class Components:
             CorruptCheckpointError: If the file is damaged or of another kind.
             FileNotFoundError: If there is no file.
             TypeError: If `token` is not a str.
-            ValueError: If the word is one token already.
+            ValueError: If the word is one token already, or the model has two text encoders.
         """
+        if self.architecture.text_encoder_2:
+            raise ValueError(
+                "Textual inversions are for models with one text encoder, Stable Diffusion 1 and 2. "
+                f"Received: path={str(path)!r:.200}, a model of {self.architecture.name!r}"
+            )
         text_encoder, token = textual_inversion.load(path, token, self.text_encoder, self.tokenizer)
         self._loras.replace("text_encoder", self.text_encoder, text_encoder)
         self.text_encoder = text_encoder
