@@ -1,6 +1,8 @@
 import json
+import math
 from dataclasses import FrozenInstanceError, replace
 
+import keras
 import pytest
 
 from keras_diffusion.architectures import (
@@ -15,12 +17,15 @@ from keras_diffusion.architectures import (
     AutoencoderShape,
     Level,
 )
+from keras_diffusion.networks.diffusion_model import DiffusionModel
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
 
 def test_the_table_knows_every_architecture_by_its_name():
-    assert set(ARCHITECTURES) == {"sd14", "sd15", "sd20_base", "sd20", "sd21_base", "sd21", "emoji", "tiny"}
+    of_sdxl = {"sdxl", "sdxl_refiner", "sdxl_inpainting", "sdxl_turbo", "ssd_1b", "vega"}
+    others = {"sd14", "sd15", "sd20_base", "sd20", "sd21_base", "sd21", "tiny_sd", "emoji", "tiny"}
+    assert set(ARCHITECTURES) == of_sdxl | others
     assert all(architecture.name == name for name, architecture in ARCHITECTURES.items())
 
 
@@ -34,11 +39,13 @@ def test_configuration_survives_json(architecture):
 
 @every_architecture
 def test_its_parts_fit(architecture):
-    unet, text, autoencoder = architecture.diffusion_model, architecture.text_encoder, architecture.autoencoder
-    assert unet.context == text.width
-    assert unet.in_channels == unet.out_channels == autoencoder.latent_channels
-    assert text.width % text.heads == 0
-    assert text.pad_token < text.vocabulary
+    unet, autoencoder = architecture.diffusion_model, architecture.autoencoder
+    texts = architecture.text_encoders.values()
+    assert unet.context == sum(text.width for text in texts)
+    assert unet.out_channels == autoencoder.latent_channels
+    assert unet.in_channels == (9 if "inpainting" in architecture.name else 4)
+    assert all(text.width % text.heads == 0 and text.pad_token < text.vocabulary for text in texts)
+    assert bool(architecture.size_ids) == bool(architecture.text_encoder_2) == bool(unet.added)
     assert architecture.prediction_type in PREDICTION_TYPES
     assert architecture.image_size % (autoencoder.factor * 2 ** (len(unet.levels) - 1)) == 0
     for level in unet.levels:
@@ -54,7 +61,7 @@ def test_an_architecture_cannot_change():
 
 def test_derived_sizes_of_stable_diffusion_1():
     unet = SD14.diffusion_model
-    assert (unet.frequencies, unet.time_width, unet.middle_depth) == (320, 1280, 1)
+    assert (unet.frequencies, unet.time_width, unet.middle) == (320, 1280, (1, 0))
     assert SD14.text_encoder.hidden == 3072
     assert SD14.autoencoder.factor == 8
     assert replace(SD15, name="sd14") == SD14
@@ -92,3 +99,20 @@ def test_the_factor_counts_the_levels(levels):
 def test_sizes_that_latents_cannot_have_are_refused(height, width):
     with pytest.raises(ValueError, match=f"multiples of 8. Received: {height} × {width}"):
         SD14.autoencoder.latent_size(height, width)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("sdxl", 2_567_463_684), ("sdxl_refiner", 2_259_526_660), ("ssd_1b", 1_331_334_404), ("vega", 745_225_604)],
+)
+def test_parameters_of_sdxl_are_those_published(name, count):
+    with keras.StatelessScope(initialize_variables=False):  # shapes, no values
+        network = DiffusionModel(architecture=ARCHITECTURES[name], initialize=False)
+    assert sum(math.prod(variable.shape) for variable in network.variables) == count
+
+
+def test_depths_of_blocks():
+    assert Level(8, 1, 2).down(2) == (2, 2)
+    assert Level(8, 1, 2).up(3) == (2, 2, 2)
+    assert Level(8, 1, (1, 2), (0, 1, 2)).up(3) == (0, 1, 2)
+    assert Level(8, 1, 0, 1).down(2) == (0, 0)

@@ -22,7 +22,7 @@ def made(architecture, folder):
     """The folder of a model with random weights whose latents and pixels stay in their range."""
     keras.utils.set_random_seed(0)
     model = StableDiffusion(preset=architecture)
-    beta = model.text_encoder.get_layer("final_layer_norm").beta
+    beta = (model.text_encoder or model.text_encoder_2).get_layer("final_layer_norm").beta
     beta.assign(np.linspace(-1, 2, beta.shape[0]))  # contexts of trained models have a mean
     for network in (model.diffusion_model, model.decoder):
         kernel = network.get_layer("conv_out").kernel

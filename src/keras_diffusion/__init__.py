@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_HO
     from keras_diffusion.errors import UnsafeCheckpointError as UnsafeCheckpointError
     from keras_diffusion.generation.controls import Control as Control
     from keras_diffusion.generation.options import Options as Options
+    from keras_diffusion.generation.texts import EncodedText as EncodedText
     from keras_diffusion.images.reading import pad as pad
     from keras_diffusion.networks.controlnet import ControlNet as ControlNet
     from keras_diffusion.networks.decoder import Decoder as Decoder
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 _HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
     "generation.controls": ("Control",),
     "generation.options": ("Options",),
+    "generation.texts": ("EncodedText",),
     "networks.controlnet": ("ControlNet",),
     "networks.decoder": ("Decoder",),
     "networks.diffusion_model": ("DiffusionModel",),

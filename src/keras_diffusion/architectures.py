@@ -14,6 +14,12 @@ STORED = {  # policies beside those of Keras → (what is computed in, what weig
 }
 DTYPES = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16", *STORED)  # policies to compute in
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+SIZE_IDS = {  # how many numbers describe the sizes of an image → what they are, each a pair but for the score
+    6: ("original_size", "crop", "target_size"),
+    5: ("original_size", "crop", "aesthetic_score"),
+}
+
 
 class Level(NamedTuple):
     """One resolution of the diffusion model.
@@ -21,12 +27,27 @@ class Level(NamedTuple):
     Args:
         channels: Width of the feature maps.
         heads: Attention heads of its spatial transformers.
-        depth: Transformer blocks after each residual block; 0 for none.
+        depth: Transformer blocks after each residual block; 0 for none. A tuple has one number for each block.
+        depth_up: The same on the way up; None takes `depth`.
     """
 
     channels: int
     heads: int
-    depth: int
+    depth: int | tuple[int, ...]
+    depth_up: int | tuple[int, ...] | None = None
+
+    @property
+    def attends(self):
+        """Whether there are transformers on the way down."""
+        return any(self.down(1))
+
+    def down(self, blocks):
+        """Returns the depth after each of the `blocks` residual blocks on the way down."""
+        return (self.depth,) * blocks if isinstance(self.depth, int) else self.depth
+
+    def up(self, blocks):
+        """Returns the depth after each of the `blocks` residual blocks on the way up."""
+        return Level(*self[:2], self.depth if self.depth_up is None else self.depth_up).down(blocks)
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,8 @@ class TextEncoderShape:
     """The CLIP text model: `layers` blocks of `width`, read out after the last one.
 
     `activation` is "quick_gelu" (OpenAI's CLIP) or "gelu" (OpenCLIP); `pad_token` fills a prompt up
-    to `length` tokens.
+    to `length` tokens. With `penultimate`, as in SDXL, the context is read out before the last block, and there is a
+    pooled vector of the whole prompt, projected to `projection` numbers (0: not projected).
     """
 
     width: int = 768
@@ -44,6 +66,8 @@ class TextEncoderShape:
     pad_token: int = 49407
     length: int = 77
     vocabulary: int = 49408
+    penultimate: bool = False
+    projection: int = 0
 
     @property
     def hidden(self):
@@ -54,6 +78,8 @@ class TextEncoderShape:
 class DiffusionModelShape:
     """The UNet: `blocks` residual blocks a level on the way down and one more on the way up.
 
+    `middle` holds the transformer blocks after each residual block between the two. `added` is the width of the vector
+    that is added to the timestep's embedding, 0 for none; in it, each number of `SIZE_IDS` takes `id_width` places.
     `linear_projection` says only how checkpoint files store the transformers' projections
     (SD 2: matrices, SD 1: 1×1 convolutions); the computation is the same.
     """
@@ -65,11 +91,9 @@ class DiffusionModelShape:
     in_channels: int = 4
     out_channels: int = 4
     linear_projection: bool = False
-
-    @property
-    def middle_depth(self):
-        """Transformer blocks between the way down and the way up."""
-        return max(level.depth for level in self.levels)
+    middle: tuple[int, ...] = (1, 0)
+    added: int = 0
+    id_width: int = 256
 
     @property
     def frequencies(self):
@@ -106,14 +130,39 @@ class AutoencoderShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A complete Stable Diffusion model: three shapes, what the network predicts, and the size it was trained at."""
+    """A complete Stable Diffusion model: its shapes, what the network predicts, and the size it was trained at.
+
+    SDXL has two text encoders, its refiner the second one alone. With `zero_negative`, no negative prompt means a
+    context of zeros instead of the empty prompt.
+    """
 
     name: str
-    text_encoder: TextEncoderShape = TextEncoderShape()
+    text_encoder: TextEncoderShape | None = TextEncoderShape()
     diffusion_model: DiffusionModelShape = DiffusionModelShape()
     autoencoder: AutoencoderShape = AutoencoderShape()
     prediction_type: str = "epsilon"
     image_size: int = 512
+    text_encoder_2: TextEncoderShape | None = None
+    zero_negative: bool = False
+
+    @property
+    def text_encoders(self):
+        """The shapes of the text encoders there are, by name."""
+        shapes = {name: getattr(self, name) for name in TEXT_ENCODERS}
+        return {name: shape for name, shape in shapes.items() if shape}
+
+    @property
+    def networks(self):
+        """The names of the networks there are."""
+        return (*self.text_encoders, "diffusion_model", "decoder", "image_encoder")
+
+    @property
+    def size_ids(self):
+        """The names in `SIZE_IDS` of the numbers in the added vector; () if there are none."""
+        if not self.diffusion_model.added:
+            return ()
+        pooled = self.text_encoder_2.projection if self.text_encoder_2 else 0
+        return SIZE_IDS.get((self.diffusion_model.added - pooled) / self.diffusion_model.id_width, ())
 
     def get_config(self):
         """Returns the architecture as JSON-serialisable data, for `from_config`."""
@@ -123,16 +172,21 @@ class Architecture:
     def from_config(cls, config):
         """Rebuilds an architecture from what `get_config` returned."""
         unet, autoencoder = dict(config["diffusion_model"]), dict(config["autoencoder"])
-        unet["levels"] = tuple(Level(*level) for level in unet["levels"])
+        unet["levels"] = tuple(Level(*map(_hashable, level)) for level in unet["levels"])
+        unet["middle"] = tuple(unet.get("middle", (1, 0)))
         autoencoder["channels"] = tuple(autoencoder["channels"])
         return cls(
             **{
                 **config,
-                "text_encoder": TextEncoderShape(**config["text_encoder"]),
+                **{name: config[name] and TextEncoderShape(**config[name]) for name in TEXT_ENCODERS & config.keys()},
                 "diffusion_model": DiffusionModelShape(**unet),
                 "autoencoder": AutoencoderShape(**autoencoder),
             }
         )
+
+
+def _hashable(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
 SD14 = Architecture("sd14")
@@ -162,6 +216,55 @@ TINY = Architecture(
     AutoencoderShape(channels=(8, 16, 16, 16), blocks=1, groups=4),
     image_size=64,
 )
+CLIP_L = replace(SD14.text_encoder, penultimate=True)
+OPEN_CLIP_G = TextEncoderShape(
+    width=1280, layers=32, heads=20, activation="gelu", pad_token=0, penultimate=True, projection=1280
+)
+SDXL = Architecture(
+    "sdxl",
+    CLIP_L,
+    DiffusionModelShape(
+        levels=(Level(320, 5, 0), Level(640, 10, 2), Level(1280, 20, 10)),
+        middle=(10, 0),
+        context=768 + 1280,
+        linear_projection=True,
+        added=1280 + 6 * 256,
+    ),
+    AutoencoderShape(scaling_factor=0.13025),
+    image_size=1024,
+    text_encoder_2=OPEN_CLIP_G,
+    zero_negative=True,
+)
+SDXL_REFINER = replace(
+    SDXL,
+    name="sdxl_refiner",
+    text_encoder=None,
+    diffusion_model=replace(
+        SDXL.diffusion_model,
+        levels=(Level(384, 6, 0), Level(768, 12, 4), Level(1536, 24, 4), Level(1536, 24, 0)),
+        middle=(4, 0),
+        context=1280,
+        added=1280 + 5 * 256,
+    ),
+    zero_negative=False,
+)
+
+
+def _smaller(name, *levels):
+    """SDXL with other depths, and one residual block in the middle."""
+    shape = replace(SDXL.diffusion_model, levels=levels, middle=(0,))
+    return replace(SDXL, name=name, diffusion_model=shape)
+
+
+SSD_1B = _smaller("ssd_1b", Level(320, 5, 0), Level(640, 10, 2, (2, 1, 1)), Level(1280, 20, 4, (4, 4, 10)))
+VEGA = _smaller("vega", Level(320, 5, 0), Level(640, 10, 1), Level(1280, 20, 2))
+SDXL_TURBO = replace(SDXL, name="sdxl_turbo", image_size=512)
+SDXL_INPAINTING = replace(SDXL, name="sdxl_inpainting", diffusion_model=replace(SDXL.diffusion_model, in_channels=9))
+TINY_SD = replace(
+    SD15,
+    name="tiny_sd",
+    diffusion_model=DiffusionModelShape(levels=SD14.diffusion_model.levels[:3], blocks=1, middle=()),
+)
 ARCHITECTURES = {
     a.name: a
     for a in (
@@ -171,6 +274,13 @@ ARCHITECTURES = {
         replace(SD21, name="sd20"),
         SD21_BASE,
         SD21,
+        SDXL,
+        SDXL_REFINER,
+        SDXL_INPAINTING,
+        SDXL_TURBO,
+        SSD_1B,
+        VEGA,
+        TINY_SD,
         EMOJI,
         TINY,
     )

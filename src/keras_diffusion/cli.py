@@ -249,7 +249,7 @@ def of_installation():
         "Keras": keras.__version__,
         "backend": f"{backend} {sys.modules[backend].__version__}",
         "device": str(keras.ops.zeros(()).device).rpartition("device:")[2].lower(),
-        "runs by": f"{choice.best(*LARGE)} at 512×512, {choice.best(0, 0)} for small models",
+        "runs by": f"{choice.choose_by_work(*LARGE)} at 512×512, {choice.choose_by_work(0, 0)} for small models",
         "presets": ", ".join(BUNDLED),
         "samplers": ", ".join(SAMPLERS),
     }
@@ -257,16 +257,18 @@ def of_installation():
 
 def of_model(preset):
     from keras_diffusion.checkpoints import presets
-    from keras_diffusion.checkpoints.layouts import files
 
     presets.find(preset)
     with quiet():
         import keras  # noqa: F401
+    from keras_diffusion.checkpoints.layouts.files import naming
+    from keras_diffusion.checkpoints.mapping import names
     from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
     found = presets.read(preset)
-    parameters = {part: sum(tensor.size for tensor in found.tensors(part).values()) for part in files.WEIGHTS}
-    with files.naming(found.path):
+    parts = names.folders(found.architecture)
+    parameters = {part: sum(tensor.size for tensor in found.tensors(part).values()) for part in parts}
+    with naming(found.path):
         sampler, _ = from_scheduler_config(found.scheduler_config)
     return {
         "folder" if found.path.is_dir() else "file": found.path,

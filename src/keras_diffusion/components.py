@@ -20,7 +20,7 @@ from keras_diffusion.checkpoints.layouts.part_files import PARTS, PartFiles, rea
 from keras_diffusion.checkpoints.mapping.loading import require_tensors
 from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.locks import Unchanged, changing, reading, reads
-from keras_diffusion.networks.classes import CLASSES
+from keras_diffusion.networks.classes import CLASSES, make
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
@@ -30,8 +30,9 @@ from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
-LOADED_TOGETHER = ("text_encoder", "diffusion_model", "decoder")  # loaded at the start, and after `unload`
+ALONE = ("image_encoder",)  # loaded when first needed; all others at the start, and after `unload`
 AUTOENCODER = ("decoder", "image_encoder")
+ADAPTED = ("text_encoder", "diffusion_model")  # by LoRAs
 _loading_lock = Lock()  # one for all models: a model's own could be neither copied nor pickled
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
 
@@ -43,6 +44,7 @@ class Components:
     """
 
     text_encoder: TextEncoder
+    text_encoder_2: TextEncoder | None
     diffusion_model: DiffusionModel
     decoder: Decoder
     image_encoder: ImageEncoder
@@ -84,10 +86,12 @@ class Components:
     def __getattr__(self, name):
         if name not in CLASSES:
             return self.__getattribute__(name)  # says what is missing, if need be in a property
+        if name not in self.architecture.networks:
+            return None  # a text encoder
         model = vars(self).get("_model", self)
         with _loading_lock:
             if name not in vars(model):
-                model._load(LOADED_TOGETHER if name in LOADED_TOGETHER else (name,))
+                model._load((name,) if name in ALONE else None)
             return vars(self).setdefault(name, vars(model)[name])
 
     @contextmanager
@@ -109,8 +113,9 @@ class Components:
     def __setstate__(self, state):
         vars(self).update({name: value for name, value in state.items() if name != "unchanged"})
 
-    def _load(self, names=LOADED_TOGETHER):
-        """Makes networks; one that was assigned meanwhile stays."""
+    def _load(self, names=None):
+        """Makes networks, those that are loaded together unless named; one that was assigned meanwhile stays."""
+        names = names or [name for name in self.architecture.networks if name not in ALONE]
         if self._checkpoint:
             require_tensors(self._checkpoint, [name for name in names if NETWORKS[name][0] not in self._parts])
         with no_leftovers():
@@ -136,8 +141,8 @@ class Components:
         """A network that waits for its first values, or a random one if there is nothing to load."""
         dtype = self._vae_dtype if name in AUTOENCODER else self._dtype
         with keras.StatelessScope(initialize_variables=self._checkpoint is None):
-            return CLASSES[name](
-                architecture=architecture or self.architecture, initialize=self._checkpoint is None, dtype=dtype
+            return make(
+                name, architecture=architecture or self.architecture, initialize=self._checkpoint is None, dtype=dtype
             )
 
     def unload(self, discard: bool = False) -> None:
@@ -240,10 +245,7 @@ class Components:
                 model.architecture,
                 dtype=dtype,
                 scheduler_config=model._checkpoint and model._checkpoint.scheduler_config,
-                text_encoder=model.text_encoder,
-                diffusion_model=model.diffusion_model,
-                image_encoder=model.image_encoder,
-                decoder=model.decoder,
+                **{name: getattr(model, name) for name in model.architecture.networks},
             )
 
     @property
@@ -277,8 +279,11 @@ class Components:
                 replaced.
         """
         with changing(self, *self._present().values()):
-            networks = {"text_encoder": self.text_encoder, "diffusion_model": self.diffusion_model}
-            return self._loras.load(path, scale, name, **networks)
+            return self._loras.load(path, scale, name, **self._adapted())
+
+    def _adapted(self):
+        """The networks that LoRAs change, by name."""
+        return {name: getattr(self, name) for name in ADAPTED if name in self.architecture.networks}
 
     def set_lora_scale(self, name: str, scale: Scale) -> None:
         """Changes how strong a loaded LoRA is; its file is not read again, and nothing is compiled.
@@ -321,8 +326,7 @@ class Components:
             yield prompt
             return
         paths = {name: None if name in self.loras else lora_folder.find(self.lora_folder, name) for name in scales}
-        networks = {"text_encoder": self.text_encoder, "diffusion_model": self.diffusion_model}
-        with changing(self, *self._present().values()), self._loras.during(paths, scales, **networks):
+        with changing(self, *self._present().values()), self._loras.during(paths, scales, **self._adapted()):
             yield prompt
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
@@ -342,8 +346,13 @@ class Components:
             CorruptCheckpointError: If the file is damaged or of another kind.
             FileNotFoundError: If there is no file.
             TypeError: If `token` is not a str.
-            ValueError: If the word is one token already.
+            ValueError: If the word is one token already, or the model has two text encoders.
         """
+        if self.architecture.text_encoder_2:
+            raise ValueError(
+                "Textual inversions are for models with one text encoder, Stable Diffusion 1 and 2. "
+                f"Received: path={str(path)!r:.200}, a model of {self.architecture.name!r}"
+            )
         with changing(self, *self._present().values()):
             text_encoder, token = textual_inversion.load(path, token, self.text_encoder, self.tokenizer)
             self._loras.replace("text_encoder", self.text_encoder, text_encoder)

@@ -17,9 +17,10 @@ from keras_diffusion.checkpoints.layouts.files import naming
 from keras_diffusion.components import Components
 from keras_diffusion.engines.engine import Engine, JitCompile, checksum, finite
 from keras_diffusion.errors import GenerationCancelled
-from keras_diffusion.generation.conditions import encode_prompts, encode_start, make_conditions, starting_latents
+from keras_diffusion.generation.conditions import encode_start, make_conditions, starting_latents
 from keras_diffusion.generation.options import Options, OptionsWithImage, OptionsWithMask, OptionsWithNoise
-from keras_diffusion.generation.request import make_request, read
+from keras_diffusion.generation.refiner import make_parts
+from keras_diffusion.generation.texts import EncodedText, encode_prompts, read
 from keras_diffusion.images import previews
 from keras_diffusion.images.safety import refuse_flagged
 from keras_diffusion.locks import resumed
@@ -29,7 +30,7 @@ from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
 Preset = str | os.PathLike[str] | Architecture
 Source = str | os.PathLike[str] | None  # of a part of a model
-NegativePrompt = str | Sequence[str] | np.ndarray | None
+NegativePrompt = str | Sequence[str] | np.ndarray | EncodedText | None
 Guidance = float | Sequence[float] | np.ndarray
 Images = Any  # a uint8 array, or what the option `output` says
 
@@ -66,7 +67,8 @@ class StableDiffusion(Components):
     Attributes:
         architecture: The `Architecture` of the networks.
         tokenizer: A `SimpleTokenizer`.
-        text_encoder: A `TextEncoder`.
+        text_encoder: A `TextEncoder`; None in the refiner of SDXL.
+        text_encoder_2: The second `TextEncoder` of SDXL; None in other models.
         diffusion_model: A `DiffusionModel`.
         decoder: A `Decoder`.
         image_encoder: An `ImageEncoder`, loaded when it is first needed.
@@ -183,7 +185,7 @@ class StableDiffusion(Components):
         Args:
             prompt: What to draw; a str, or a list with one for each image.
             negative_prompt: What to keep away from; likewise, or a context as `encode_text` returns it. None is the
-                empty prompt.
+                empty prompt, or for models that were trained so, as SDXL, a context of zeros; "" is the empty prompt.
             batch_size: Number of images, 1 to 1024; None takes one for each prompt.
             num_steps: Number of steps, 1 to 1000. None takes the checkpoint's own number, `defaults.num_steps`.
             unconditional_guidance_scale: How much to follow the prompt; a number of at least 0, or a list with one
@@ -204,7 +206,7 @@ class StableDiffusion(Components):
         weighting = options.get("prompt_weighting")
         with self._loras_of_prompt(prompt, weighting) as prompt, self._for_one_call() as model:
             given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-            return model._draw(make_request(model, "prompt", *given, **options))
+            return model._draw(make_parts(model, "prompt", *given, **options))
 
     def image_to_image(
         self,
@@ -304,7 +306,7 @@ class StableDiffusion(Components):
         prompt_weighting: bool = False,
         long_prompts: Literal["error", "truncate", "chunk"] = "error",
         clip_skip: int = 0,
-    ) -> np.ndarray:
+    ) -> np.ndarray | EncodedText:
         """Turns prompts into the context that `generate_image` takes.
 
         Args:
@@ -318,7 +320,8 @@ class StableDiffusion(Components):
 
         Returns:
             A float32 array (b, 77, width), or (b, k · 77, width) where a prompt has several chunks; shorter prompts in
-            the list are then repeated, which draws the same images.
+            the list are then repeated, which draws the same images. For SDXL, an `EncodedText` of it and of a vector
+            for each prompt.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -327,11 +330,12 @@ class StableDiffusion(Components):
         """
         reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
         with self._for_one_call() as model:
-            return encode_prompts(model, model._engine, read(model, "prompt", prompt, **reading))
+            encoded = encode_prompts(model, model._engine, read(model, "prompt", prompt, **reading))
+        return encoded.context if encoded.pooled is None else encoded
 
     def generate_image(
         self,
-        encoded_text: np.ndarray,
+        encoded_text: np.ndarray | EncodedText,
         negative_prompt: NegativePrompt = None,
         batch_size: int | None = None,
         num_steps: int | None = None,
@@ -365,7 +369,7 @@ class StableDiffusion(Components):
         """
         given = encoded_text, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
         with self._for_one_call() as model:
-            return model._draw(make_request(model, "encoded_text", *given, diffusion_noise=diffusion_noise, **options))
+            return model._draw(make_parts(model, "encoded_text", *given, diffusion_noise=diffusion_noise, **options))
 
     def denoise(
         self,
@@ -397,8 +401,9 @@ class StableDiffusion(Components):
         """
         given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
         with self._for_one_call() as model:
-            steps = resumed(model._steps(make_request(model, "prompt", *given, **options)), *model._present().values())
-        return ((step, timestep, finite(f"denoising step {step}", latents)) for step, timestep, latents in steps)
+            steps = model._steps(make_parts(model, "prompt", *given, **options))
+            steps = resumed(steps, *model._present().values())
+        return ((i + 1, timestep, finite(f"denoising step {i + 1}", latents)) for i, timestep, latents in steps)
 
     def decode(self, latents: ArrayLike) -> np.ndarray:
         """Turns latents into images.
@@ -446,34 +451,36 @@ class StableDiffusion(Components):
             raise ValueError(f"`latents` must be of shape {wanted}. Received: {np.shape(latents)}")
         return arguments.array("latents", latents, shape)
 
-    def _draw(self, request):
+    def _draw(self, parts):
         """Runs the denoising loop, shows how far it is, and decodes."""
-        callback, steps = request.callback, request.table.steps[-1] + 1
+        request, last = parts[0][1], parts[-1][1]
+        callback, steps = request.callback, last.table.steps[-1] + 1
         progress = keras.utils.Progbar(steps, verbose=request.verbose)
-        for step, timestep, latents in self._steps(request, rows_per_call=1 if callback else None):
-            progress.update(step)
-            if callback and callback(step, timestep, finite(f"denoising step {step}", latents)) is False:
-                raise GenerationCancelled(f"The callback stopped the generation after step {step} of {steps}.")
+        for step, timestep, latents in self._steps(parts, rows_per_call=1 if callback else None):
+            progress.update(step + 1)
+            if callback and callback(step + 1, timestep, finite(f"denoising step {step + 1}", latents)) is False:
+                raise GenerationCancelled(f"The callback stopped the generation after step {step + 1} of {steps}.")
         return finite("denoising", latents) if request.output == "latents" else self._finish(request, latents)
 
-    def _steps(self, request, rows_per_call=1):
-        """Encodes a request and denoises; yields the number of each step, from 1, its timestep and its latents."""
-        known = encode_start(self, self._engine, request)
-        latents = starting_latents(request, known)
-        loop = self._engine.denoise(
-            self.diffusion_model,
-            latents,
-            make_conditions(self, self._engine, request, known),
-            request.table,
-            partial(noise.row_noise, request.seeds, latents.shape[1:], request.table),
-            rows_per_call,
-            controlnets=tuple(control.network for control in request.controls),
-            scales=request.scales,
-            guided=request.guided,
-            deep=request.deep,
-        )
-        for step, timestep, latents in loop:
-            yield step + 1, timestep, latents
+    def _steps(self, parts, rows_per_call=1):
+        """Encodes requests and denoises; yields the number of each step, from 0, its timestep and its latents."""
+        known = encode_start(self, self._engine, parts[0][1])
+        latents, history = starting_latents(parts[0][1], known), None
+        for model, request in parts:
+            latents, history = yield from model._engine.denoise(
+                model.diffusion_model,
+                latents,
+                make_conditions(model, model._engine, request, known),
+                request.table,
+                partial(noise.row_noise, request.seeds, latents.shape[1:], request.table),
+                rows_per_call,
+                controlnets=tuple(control.network for control in request.controls),
+                scales=request.scales,
+                guided=request.guided,
+                deep=request.deep,
+                history=history,
+                last=request is parts[-1][1],
+            )
 
     def _finish(self, request, latents):
         """Decodes latents, puts back what is not repainted, and asks `safety`."""

@@ -20,24 +20,15 @@ from keras_diffusion.architectures import (
     TextEncoderShape,
 )
 from keras_diffusion.checkpoints.layouts import diffusers_folder
-from keras_diffusion.networks.decoder import Decoder
-from keras_diffusion.networks.diffusion_model import DiffusionModel
-from keras_diffusion.networks.image_encoder import ImageEncoder
-from keras_diffusion.networks.text_encoder import TextEncoder
-
-CLASSES = {
-    "text_encoder": TextEncoder,
-    "diffusion_model": DiffusionModel,
-    "image_encoder": ImageEncoder,
-    "decoder": Decoder,
-}
+from keras_diffusion.networks.classes import make
 
 
 @pytest.fixture(scope="session")
 def build():
-    """Builds the four networks of an architecture, or those named, by name; all their kernels are zero."""
-    return lambda architecture, names=CLASSES, **options: {
-        name: CLASSES[name](architecture=architecture, initialize=False, **options) for name in names
+    """Builds the networks of an architecture, or those named, by name; all their kernels are zero."""
+    return lambda architecture, names=None, **options: {
+        name: make(name, architecture=architecture, initialize=False, **options)
+        for name in names or architecture.networks
     }
 
 

@@ -1,5 +1,7 @@
 """Folders that diffusers writes are read here, and those written here by diffusers; both compute the same."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from keras_diffusion.architectures import (
 from keras_diffusion.checkpoints.layouts import diffusers_folder
 from keras_diffusion.checkpoints.layouts.diffusers_configs import to_diffusers
 from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
+from keras_diffusion.checkpoints.layouts.files import TOKENIZERS
+from keras_diffusion.checkpoints.mapping.names import folders
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
@@ -23,6 +27,25 @@ pytest.importorskip("transformers")
 pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
 
 TOLERANCE = 1e-5
+TINY_SDXL = Architecture(
+    "custom",
+    TextEncoderShape(width=16, layers=2, heads=2, penultimate=True),
+    DiffusionModelShape(
+        levels=(Level(16, 2, 0), Level(32, 2, 2)),
+        middle=(2, 0),
+        context=16 + 24,
+        groups=8,
+        linear_projection=True,
+        added=12 + 6 * 8,
+        id_width=8,
+    ),
+    AutoencoderShape(channels=(8, 16), blocks=1, groups=4, scaling_factor=0.13025),
+    image_size=16,
+    text_encoder_2=TextEncoderShape(
+        width=24, layers=3, heads=3, activation="gelu", pad_token=0, penultimate=True, projection=12
+    ),
+    zero_negative=True,
+)
 LIKE = {  # small models with the options of the real ones
     "sd1": Architecture(
         "custom",
@@ -49,6 +72,34 @@ LIKE = {  # small models with the options of the real ones
         prediction_type="v_prediction",
         image_size=32,
     ),
+    "tiny_sd": Architecture(
+        "custom",
+        TextEncoderShape(width=16, layers=2, heads=2),
+        DiffusionModelShape(levels=(Level(16, 2, 1), Level(32, 2, 1)), blocks=1, context=16, groups=8, middle=()),
+        AutoencoderShape(channels=(8, 16), blocks=1, groups=4),
+        image_size=16,
+    ),
+    "sdxl": TINY_SDXL,
+    "sdxl_refiner": replace(
+        TINY_SDXL,
+        text_encoder=None,
+        diffusion_model=replace(
+            TINY_SDXL.diffusion_model,
+            levels=(Level(16, 2, 0), Level(32, 2, 1), Level(32, 2, 1), Level(32, 2, 0)),
+            middle=(1, 0),
+            context=24,
+            added=12 + 5 * 8,
+        ),
+        zero_negative=False,
+    ),
+    "ssd_1b": replace(
+        TINY_SDXL,
+        diffusion_model=replace(
+            TINY_SDXL.diffusion_model,
+            levels=(Level(16, 2, 0), Level(32, 2, 2, (2, 1, 1)), Level(32, 2, (1, 2), (1, 1, 2))),
+            middle=(0,),
+        ),
+    ),
 }
 
 
@@ -60,30 +111,30 @@ def architecture(request):
 @pytest.fixture(scope="module")
 def pipeline(architecture, tmp_path_factory):
     """A diffusers pipeline with random weights."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    import diffusers
+    import transformers
 
     torch.manual_seed(0)
-    configs = to_diffusers(architecture)
-    path = tmp_path_factory.mktemp("tokenizer")
-    diffusers_folder.write_tokenizer(path, configs["tokenizer"], architecture.text_encoder.length)
+    configs, tokenizers = to_diffusers(architecture), {}
     networks = {
-        "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
-        "unet": UNet2DConditionModel.from_config(configs["unet"]),
-        "vae": AutoencoderKL.from_config(configs["vae"]),
+        "unet": diffusers.UNet2DConditionModel.from_config(configs["unet"]),
+        "vae": diffusers.AutoencoderKL.from_config(configs["vae"]),
     }
+    for name, shape in architecture.text_encoders.items():
+        path, tokenizer = tmp_path_factory.mktemp(name), TOKENIZERS[name]
+        diffusers_folder.write_tokenizer(path, configs[tokenizer], shape.length)
+        tokenizers[tokenizer] = transformers.CLIPTokenizer.from_pretrained(path)
+        [kind] = configs[name]["architectures"]
+        networks[name] = getattr(transformers, kind)(transformers.CLIPTextConfig(**configs[name]))
     with torch.no_grad():
         for network in networks.values():
             for parameter in network.eval().parameters():
                 parameter += 0.05 * torch.randn_like(parameter)  # no norm stays one, no bias zero
-    return StableDiffusionPipeline(
-        tokenizer=CLIPTokenizer.from_pretrained(path),
-        scheduler=DDIMScheduler.from_config(configs["scheduler"]),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        **networks,
-    )
+    scheduler = getattr(diffusers, configs["scheduler"]["_class_name"]).from_config(configs["scheduler"])
+    parts = dict.fromkeys(part for part, names in configs["model_index"].items() if isinstance(names, list))
+    options = {name: value for name, value in configs["model_index"].items() if isinstance(value, bool)}
+    parts |= {**networks, **tokenizers, "scheduler": scheduler}
+    return getattr(diffusers, configs["model_index"]["_class_name"])(**parts, **options)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +153,12 @@ def networks(pipeline, architecture, build, tmp_path_factory):
 def inputs(architecture):
     random = np.random.default_rng(0)
     unet, size = architecture.diffusion_model, architecture.image_size // architecture.autoencoder.factor
-    tokens = SimpleTokenizer().tokenize("a slice of pizza", pad_token=architecture.text_encoder.pad_token)
     return {
-        "tokens": tokens,
+        **{
+            name: SimpleTokenizer().tokenize("a slice of pizza", pad_token=shape.pad_token)
+            for name, shape in architecture.text_encoders.items()
+        },
+        "added": [random.normal(size=(2, x)).astype("float32") for x in sizes_of_added(architecture)],
         "latents": random.normal(size=(2, size, size, 4)).astype("float32"),
         "timesteps": np.array([981, 7]),
         "context": random.normal(size=(2, 77, unet.context)).astype("float32"),
@@ -112,16 +166,33 @@ def inputs(architecture):
     }
 
 
+def sizes_of_added(architecture):
+    """How long the pooled vector and the size ids are, if there are any."""
+    shape, second = architecture.diffusion_model, architecture.text_encoder_2
+    return [second.projection, (shape.added - second.projection) // shape.id_width] if second else []
+
+
 def ours(networks, architecture, inputs):
     """What the networks here compute, by network."""
-    frequencies = timestep_embedding(inputs["timesteps"], architecture.diffusion_model.frequencies)
+    shape, added = architecture.diffusion_model, inputs["added"]
+    if added:
+        added = [np.concatenate([added[0], *(timestep_embedding(ids, shape.id_width) for ids in added[1].T)], axis=-1)]
+    frequencies = timestep_embedding(inputs["timesteps"], shape.frequencies)
     outputs = {
-        "text_encoder": networks["text_encoder"]([inputs["tokens"], np.arange(77)[None]]),
-        "diffusion_model": networks["diffusion_model"]([inputs["latents"], frequencies, inputs["context"]]),
+        **{name: networks[name]([inputs[name], np.arange(77)[None]]) for name in architecture.text_encoders},
+        "diffusion_model": networks["diffusion_model"]([inputs["latents"], frequencies, inputs["context"], *added]),
         "image_encoder": networks["image_encoder"](inputs["images"]),
         "decoder": networks["decoder"](inputs["latents"]),
     }
-    return {name: keras.ops.convert_to_numpy(output) for name, output in outputs.items()}
+    return {name: joined(map(keras.ops.convert_to_numpy, keras.tree.flatten(out))) for name, out in outputs.items()}
+
+
+def joined(outputs):
+    """The numbers of a network's only output, or of its context and its pooled vector."""
+    outputs = list(outputs)
+    return (
+        np.concatenate([output.reshape(len(output), -1) for output in outputs], axis=1) if outputs[1:] else outputs[0]
+    )
 
 
 def theirs(pipeline, architecture, inputs):
@@ -132,15 +203,20 @@ def theirs(pipeline, architecture, inputs):
 
     latents, context = first(inputs["latents"]), torch.from_numpy(inputs["context"])
     scale = architecture.autoencoder.scaling_factor
+    added = dict(zip(("text_embeds", "time_ids"), map(torch.from_numpy, inputs["added"]), strict=False))
     with torch.no_grad():
+        timesteps = torch.from_numpy(inputs["timesteps"])
         outputs = {
-            "diffusion_model": pipeline.unet(latents, torch.from_numpy(inputs["timesteps"]), context).sample,
+            "diffusion_model": pipeline.unet(latents, timesteps, context, added_cond_kwargs=added).sample,
             "image_encoder": pipeline.vae.encode(first(inputs["images"])).latent_dist.mean * scale,
             "decoder": pipeline.vae.decode(latents / scale).sample,
         }
-        tokens = torch.from_numpy(inputs["tokens"].astype("int64"))
-        context = pipeline.text_encoder(tokens).last_hidden_state.numpy()
-    return {"text_encoder": context, **{name: np.moveaxis(x.numpy(), 1, -1) for name, x in outputs.items()}}
+        contexts = {}
+        for name, shape in architecture.text_encoders.items():
+            found = getattr(pipeline, name)(torch.from_numpy(inputs[name].astype("int64")), output_hidden_states=True)
+            outs = (found.hidden_states[-2], found[0] if shape.projection else found.pooler_output)
+            contexts[name] = joined(x.numpy() for x in (outs if shape.penultimate else (found.last_hidden_state,)))
+    return {**contexts, **{name: np.moveaxis(x.numpy(), 1, -1) for name, x in outputs.items()}}
 
 
 def errors(one, other):
@@ -154,17 +230,16 @@ def test_computes_what_the_writer_computes(pipeline, networks, architecture, inp
 
 
 def test_diffusers_computes_what_the_writer_here_computes(pipeline, networks, architecture, inputs, tmp_path):
-    from diffusers import StableDiffusionPipeline
-
     diffusers_folder.save(tmp_path / "model", architecture, **networks)
-    read = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+    read = type(pipeline).from_pretrained(tmp_path / "model")
 
-    before = {**pipeline.unet.state_dict(), **pipeline.vae.state_dict(), **pipeline.text_encoder.state_dict()}
-    after = {**read.unet.state_dict(), **read.vae.state_dict(), **read.text_encoder.state_dict()}
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    for part in ("unet", "vae", "text_encoder"):
+    for part in folders(architecture):
+        before, after = (getattr(model, part).state_dict() for model in (pipeline, read))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
         assert not getattr(read, part).training
+    for option in ("force_zeros_for_empty_prompt", "requires_aesthetics_score"):
+        assert read.config.get(option) == pipeline.config.get(option)
     found = errors(theirs(read, architecture, inputs), theirs(pipeline, architecture, inputs))
     assert max(found.values()) == 0, found
     assert read.scheduler.config.prediction_type == architecture.prediction_type
@@ -172,6 +247,7 @@ def test_diffusers_computes_what_the_writer_here_computes(pipeline, networks, ar
     assert read.unet.config.sample_size * read.vae_scale_factor == architecture.image_size
 
 
+@pytest.mark.parametrize("architecture", ["sd1"], indirect=True)
 def test_diffusers_reads_bfloat16(pipeline, networks, architecture, tmp_path):
     from diffusers import StableDiffusionPipeline
 
@@ -183,6 +259,7 @@ def test_diffusers_reads_bfloat16(pipeline, networks, architecture, tmp_path):
             assert torch.equal(after[name], tensor.bfloat16())
 
 
+@pytest.mark.parametrize("architecture", ["sd1", "sd2"], indirect=True)
 def test_diffusers_tokenizes_alike(networks, architecture, tmp_path):
     from transformers import CLIPTokenizer
 
@@ -194,7 +271,7 @@ def test_diffusers_tokenizes_alike(networks, architecture, tmp_path):
     np.testing.assert_array_equal(tokens, SimpleTokenizer().tokenize(prompts, pad_token=shape.pad_token))
 
 
-@pytest.mark.parametrize("architecture", ["sd1"], indirect=True)
+@pytest.mark.parametrize("architecture", ["sd1", "sdxl"], indirect=True)
 @pytest.mark.parametrize(
     ("options", "files"),
     [({"variant": "fp16"}, "*.fp16.safetensors"), ({"max_shard_size": "100KB"}, "*-of-*.safetensors")],

@@ -42,7 +42,7 @@ def diffusion_model(architecture):
         out_channels=shape.out_channels,
         block_out_channels=[level.channels for level in shape.levels],
         attention_head_dim=[level.heads for level in shape.levels],  # heads, in spite of its name
-        transformer_layers_per_block=[level.depth or shape.middle_depth for level in shape.levels],
+        transformer_layers_per_block=[level.depth or shape.middle[0] for level in shape.levels],
         down_block_types=[f"{kind}DownBlock2D" for kind in crossing],
         up_block_types=[f"{kind}UpBlock2D" for kind in crossing[::-1]],
         layers_per_block=shape.blocks,

@@ -107,6 +107,7 @@ CASES = [
         context=8,
         groups=4,
         blocks=1,
+        middle=(2, 0),
     ),
     *vae("sd", {"batch": 2, "size": (2, 3)}, {"batch": 1, "size": (5, 4)}, channels=(16, 32, 64, 64), groups=8),
     *vae("emoji", {"batch": 2, "size": (6, 4)}, **vars(EMOJI.autoencoder)),

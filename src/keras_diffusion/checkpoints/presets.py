@@ -5,12 +5,15 @@ from pathlib import Path
 
 from keras_diffusion.checkpoints.download import fetch
 from keras_diffusion.checkpoints.download.sources import BUNDLED, FOLDER, source
-from keras_diffusion.checkpoints.layouts.files import CONFIGS, KERAS_CV, WEIGHTS, is_keras_cv, naming
+from keras_diffusion.checkpoints.layouts.files import CONFIGS, KERAS_CV, WEIGHTS, is_keras_cv, naming, parts
 from keras_diffusion.errors import CheckpointMismatchError, OfflineError
 
 INDEX = CONFIGS["model_index"][0]
 H5_FILES = [names[-1] for names in KERAS_CV.values()]
-EXPECTED = [names[0] for names in CONFIGS.values()] + [f"{part}/{stem}.safetensors" for part, stem in WEIGHTS.items()]
+PARTS = parts({})
+EXPECTED = [CONFIGS[part][0] for part in PARTS] + [
+    f"{part}/{stem}.safetensors" for part, stem in WEIGHTS.items() if part in PARTS
+]
 
 
 def read(name_or_path, prediction_type=None, ema=False, optional=()):

@@ -3,6 +3,7 @@
 import gc
 import threading
 import zlib
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -149,10 +150,13 @@ class Engine:
                     self._weights[network] = weights
 
     def encode(self, text_encoder, tokens, clip_skip=0):
-        """Tokens (b, n) → context, a float32 array (b, n, d), without the last `clip_skip` blocks."""
+        """Tokens (b, n) → context, a float32 array (b, n, d), without the last `clip_skip` blocks.
+
+        A text encoder of SDXL gives a list: that, and the pooled vector (b, p).
+        """
         self._forget_stale(text_encoder, tokens.shape)
         stage, *inputs = (encode_skipping, tokens, np.int32(clip_skip)) if clip_skip else (encode, tokens)
-        return finite("text encoding", self.run(stage, text_encoder, *inputs))
+        return keras.tree.map_structure(partial(finite, "text encoding"), self.run(stage, text_encoder, *inputs))
 
     def encode_image(self, image_encoder, image):
         """Images (b, h, w, 3) in [-1, 1] → latents, a float32 array (b, h/f, w/f, c)."""
@@ -179,6 +183,8 @@ class Engine:
         scales=None,
         guided=None,
         deep=None,
+        history=None,
+        last=True,
     ):
         """Runs a sampler's table, yielding after every step.
 
@@ -197,11 +203,16 @@ class Engine:
             deep: bool (rows,), which rows run the whole network; the others reuse its deep features, see
                 `deep_cache.deep_and_shallow`. The first row must be deep, and each that is guided otherwise than the
                 row before it. None makes all rows deep.
+            history: The latest estimates, as another call returned them; None for the first.
+            last: Whether no other call follows.
 
         Yields:
             (step, timestep, latents): the number of the step just started, from 0, its timestep, and the latents after
             it, a float32 tensor of the backend. Nobody waits for a step until the next one has been started too, so
             that a GPU never waits for Python.
+
+        Returns:
+            The last latents, and the history for the next call.
 
         Raises:
             NumericalError: If latents are not finite, one step later or at the end.
@@ -220,12 +231,14 @@ class Engine:
         frequencies = diffusion_model.architecture.diffusion_model.frequencies
         columns = table.rows.astype("float32")
         levels = np.stack([table.alphas, table.sigmas], axis=-1)[1:].astype("float32")
-        levels[-1] = 1.0, 0.0  # what is known ends as it was, also where a sampler leaves a trace of noise
+        if last:
+            levels[-1] = 1.0, 0.0  # what is known ends as it was, also where a sampler leaves a trace of noise
         embeddings = timestep_embedding(table.rows[:, 0], frequencies)
         quiet = ops.zeros((rows_per_call, *latents.shape))
-        history = ops.zeros((HISTORY, *latents.shape))
+        history = ops.zeros((HISTORY, *latents.shape)) if history is None else history
         conditions = _tensors(conditions)
-        unguided = conditions._replace(context=conditions.context[-len(latents) :], rescale=None)
+        positive = [None if x is None else x[-len(latents) :] for x in (conditions.context, conditions.added)]
+        unguided = conditions._replace(context=positive[0], added=positive[1], rescale=None)
         if network_alone:  # it is compiled for one shape: the negative prompts stay, and have no say
             unguided = conditions._replace(guidance=ops.ones_like(conditions.guidance), rescale=None)
         previous = None
@@ -249,6 +262,7 @@ class Engine:
             if step not in table.steps[index[-1] + 1 :]:  # some solvers take two rows for a step
                 yield int(step), float(timestep), latents
         _require_finite(previous)
+        return latents, history
 
 
 def _require_finite(row):

@@ -15,13 +15,17 @@ from keras_diffusion.sampling.recurrence import HISTORY
 
 
 def encode(network, tokens):
-    """Tokens (b, n) → context (b, n, d)."""
-    return ops.cast(network(with_positions(tokens)), "float32")
+    """Tokens (b, n) → context (b, n, d), or a list of that and the pooled vector (b, p)."""
+    return _floats(network(with_positions(tokens)))
 
 
 def encode_skipping(network, tokens, clip_skip):
-    """Tokens (b, n) → context (b, n, d) without the last blocks, see `TextEncoder.skip`."""
-    return ops.cast(network.skip(with_positions(tokens), clip_skip), "float32")
+    """The same without the last blocks, see `TextEncoder.skip`."""
+    return _floats(network.skip(with_positions(tokens), clip_skip))
+
+
+def _floats(outputs):
+    return keras.tree.map_structure(lambda x: ops.cast(x, "float32"), outputs)
 
 
 def with_positions(tokens):
@@ -64,6 +68,7 @@ class Conditions(NamedTuple):
         known: (b, h, w, c), the latents of a picture.
         noise: (b, h, w, c), the unit noise that covers them until the last row.
         controls: The image of each ControlNet, (b, height, width, 3) in [0, 1].
+        added: (b, w), or (2b, w) as the context, for a network that takes an added vector.
     """
 
     context: Any
@@ -74,6 +79,7 @@ class Conditions(NamedTuple):
     known: Any = None
     noise: Any = None
     controls: Any = ()
+    added: Any = None
 
 
 def denoise(network, latents, history, count, rows, conditions, kept=()):
@@ -91,13 +97,13 @@ def denoise(network, latents, history, count, rows, conditions, kept=()):
     Returns:
         The new `latents` and `history`; then what a network returns beside its prediction, of the only row.
     """
-    context, guidance, rescale, extra, drawn, known, known_noise, controls = conditions
+    context, guidance, rescale, extra, drawn, known, known_noise, controls, added = conditions
     copies = context.shape[0] // latents.shape[0]
 
     def row_of(i, latents, history):
         _, p, q, a, d, *b = ops.unstack(rows.columns[i])
         seen = latents if extra is None else ops.concatenate([latents, extra], axis=-1)
-        inputs = [seen, rows.embeddings[i][None], context]
+        inputs = [seen, rows.embeddings[i][None], context, *([] if added is None else [added])]
         if controls:
             inputs += [rows.scales[i][None], *controls]
         prediction, *keep = keras.tree.flatten(network([*inputs, *kept]))

@@ -3,21 +3,9 @@
 import numpy as np
 
 from keras_diffusion.engines.stages import Conditions
-from keras_diffusion.prompts.reading import emphasise, repeat_to_one_length
-
-
-def encode_prompts(model, engine, prompts):
-    """Prompts that have been read, or a context → context (b, k · 77, d).
-
-    Every chunk is encoded alone: none depends on its neighbours.
-    """
-    if isinstance(prompts, np.ndarray):
-        return prompts
-    contexts = []
-    for prompt in prompts:
-        chunks = [engine.encode(model.text_encoder, row[None], prompt.clip_skip)[0] for row in prompt.tokens]
-        contexts.append(np.concatenate(list(map(emphasise, chunks, prompt.weights))))
-    return np.stack(repeat_to_one_length(*contexts))
+from keras_diffusion.generation.size_ids import added_vectors
+from keras_diffusion.generation.texts import EncodedText, encode_prompts
+from keras_diffusion.prompts.reading import repeat_to_one_length
 
 
 def encode_start(model, engine, request):
@@ -56,13 +44,16 @@ def make_conditions(model, engine, request, known):
     count, height, width, channels = request.noise.shape
     factor = model.architecture.autoencoder.factor
     mask = request.mask
-    context = _repeated(encode_prompts(model, engine, request.prompt), count)
-    if (request.guidance != 1.0).any():
-        negative = _repeated(encode_prompts(model, engine, request.negative), count)
-        context = np.concatenate(repeat_to_one_length(negative, context))
+    guided = (request.guidance != 1.0).any()
+    prompts = [request.negative, request.prompt] if guided else [request.prompt]
+    texts = [_repeated(encode_prompts(model, engine, prompt), count) for prompt in prompts]
+    id_width = model.architecture.diffusion_model.id_width
+    ids = request.size_ids[-len(texts) :]
+    added = [added_vectors(text.pooled, row, id_width) for text, row in zip(texts, ids, strict=True) if len(row)]
     result = Conditions(
-        context,
+        np.concatenate(repeat_to_one_length(*(text.context for text in texts))),
         request.guidance,
+        added=np.concatenate(added) if added else None,
         rescale=request.rescale if request.rescale.any() else None,
         controls=tuple(control.image for control in request.controls),
     )
@@ -81,9 +72,9 @@ def _encode_pixels(model, engine, pixels):
     return engine.encode_image(model.image_encoder, pixels / 127.5 - 1.0)
 
 
-def _repeated(context, count):
-    """The context of each of `count` images: one for all, or one for each."""
-    return np.resize(context, (count, *context.shape[1:]))
+def _repeated(encoded, count):
+    """What is encoded for each of `count` images: one for all, or one for each."""
+    return EncodedText(*(None if x is None else np.resize(x, (count, *x.shape[1:])) for x in encoded))
 
 
 def cover_cells(mask, factor):

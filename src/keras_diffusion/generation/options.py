@@ -12,6 +12,7 @@ OTHER_NAMES = {
     "callback_on_step_end": "callback",
     "cfg_scale": "unconditional_guidance_scale",
     "control_image": "control",
+    "crops_coords_top_left": "crop",
     "controlnet_conditioning_scale": "control",
     "generator": "seed",
     "guidance_scale": "unconditional_guidance_scale",
@@ -29,7 +30,20 @@ OTHER_NAMES = {
 }
 
 
-class CommonOptions(TypedDict, total=False):
+class SizeOptions(TypedDict, total=False):
+    """What the diffusion model of SDXL is told beside the prompt."""
+
+    original_size: tuple[float, float] | None
+    crop: tuple[float, float] | None
+    target_size: tuple[float, float] | None
+    aesthetic_score: float | None
+    negative_original_size: tuple[float, float] | None
+    negative_crop: tuple[float, float] | None
+    negative_target_size: tuple[float, float] | None
+    negative_aesthetic_score: float | None
+
+
+class CommonOptions(SizeOptions, total=False):
     """What every method that draws takes; `Options` documents them."""
 
     mask_white: Literal["repaint", "keep"]
@@ -44,6 +58,8 @@ class CommonOptions(TypedDict, total=False):
     guidance_interval: tuple[float, float] | list[float]
     deep_cache: int
     control: Any
+    refiner: Any
+    refiner_start: float
     callback: Callable[[int, float, np.ndarray], Any] | None
     verbose: int
     output: Literal["array", "pil", "latents"]
@@ -96,6 +112,9 @@ class Options(OptionsWithMask, ImageOptions, total=False):
             first of so many takes about a tenth of the time, and the images differ (Ma et al. 2023, "DeepCache",
             arXiv:2312.00858).
         control: (ControlNet, image, scale, start, end), or a list of those, see `Control`.
+        refiner: A `StableDiffusion` that draws the last steps on the same latents, as SDXL's refiner does. It encodes
+            the prompts itself.
+        refiner_start: From which share of the noise schedule on, 0 to 1; 0.8 is as SDXL's refiner was trained.
         image: The image to start from, see `image_to_image`.
         strength: How much to change the image, see `image_to_image`.
         mask: Where to repaint the image, see `inpaint`.
@@ -108,6 +127,15 @@ class Options(OptionsWithMask, ImageOptions, total=False):
         prompt_weighting: See `encode_text`; in `generate_image` it is for the negative prompt.
         long_prompts: See `encode_text`; in `generate_image` it is for the negative prompt.
         clip_skip: See `encode_text`; in `generate_image` it is for the negative prompt.
+        original_size: (height, width) that SDXL is to take the image to have been enlarged or reduced from; a small one
+            makes it blurred. None takes its size, as for `target_size`.
+        crop: (top, left) pixels that SDXL is to take to have been cut off; (0, 0), the default, centres the subject.
+        target_size: (height, width) that SDXL is to take the image to have.
+        aesthetic_score: How beautiful SDXL's refiner is to take the image to be; 6 unless given.
+        negative_original_size: The same for the negative prompt; None takes that of the prompt.
+        negative_crop: Likewise.
+        negative_target_size: Likewise.
+        negative_aesthetic_score: Likewise, but 2.5 unless given.
     """
 
 

@@ -7,13 +7,15 @@ import numpy as np
 
 from keras_diffusion import arguments
 from keras_diffusion.generation.controls import controls, scales
-from keras_diffusion.generation.options import Options, refuse_unknown
+from keras_diffusion.generation.options import Options, SizeOptions, refuse_unknown
+from keras_diffusion.generation.size_ids import read_size_ids
+from keras_diffusion.generation.texts import read
 from keras_diffusion.images import reading as images
 from keras_diffusion.networks.diffusion_model import DiffusionModel
-from keras_diffusion.prompts import reading as prompts
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.samplers import Table, build, rows_between, rows_of_every
 
+SIZE_OPTIONS = tuple(SizeOptions.__annotations__)
 OUTPUTS = ("array", "pil", "latents")
 ALWAYS = ("negative_prompt", "batch_size", "num_steps", "unconditional_guidance_scale", "seed")
 
@@ -22,7 +24,7 @@ class Request(NamedTuple):
     """Everything that a call for b images asks for, checked.
 
     Args:
-        prompt: 1 or b prompts that have been read, see `prompts.reading.read`, or contexts.
+        prompt: 1 or b prompts that have been read, see `prompts.reading.read`, or an `EncodedText` for each.
         negative: The same for the negative prompts.
         table: The sampler's.
         seeds: b ints.
@@ -40,10 +42,11 @@ class Request(NamedTuple):
         safety: Likewise, the model's.
         verbose: 0, 1 or 2.
         output: One of `OUTPUTS`.
+        size_ids: float32 (2, k), see `size_ids`.
     """
 
-    prompt: list | np.ndarray
-    negative: list | np.ndarray
+    prompt: list
+    negative: list
     table: Table
     seeds: list
     noise: np.ndarray
@@ -60,6 +63,7 @@ class Request(NamedTuple):
     safety: Callable | None
     verbose: int
     output: str
+    size_ids: np.ndarray
 
 
 def make_request(
@@ -94,7 +98,7 @@ def make_request(
     prompt_weighting=False,
     long_prompts="error",
     clip_skip=0,
-    **unknown,
+    **others,
 ):
     """Checks a call; the arguments are those of `StableDiffusion.generate_image`.
 
@@ -109,8 +113,9 @@ def make_request(
     Raises:
         TypeError, ValueError: As `StableDiffusion.generate_image`.
     """
-    if unknown:
-        refuse_unknown(unknown, [name, *ALWAYS, *Options.__annotations__])
+    sizes = {key: others.pop(key) for key in SIZE_OPTIONS if key in others}
+    if others:
+        refuse_unknown(others, [name, *ALWAYS, *Options.__annotations__])
     arguments.choice("output", output, OUTPUTS)
     num_steps = model.defaults.num_steps if num_steps is None else num_steps
     guidance = model.defaults.guidance if unconditional_guidance_scale is None else unconditional_guidance_scale
@@ -123,7 +128,7 @@ def make_request(
     count = arguments.batch_size("batch_size", batch_size, len(prompt))
     size = start.size if start else (model.side("img_height", img_height), model.side("img_width", img_width))
     seeds, unit_noise = _noise(model, seed, diffusion_noise, count, size)
-    negative = read(model, "negative_prompt", "" if negative_prompt is None else negative_prompt, **reading)
+    negative = read(model, "negative_prompt", negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
     table = _table(model, sampler, num_steps, strength, {**spread, "timesteps": timesteps})
     asked = controls("control", control, count, size, model.diffusion_model)
@@ -145,15 +150,8 @@ def make_request(
         safety=arguments.function("safety", model.safety),
         verbose=arguments.whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2),
         output=output,
+        size_ids=read_size_ids(model.architecture, size, sizes),
     )
-
-
-def read(model, name, value, **reading):
-    """Prompts that have been read, or contexts, 1 or more of them."""
-    shape = model.architecture.text_encoder
-    if name == "encoded_text" or (name == "negative_prompt" and hasattr(value, "shape")):
-        return arguments.context(name, value, (shape.length, shape.width))
-    return prompts.read(name, value, model.tokenizer, shape, **reading)
 
 
 def _table(model, sampler, num_steps, strength, spread):

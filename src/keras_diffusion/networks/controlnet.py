@@ -38,6 +38,7 @@ class ControlNet(Network):
         latent: (b, h, w, input channels), unit variance.
         timestep_embedding: (b, frequencies), what `timestep_embedding` returns.
         context: (b, max_text_length, context width), the text encoder's output.
+        added: See `DiffusionModel`, where the architecture has it.
         image: (b, h · factor, w · factor, 3) in [0, 1].
 
     Returns:
@@ -71,6 +72,7 @@ class ControlNet(Network):
             latent = keras.Input((*latent_size, shape.in_channels), name="latent")
             timestep = keras.Input((shape.frequencies,), name="timestep_embedding")
             context = keras.Input((max_text_length, shape.context), name="context")
+            added = [keras.Input((shape.added,), name="added")] if shape.added else []
             image = keras.Input((img_height, img_width, 3), name="image")
 
             encoder = UNetEncoder(shape)
@@ -88,14 +90,14 @@ class ControlNet(Network):
             x = encoder.conv_in(latent)
             with construction(dtype, initialize=False):
                 x = x + conv(shape.levels[0].channels, "controlnet_cond_embedding_conv_out")(hint)
-            skips, middle = encoder(x, encoder.embed_time(timestep), context)
+            skips, middle = encoder(x, encoder.embed_time(timestep, *added), context)
 
             # Exit flow
             with construction(dtype, initialize=False):
                 residuals = [dense(skip.shape[-1], f"controlnet_down_blocks_{i}")(skip) for i, skip in enumerate(skips)]
                 residuals.append(dense(middle.shape[-1], "controlnet_mid_block")(middle))
         super().__init__(
-            [latent, timestep, context, image],
+            [latent, timestep, context, *added, image],
             residuals,
             architecture,
             name,
@@ -124,13 +126,13 @@ def with_controlnets(diffusion_model, controlnets):
     """
     refuse_own_call(diffusion_model)
     inputs, residuals = controlnet_residuals(diffusion_model, controlnets)
-    prediction, _ = diffusion_model.steer(inputs[:3], residuals)
+    prediction, _ = diffusion_model.steer(inputs[: len(diffusion_model.inputs)], residuals)
     return Network(inputs, prediction, diffusion_model.architecture, "steered_diffusion_model")
 
 
 def controlnet_residuals(diffusion_model, controlnets):
     """Returns the inputs of the network of `with_controlnets`, and the residuals that its ControlNets compute."""
-    latent, timestep, context = (keras.Input(x.shape[1:]) for x in diffusion_model.inputs)
+    latent, *conditions = (keras.Input(x.shape[1:]) for x in diffusion_model.inputs)
     scales = keras.Input((len(controlnets),))
     images = [keras.Input(controlnet.inputs[-1].shape[1:]) for controlnet in controlnets]
     scaled = []
@@ -138,6 +140,6 @@ def controlnet_residuals(diffusion_model, controlnets):
         channels = controlnet.architecture.diffusion_model.in_channels
         again = keras.Model(controlnet.inputs, controlnet.outputs, name=f"controlnet_{i}")  # under a name of its own
         scale = ops.reshape(scales[:, i], (-1, 1, 1, 1))
-        scaled.append([scale * x for x in again([latent[..., :channels], timestep, context, image])])
+        scaled.append([scale * x for x in again([latent[..., :channels], *conditions, image])])
     residuals = [sum(together) for together in zip(*scaled, strict=True)]
-    return [latent, timestep, context, scales, *images], residuals
+    return [latent, *conditions, scales, *images], residuals

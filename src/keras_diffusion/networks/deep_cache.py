@@ -27,9 +27,10 @@ def deep_and_shallow(diffusion_model, controlnets=()):
     inputs, wanted = diffusion_model.inputs, [*diffusion_model.outputs, diffusion_model.deep]
     if controlnets:
         inputs, residuals = controlnet_residuals(diffusion_model, controlnets)
-        outputs = [*diffusion_model.steer(inputs[:3], residuals), residuals[0]]
-        given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in (*inputs[:3], *outputs[1:])]
-        prediction = diffusion_model.reuse(given[:3], given[3], given[4:])
+        count = len(diffusion_model.inputs)
+        outputs = [*diffusion_model.steer(inputs[:count], residuals), residuals[0]]
+        given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in (*inputs[:count], *outputs[1:])]
+        prediction = diffusion_model.reuse(given[:count], given[count], given[count + 1 :])
     else:  # two flat graphs, which every engine can run
         outputs, given, prediction = wanted, [*inputs, diffusion_model.deep], diffusion_model.outputs[0]
     architecture = diffusion_model.architecture

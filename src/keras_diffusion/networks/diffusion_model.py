@@ -41,29 +41,32 @@ class UNetEncoder:
     """Holds the layers that a ControlNet copies: the timestep's embedding, the downsampling and the middle flow."""
 
     def __init__(self, shape):
-        silu = layers.Activation("silu")
-        embeddings = (dense(shape.time_width, f"time_embedding_linear_{i}") for i in (1, 2))
-        self.time_embedding = [layer for embedding in embeddings for layer in (embedding, silu)]
+        names = ("time_embedding", "add_embedding") if shape.added else ("time_embedding",)
+        self.embeddings = [[dense(shape.time_width, f"{name}_linear_{i}") for i in (1, 2)] for name in names]
+        self.silu = layers.Activation("silu")
         self.conv_in = conv(shape.levels[0].channels, "conv_in")
         self.levels = [  # of each: its blocks, and the layer that halves their feature map or None
             (
-                [Block.of(shape, *level, f"down_blocks_{i}", j) for j in range(shape.blocks)],
+                [
+                    Block.of(shape, level.channels, level.heads, depth, f"down_blocks_{i}", j)
+                    for j, depth in enumerate(level.down(shape.blocks))
+                ],
                 Downsample(level.channels, padding=(1, 1), name=f"down_blocks_{i}_downsamplers_0")
                 if i < len(shape.levels) - 1
                 else None,
             )
             for i, level in enumerate(shape.levels)
         ]
-        channels, heads, _ = shape.levels[-1]
-        self.middle = [
-            Block.of(shape, channels, heads, depth, "mid_block", i) for i, depth in enumerate((shape.middle_depth, 0))
-        ]
+        channels, heads, *_ = shape.levels[-1]
+        self.middle = [Block.of(shape, channels, heads, depth, "mid_block", i) for i, depth in enumerate(shape.middle)]
 
-    def embed_time(self, timestep):
-        """Turns the sinusoidal embedding (b, frequencies) into that of the residual blocks, (b, time width)."""
-        for layer in self.time_embedding:
-            timestep = layer(timestep)
-        return timestep
+    def embed_time(self, timestep, added=None):
+        """Embeds the sinusoids (b, frequencies) of the timestep, and the added vector if there is one: (b, width)."""
+        vectors = [timestep] if added is None else [timestep, added]
+        time, *others = (
+            second(self.silu(first(x))) for x, (first, second) in zip(vectors, self.embeddings, strict=True)
+        )
+        return self.silu(sum(others, time))
 
     def __call__(self, x, time, context, features=()):
         """Returns the feature maps of the skip connections, of which x is the first, and that of the middle."""
@@ -91,10 +94,11 @@ class UNetDecoder:
     def __init__(self, shape):
         self.steps = []  # of each: the skip connection's layer, a block, and the layer that doubles its output or None
         for i, level in enumerate(reversed(shape.levels)):
-            for j in range(shape.blocks + 1):
+            for j, depth in enumerate(level.up(shape.blocks + 1)):
                 doubles = j == shape.blocks and i < len(shape.levels) - 1
                 upsample = Upsample(level.channels, name=f"up_blocks_{i}_upsamplers_0") if doubles else None
-                self.steps.append((ConcatenateSkip(), Block.of(shape, *level, f"up_blocks_{i}", j), upsample))
+                block = Block.of(shape, level.channels, level.heads, depth, f"up_blocks_{i}", j)
+                self.steps.append((ConcatenateSkip(), block, upsample))
         self.norm = GroupNorm(shape.groups, silu=True, name="conv_norm_out")
         self.conv_out = conv(shape.out_channels, "conv_out")
 
@@ -125,8 +129,8 @@ class UNet(NamedTuple):
 
     def __call__(self, inputs, residuals=(), features=()):
         """Returns the prediction and the deep features, see `DiffusionModel.steer`."""
-        latent, timestep, context = inputs
-        time = self.encoder.embed_time(timestep)
+        latent, timestep, context, *added = inputs
+        time = self.encoder.embed_time(timestep, *added)
         skips, x = self.encoder(self.encoder.conv_in(latent), time, context, features)
         if residuals:
             *skips, x = (x + residual for x, residual in zip([*skips, x], residuals, strict=True))
@@ -154,6 +158,8 @@ class DiffusionModel(Network):
         timestep_embedding: (b, frequencies), from `timestep_embedding`, or (1, frequencies) for all.
         context: (b, max_text_length, context width), the text encoder's output. With one embedding for all, it may hold
             k · b rows, k for each latent. Layers that do not depend on it are then computed once.
+        added: (b, added width) or (k · b, added width), the pooled vector of the prompt and the embedded size ids; only
+            where the architecture has one, as SDXL.
 
     Returns:
         The prediction (b, h, w, output channels), or (k · b, h, w, output channels).
@@ -178,11 +184,13 @@ class DiffusionModel(Network):
             latent = keras.Input((*latent_size, shape.in_channels), name="latent")
             timestep = keras.Input((shape.frequencies,), name="timestep_embedding")
             context = keras.Input((max_text_length, shape.context), name="context")
+            added = [keras.Input((shape.added,), name="added")] if shape.added else []
+            inputs = [latent, timestep, context, *added]
 
             unet = UNet(UNetEncoder(shape), UNetDecoder(shape))
-            prediction, deep = unet([latent, timestep, context])
+            prediction, deep = unet(inputs)
         sizes = {"img_height": img_height, "img_width": img_width, "max_text_length": max_text_length}
-        super().__init__([latent, timestep, context], prediction, architecture, name, **sizes)
+        super().__init__(inputs, prediction, architecture, name, **sizes)
         self.unet, self.deep = unet, deep
 
     def steer(self, inputs, residuals=(), features=()):
@@ -191,7 +199,7 @@ class DiffusionModel(Network):
         Call it with `keras.Input`s to join this network and those that steer it, see `controlnet.with_controlnets`.
 
         Args:
-            inputs: latent, timestep_embedding and context.
+            inputs: latent, timestep_embedding, context, and added if the network takes it.
             residuals: Tensors that a ControlNet adds: one for each skip connection, in the order of their computation,
                 then one for the middle; or none.
             features: Tensors that a T2I-adapter (Mou et al. 2023, arXiv:2302.08453) adds: one for the last feature map
@@ -216,17 +224,17 @@ class DiffusionModel(Network):
         Call it with `keras.Input`s, as `steer`, see `deep_cache.deep_and_shallow`.
 
         Args:
-            inputs: latent, timestep_embedding and context.
+            inputs: latent, timestep_embedding, context, and added if the network takes it.
             features: The value of `deep` at the earlier timestep.
             residuals: The first of those of `steer`, for the one skip connection that is computed.
 
         Returns:
             The prediction (b, h, w, output channels).
         """
-        latent, timestep, context = inputs
+        latent, timestep, context, *added = inputs
         encoder, decoder = self.unet
         skips = [x + y for x, y in zip([encoder.conv_in(latent)], residuals, strict=True)]
-        return decoder(features, skips, encoder.embed_time(timestep), context)[0]
+        return decoder(features, skips, encoder.embed_time(timestep, *added), context)[0]
 
 
 def timestep_embedding(timesteps, width):

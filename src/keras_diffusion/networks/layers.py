@@ -247,6 +247,7 @@ class ResidualBlock(keras.layers.Layer):
         residual = self.conv_shortcut(x) if self.conv_shortcut else x
         x = self.conv1(self.norm1(x))
         if time is not None:
+            x, residual = (repeat_for_guidance(part, time) for part in (x, residual))
             x = x + self.time_emb_proj(time)[:, None, None]
         return self.conv2(self.norm2(x)) + residual
 

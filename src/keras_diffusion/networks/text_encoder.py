@@ -7,6 +7,7 @@ from keras_diffusion.architectures import SD14
 from keras_diffusion.networks.layers import Attention, dense, embedding, layer_norm
 from keras_diffusion.networks.network import Network, construction
 
+END_OF_TEXT = 49407
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
     "gelu": lambda x: ops.gelu(x, approximate=False),
@@ -25,20 +26,29 @@ class TextEncoder(Network):
         architecture: The `Architecture` to build.
         initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
         dtype: A Keras dtype policy or its name; None for the global one.
-        name: Name of the model.
+        name: Name of the model; None takes `part`.
+        part: Which text encoder of the architecture to build, "text_encoder" or "text_encoder_2".
 
     Call arguments:
         tokens: (b, max_length) integers, the tokenizer's.
         positions: (b, max_length) or (1, max_length) integers, 0, 1, 2, …
 
     Returns:
-        Context (b, max_length, width).
+        Context (b, max_length, width). Where the shape is `penultimate`, a list: the context, and the pooled vector
+        (b, projection), or (b, width) without a projection.
     """
 
     def __init__(
-        self, max_length=77, vocab_size=None, architecture=SD14, initialize=True, dtype=None, name="text_encoder"
+        self,
+        max_length=77,
+        vocab_size=None,
+        architecture=SD14,
+        initialize=True,
+        dtype=None,
+        name=None,
+        part="text_encoder",
     ):
-        shape = architecture.text_encoder
+        shape = getattr(architecture, part)
         vocab_size = vocab_size or shape.vocabulary
         with construction(dtype, initialize):
             tokens = keras.Input((max_length,), dtype="int32", name="tokens")
@@ -49,30 +59,51 @@ class TextEncoder(Network):
                     embedding(shape.length, shape.width, "embeddings_position_embedding")(positions),
                 ]
             )
+            states = [x]
             for i in range(shape.layers):
-                x = EncoderLayer(shape.heads, shape.activation, name=f"encoder_layers_{i}")(x)
-            context = layer_norm("final_layer_norm")(x)
-        super().__init__([tokens, positions], context, architecture, name, max_length=max_length, vocab_size=vocab_size)
+                states.append(EncoderLayer(shape.heads, shape.activation, name=f"encoder_layers_{i}")(states[-1]))
+            context = layer_norm("final_layer_norm")(states[-1])
+            if shape.penultimate:
+                pooled = AtEndOfText()(context, tokens)
+                pooled = dense(shape.projection, "text_projection", False)(pooled) if shape.projection else pooled
+                context = [states[-2], pooled]
+        options = {"max_length": max_length, "vocab_size": vocab_size, "part": part}
+        super().__init__([tokens, positions], context, architecture, name or part, **options)
+        self.part = part
 
     def skip(self, inputs, blocks):
-        """Computes the context without the last blocks, but with the final layer normalisation.
+        """Computes the context without the last blocks, but with the final layer normalisation if there is one.
 
         Source: diffusers' `clip_skip`. A1111 counts from 1: its "Clip skip" is `blocks` + 1.
 
         Args:
             inputs: The list [tokens, positions].
-            blocks: How many blocks to leave out, 0 to layers - 1; an int, also as a tensor.
+            blocks: How many blocks to leave out, 0 to layers - 1; an int, also as a tensor. Where the shape is
+                `penultimate`, the last block is left out anyway, and the pooled vector is that of all blocks.
 
         Returns:
-            Context (b, max_length, width).
+            What the network itself returns.
         """
         tokens, positions = inputs
         x = self.get_layer("embeddings_token_embedding")(tokens)
         x = x + self.get_layer("embeddings_position_embedding")(positions)
-        count = self.architecture.text_encoder.layers
-        states = [x := self.get_layer(f"encoder_layers_{i}")(x) for i in range(count)]
-        x = ops.take(ops.stack(states), count - 1 - blocks, axis=0)
-        return self.get_layer("final_layer_norm")(x)
+        shape = getattr(self.architecture, self.part)
+        states = [x, *(x := self.get_layer(f"encoder_layers_{i}")(x) for i in range(shape.layers))]
+        context = ops.take(ops.stack(states), shape.layers - shape.penultimate - blocks, axis=0)
+        if shape.penultimate:
+            return [context, self(inputs)[1]]
+        return self.get_layer("final_layer_norm")(context)
+
+
+class AtEndOfText(keras.layers.Layer):
+    """Takes the vector (b, width) of each context (b, n, width) at the first end of text of its tokens (b, n)."""
+
+    def call(self, context, tokens):
+        end = ops.argmax(ops.cast(ops.equal(tokens, END_OF_TEXT), "int32"), axis=1)
+        return ops.take_along_axis(context, end[:, None, None], axis=1)[:, 0]
+
+    def compute_output_shape(self, context_shape, tokens_shape):
+        return (context_shape[0], context_shape[-1])
 
 
 class EncoderLayer(keras.layers.Layer):

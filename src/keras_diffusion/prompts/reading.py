@@ -46,11 +46,18 @@ class Text(NamedTuple):
         tokens: int32 (k, n).
         weights: float32 (k, n).
         clip_skip: How many of the text encoder's last blocks to leave out.
+        lengths: (k,), how many tokens of each chunk are not padding.
     """
 
     tokens: np.ndarray
     weights: np.ndarray
     clip_skip: int
+    lengths: list
+
+    def padded_with(self, pad_token):
+        """Returns the tokens with another padding."""
+        places = np.arange(self.tokens.shape[1])
+        return np.where(places < np.reshape(self.lengths, (-1, 1)), self.tokens, np.int32(pad_token))
 
 
 def read(name, prompts, tokenizer, shape, prompt_weighting=False, long_prompts="error", clip_skip=0):
@@ -75,7 +82,7 @@ def read(name, prompts, tokenizer, shape, prompt_weighting=False, long_prompts="
     """
     arguments.boolean("prompt_weighting", prompt_weighting)
     arguments.choice("long_prompts", long_prompts, LONG_PROMPTS)
-    clip_skip = arguments.whole_number("clip_skip", clip_skip, 0, shape.layers - 1)
+    clip_skip = arguments.whole_number("clip_skip", clip_skip, 0, shape.layers - 1 - shape.penultimate)
     texts = []
     for prompt in arguments.texts(name, prompts):
         _mention_tags(name, prompt, prompt_weighting)
@@ -89,7 +96,7 @@ def read(name, prompts, tokenizer, shape, prompt_weighting=False, long_prompts="
             tokens[i, 1 : len(chunk) + 1] = [token for token, _ in chunk]
             tokens[i, len(chunk) + 1] = tokenizer.end_of_text
             weights[i, 1 : len(chunk) + 1] = [weight for _, weight in chunk]
-        texts.append(Text(tokens, weights, clip_skip))
+        texts.append(Text(tokens, weights, clip_skip, [len(chunk) + 2 for chunk in chunks]))
     return texts
 
 

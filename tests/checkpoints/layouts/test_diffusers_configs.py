@@ -126,7 +126,10 @@ def test_depth_per_level():
 @pytest.mark.parametrize(
     ("part", "options"),
     [
-        ("unet", {"upcast_attention": True, "dropout": 0.1, "act_fn": "swish", "mid_block_type": None}),
+        (
+            "unet",
+            {"upcast_attention": True, "dropout": 0.1, "act_fn": "swish", "mid_block_type": "UNetMidBlock2DCrossAttn"},
+        ),
         ("unet", {"some_future_option": None, "another": False, "only_cross_attention": [False] * 4}),
         ("vae", {"force_upcast": False, "sample_size": 256, "latents_mean": None, "scaling_factor": None}),
         ("text_encoder", {"projection_dim": 512, "dtype": "float16", "torch_dtype": "float16", "model_type": "x"}),
@@ -150,7 +153,6 @@ def test_options_without_effect(part, options):
         ("unet", "center_input_sample", True),
         ("unet", "only_cross_attention", [True, False, False, False]),
         ("unet", "down_block_types", ["SimpleCrossAttnDownBlock2D"] * 4),
-        ("unet", "mid_block_type", "UNetMidBlock2D"),
         ("unet", "norm_eps", 1e-6),
         ("unet", "act_fn", "gelu"),
         ("unet", "flip_sin_to_cos", False),
@@ -188,8 +190,6 @@ def test_options_without_effect(part, options):
         ("vae", "norm_num_groups", 7),
         ("text_encoder", "num_attention_heads", 7),
         ("text_encoder", "intermediate_size", 768),
-        ("unet", "transformer_layers_per_block", [1, 1, 1, 2]),
-        ("unet", "up_block_types", ["CrossAttnUpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]),
     ],
 )
 def test_refuses_what_it_would_compute_differently(part, option, value):
@@ -215,8 +215,36 @@ def test_refuses_lists_of_different_lengths(part, option, value):
         from_diffusers(changed(PUBLISHED_SD1, part, **{option: value}))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transformer_layers_per_block": [1, 1, [1, 1, 1], 1]},
+        {"reverse_transformer_layers_per_block": [1, 1]},
+        {"reverse_transformer_layers_per_block": [1, 1, [1, 0, 1], 1]},
+        {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 2816},
+    ],
+)
+def test_refuses_depths_and_added_vectors_that_do_not_fit(options):
+    with pytest.raises(CheckpointMismatchError, match="not supported"):
+        from_diffusers(changed(PUBLISHED_SD1, "unet", **options))
+
+
+def test_reads_what_is_published_of_sdxl():
+    ours = to_diffusers(ARCHITECTURES["ssd_1b"])
+    published = changed(
+        ours,
+        "unet",
+        transformer_layers_per_block=[1, [2, 2], [4, 4]],
+        reverse_transformer_layers_per_block=[[4, 4, 10], [2, 1, 1], 1],
+        mid_block_type="UNetMidBlock2D",
+    )
+    assert from_diffusers(published) == from_diffusers(ours) == ARCHITECTURES["ssd_1b"]
+    refiner = changed(to_diffusers(ARCHITECTURES["sdxl_refiner"]), "unet", transformer_layers_per_block=4)
+    assert from_diffusers(refiner) == ARCHITECTURES["sdxl_refiner"]
+
+
 def test_names_everything_at_once():
-    configs = changed(PUBLISHED_SD1, "unet", addition_embed_type="text_time", freq_shift=1)
+    configs = changed(PUBLISHED_SD1, "unet", addition_embed_type="image", freq_shift=1)
     configs = changed(configs, "vae", shift_factor=0.1)
     configs = changed(configs, "model_index", _class_name="StableDiffusionXLPipeline")
     with pytest.raises(CheckpointMismatchError, match="StableDiffusionXLPipeline") as caught:

@@ -12,23 +12,25 @@ from keras_diffusion.checkpoints.layouts.diffusers_configs import to_diffusers
 from keras_diffusion.checkpoints.mapping.loading import stored
 from keras_diffusion.checkpoints.mapping.names import LAYOUTS, NETWORKS, rows
 
-DIFFERENT = ["sd14", "sd21", "emoji", "tiny"]  # the others have the same names
+DIFFERENT = ["sd14", "sd21", "emoji", "tiny"]  # the others of Stable Diffusion 1 and 2 have the same names
+SDXL = ["sdxl", "sdxl_refiner", "ssd_1b", "vega", "tiny_sd"]
+PAIRS = [(name, network) for name in (*DIFFERENT, *SDXL) for network in ARCHITECTURES[name].networks]
 
 
 def narrow(architecture):
     """The architecture with few channels, changing where they changed."""
-    text, unet, vae = architecture.text_encoder, architecture.diffusion_model, architecture.autoencoder
+    unet, vae = architecture.diffusion_model, architecture.autoencoder
+    texts = {name: replace(x, width=8, heads=1, vocabulary=10) for name, x in architecture.text_encoders.items()}
     levels = tuple(level._replace(channels=level.channels // 8, heads=1) for level in unet.levels)
     return replace(
         architecture,
-        text_encoder=replace(text, width=8, heads=1, vocabulary=10),
+        **texts,
         diffusion_model=replace(unet, levels=levels, context=8, groups=2),
         autoencoder=replace(vae, channels=tuple(channels // 8 for channels in vae.channels), groups=1),
     )
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize(("name", "network"), PAIRS)
 def test_every_variable_has_one_row(build, network, name):
     architecture = narrow(ARCHITECTURES[name])
     with keras.StatelessScope(initialize_variables=False):  # names, no values
@@ -41,7 +43,7 @@ def test_every_variable_has_one_row(build, network, name):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", DIFFERENT)
+@pytest.mark.parametrize("name", [*DIFFERENT, *SDXL])
 def test_every_tensor_of_the_originals_has_one_row(name):
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
@@ -49,12 +51,17 @@ def test_every_tensor_of_the_originals_has_one_row(name):
     configs = to_diffusers(architecture)
     with torch.device("meta"):
         originals = {
-            "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**configs["text_encoder"])),
+            **{
+                part: getattr(transformers, configs[part]["architectures"][0])(
+                    transformers.CLIPTextConfig(**configs[part])
+                )
+                for part in architecture.text_encoders
+            },
             "unet": diffusers.UNet2DConditionModel.from_config(configs["unet"]),
             "vae": diffusers.AutoencoderKL.from_config(configs["vae"]),
         }
     for part, original in originals.items():
-        networks = [network for network, (folder, _) in NETWORKS.items() if folder == part]
+        networks = [network for network in architecture.networks if NETWORKS[network][0] == part]
         ours = {row.diffusers: row.layout for network in networks for row in rows(network, architecture)}
         shapes = {key.removeprefix("text_model."): tensor.shape for key, tensor in original.state_dict().items()}
         shapes.pop("embeddings.position_ids", None)
@@ -71,7 +78,7 @@ def test_diffusers_converts_the_original_names_alike(name):
     torch, utils = pytest.importorskip("torch"), pytest.importorskip("diffusers.loaders.single_file_utils")
     architecture = narrow(ARCHITECTURES[name])
     configs = to_diffusers(architecture)
-    table = [row for network in NETWORKS for row in rows(network, architecture)]
+    table = [row for network in architecture.networks for row in rows(network, architecture)]
     shapes = {"same": (8,), "matrix": (8, 1), "pointwise": (8, 1, 1, 1), "conv": (8, 1, 3, 3)}
     original = {row.ldm: torch.full(shapes[row.ldm_layout], number) for number, row in enumerate(table)}
     for third in [row for row in original if row.endswith("[0]")]:

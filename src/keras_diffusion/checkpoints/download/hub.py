@@ -19,7 +19,7 @@ H5 = re.compile(r"\w[\w.-]*\.h5", re.ASCII)
 SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)", re.ASCII)
 STEMS = (  # what the weights of a part are called, in the order of preference; {} is the variant
     (files.WEIGHTS, ("{}.safetensors", ".safetensors.index{}.json")),
-    (files.WEIGHTS | {"text_encoder": "pytorch_model"}, ("{}.bin", ".bin.index{}.json")),
+    (files.WEIGHTS | dict.fromkeys(files.TOKENIZERS, "pytorch_model"), ("{}.bin", ".bin.index{}.json")),
 )
 
 log = logging.getLogger(__name__)

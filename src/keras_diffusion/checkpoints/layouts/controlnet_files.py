@@ -39,7 +39,14 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
     "a T2I-adapter, which is not supported": r"^(adapter\.)?body\.",
 }
 LISTS = PER_LEVEL | {WIDTHS}
-NO_WAY_UP = {"out_channels", "up_block_types", "conv_out_kernel", "sample_size"}  # options of the diffusion model alone
+OF_SOME = {"mid_block_type", "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"}
+NO_WAY_UP = {
+    "out_channels",
+    "up_block_types",
+    "reverse_transformer_layers_per_block",
+    "conv_out_kernel",
+    "sample_size",
+}  # options of the diffusion model alone
 
 
 class ControlNetFiles:
@@ -160,7 +167,8 @@ def _problems(config, architecture):
             allowed = unet[option]
             fits = (value if isinstance(value, list) or option not in PER_LEVEL else values * len(allowed)) == allowed
         else:
-            allowed = UNET[option][1] if option in UNET else (False,)
+            default, understood = UNET.get(option, (False, (False,)))
+            allowed = (default,) if option in OF_SOME else understood
             fits = value in allowed
         if not fits:
             allowed = " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else allowed

@@ -2,32 +2,42 @@
 
 from dataclasses import replace
 from itertools import islice
-from operator import mul
 
 import numpy as np
 
 from keras_diffusion import limits
 from keras_diffusion.architectures import (
     ARCHITECTURES,
+    SIZE_IDS,
     Architecture,
     AutoencoderShape,
     DiffusionModelShape,
-    Level,
     TextEncoderShape,
 )
-from keras_diffusion.checkpoints.layouts.diffusers_options import OPTIONS, PAD_TOKENS, PER_LEVEL, WITHOUT_EFFECT
+from keras_diffusion.checkpoints.layouts.diffusers_levels import levels, transformers, with_depths
+from keras_diffusion.checkpoints.layouts.diffusers_options import (
+    MIDDLE,
+    NO_MIDDLE,
+    OPTIONS,
+    PAD_TOKENS,
+    PER_LEVEL,
+    WITHOUT_EFFECT,
+)
+from keras_diffusion.checkpoints.layouts.files import TOKENIZERS
 from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.errors import CheckpointMismatchError
 
+TEXT_ENCODER = {
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "max_position_embeddings": "length",
+    "vocab_size": "vocabulary",
+    "hidden_act": "activation",
+}
 FIELDS = {  # part → option → field of its shape
-    "text_encoder": {
-        "hidden_size": "width",
-        "num_hidden_layers": "layers",
-        "num_attention_heads": "heads",
-        "max_position_embeddings": "length",
-        "vocab_size": "vocabulary",
-        "hidden_act": "activation",
-    },
+    "text_encoder": TEXT_ENCODER,
+    "text_encoder_2": TEXT_ENCODER | {"projection_dim": "projection"},
     "unet": {
         "in_channels": "in_channels",
         "out_channels": "out_channels",
@@ -35,6 +45,8 @@ FIELDS = {  # part → option → field of its shape
         "cross_attention_dim": "context",
         "norm_num_groups": "groups",
         "use_linear_projection": "linear_projection",
+        "addition_time_embed_dim": "id_width",
+        "projection_class_embeddings_input_dim": "added",
     },
     "vae": {
         "layers_per_block": "blocks",
@@ -43,19 +55,31 @@ FIELDS = {  # part → option → field of its shape
         "scaling_factor": "scaling_factor",
     },
 }
+ADDED = ("added", "id_width")  # fields that only SDXL's UNet has
+DEPENDENT = (  # options that are compared also where the architecture has their default
+    *("transformer_layers_per_block", "reverse_transformer_layers_per_block", "mid_block_type"),
+    "addition_embed_type",
+)
 CLASSES = {  # part of a diffusers pipeline → library and class
     "scheduler": ("diffusers", "DDIMScheduler"),
     "text_encoder": ("transformers", "CLIPTextModel"),
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    "tokenizer_2": ("transformers", "CLIPTokenizer"),
     "feature_extractor": (None, None),
     "image_encoder": (None, None),
     "safety_checker": (None, None),
 }
+PIPELINES = {  # names of an architecture's size ids → class of its pipeline
+    (): "StableDiffusionPipeline",
+    SIZE_IDS[6]: "StableDiffusionXLPipeline",
+    SIZE_IDS[5]: "StableDiffusionXLImg2ImgPipeline",
+}
+ZERO_NEGATIVE = "force_zeros_for_empty_prompt"  # in the model_index.json of SDXL
 SPECIAL_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
-SCHEDULER = {  # that of Stable Diffusion 1 and 2
-    "_class_name": "DDIMScheduler",
+SCHEDULER = {  # all of it but the class
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -80,19 +104,18 @@ def from_diffusers(configs):
         CheckpointMismatchError: If an option has a value that is not understood or contradicts another option; all of
             them are named.
     """
-    pad_token = configs["tokenizer"].get("pad_token")
-    pad_token = pad_token.get("content") if isinstance(pad_token, dict) else pad_token
-    configs = {**configs, "tokenizer": {"pad_token": pad_token}}
-    problems = [problem for part in OPTIONS for problem in _not_understood(part, configs[part])]
+    configs = {part: _plain(part, config) for part, config in configs.items()}
+    parts = [part for part in OPTIONS if part in configs]
+    problems = [problem for part in parts for problem in _not_understood(part, configs[part])]
     if not problems:
-        options = {part: _options(part, configs[part]) for part in OPTIONS}
-        architecture = _architecture(options)
+        options = {part: _options(part, configs[part]) for part in parts}
+        architecture = _architecture(options, configs["model_index"].get(ZERO_NEGATIVE, True))
         problems = list(_contradictions(options, to_diffusers(architecture))) or list(_remainders(options))
-        problems = problems or list(_too_large(architecture))
+        problems = problems or list(_too_large(architecture)) or list(_disagreements(architecture))
     if problems:
         raise CheckpointMismatchError(
             "\n  ".join(["The model has options that are not supported:", *problems])
-            + "\nGive a model of the family Stable Diffusion 1 or 2. Received: "
+            + "\nGive a model of the family Stable Diffusion 1, 2 or XL. Received: "
             + f"_class_name={configs['model_index'].get('_class_name')!r:.200}",
             mismatched=problems,
         )
@@ -108,51 +131,85 @@ def to_diffusers(architecture):
         architecture: An `Architecture`.
 
     Returns:
-        A dict of dicts: the contents of the files, by part. The scheduler is DDIM on Stable Diffusion's schedule.
+        A dict of dicts: the contents of the files, by part. The scheduler is DDIM, that of SDXL Euler's,
+        on Stable Diffusion's schedule.
     """
-    unet, vae = architecture.diffusion_model, architecture.autoencoder
-    shapes = {"text_encoder": architecture.text_encoder, "unet": unet, "vae": vae}
-    text_encoder_config, unet_config, vae_config = (
-        {option: getattr(shapes[part], field) for option, field in fields.items()} for part, fields in FIELDS.items()
-    )
-    attends = [level.depth > 0 for level in unet.levels]
+    unet, vae, encoders = architecture.diffusion_model, architecture.autoencoder, architecture.text_encoders
     pad_tokens = {token: text for text, token in PAD_TOKENS.items()}
     return {
-        "model_index": {
-            "_class_name": "StableDiffusionPipeline",
-            "_diffusers_version": "0.42.0",  # its pipelines for inpainting refuse a folder without one
-            "_name_or_path": architecture.name,
-            **{part: list(names) for part, names in CLASSES.items()},
-            "requires_safety_checker": False,
-        },
-        "text_encoder": {
-            "architectures": ["CLIPTextModel"],
-            "model_type": "clip_text_model",
-            "dtype": "float32",  # else transformers 5 takes that of the weights, and diffusers float32 for the rest
-            **text_encoder_config,
-            "intermediate_size": architecture.text_encoder.hidden,
-        },
+        "model_index": _model_index(architecture),
         "unet": {
             "_class_name": "UNet2DConditionModel",
-            **unet_config,
+            **{
+                option: getattr(unet, field)
+                for option, field in FIELDS["unet"].items()
+                if unet.added or field not in ADDED
+            },
+            **({"addition_embed_type": "text_time"} if unet.added else {}),
             "sample_size": architecture.image_size // vae.factor,
             "block_out_channels": [level.channels for level in unet.levels],
             "attention_head_dim": [level.heads for level in unet.levels],
-            "transformer_layers_per_block": [level.depth or unet.middle_depth for level in unet.levels],
-            "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
-            "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+            **transformers(unet),
         },
         "vae": {
             "_class_name": "AutoencoderKL",
-            **vae_config,
+            **{option: getattr(vae, field) for option, field in FIELDS["vae"].items()},
             "sample_size": architecture.image_size,
             "block_out_channels": list(vae.channels),
             "down_block_types": ["DownEncoderBlock2D"] * len(vae.channels),
             "up_block_types": ["UpDecoderBlock2D"] * len(vae.channels),
         },
-        "scheduler": {**SCHEDULER, "prediction_type": architecture.prediction_type},
-        "tokenizer": {**SPECIAL_TOKENS, "pad_token": pad_tokens[architecture.text_encoder.pad_token]},
+        "scheduler": {
+            **SCHEDULER,
+            "_class_name": "EulerDiscreteScheduler" if architecture.text_encoder_2 else "DDIMScheduler",
+            "prediction_type": architecture.prediction_type,
+        },
+        **{
+            name: {
+                "architectures": [CLASSES[name][1]],
+                "model_type": "clip_text_model",
+                "dtype": "float32",  # else transformers 5 takes that of the weights, and diffusers float32 for the rest
+                **{option: getattr(shape, field) for option, field in FIELDS[name].items()},
+                "intermediate_size": shape.hidden,
+            }
+            for name, shape in encoders.items()
+        },
+        **{
+            TOKENIZERS[name]: {**SPECIAL_TOKENS, "pad_token": pad_tokens[shape.pad_token]}
+            for name, shape in encoders.items()
+        },
     }
+
+
+def _model_index(architecture):
+    encoders = architecture.text_encoders
+    absent = {part for name in TOKENIZERS.keys() - encoders for part in (name, TOKENIZERS[name])}
+    described = {part: [None, None] if part in absent else list(names) for part, names in CLASSES.items()}
+    if not architecture.text_encoder_2:
+        options = {"requires_safety_checker": False}
+        described = {part: names for part, names in described.items() if part not in absent}
+    else:
+        options = {ZERO_NEGATIVE: architecture.zero_negative}
+        described.pop("safety_checker")
+        if "aesthetic_score" in architecture.size_ids:
+            options["requires_aesthetics_score"] = True
+    return {
+        "_class_name": PIPELINES.get(architecture.size_ids, PIPELINES[()]),
+        "_diffusers_version": "0.42.0",  # its pipelines for inpainting refuse a folder without one
+        "_name_or_path": architecture.name,
+        **described,
+        **options,
+    }
+
+
+def _plain(part, config):
+    """A configuration with a pad token as text, and with a name for the middle that is none."""
+    if part in TOKENIZERS.values():
+        pad_token = config.get("pad_token")
+        return {"pad_token": pad_token.get("content") if isinstance(pad_token, dict) else pad_token}
+    if part == "unet" and config.get("mid_block_type", MIDDLE) is None:
+        return {**config, "mid_block_type": NO_MIDDLE}
+    return config
 
 
 def _not_understood(part, config):
@@ -172,17 +229,21 @@ def _not_understood(part, config):
 
 def _contradictions(options, expected):
     """Yields a line for every option that is not what the architecture, made of some of them, asks for."""
-    for part in OPTIONS:
-        for option, value in _options(part, expected[part]).items():
-            if option in expected[part] and options[part][option] != value:
+    for part in options:
+        expected_options = _options(part, _plain(part, expected[part]))
+        for option, value in expected_options.items():
+            if (option in expected[part] or option in DEPENDENT) and options[part][option] != value:
                 yield f"{part}: {option}={options[part][option]!r:.200}, but the other options ask for {value!r:.200}"
 
 
 def _remainders(options):
     """Yields a line for all heads or groups that do not divide the channels."""
-    text_encoder, unet, vae = (options[part] for part in FIELDS)
+    unet, vae = options["unet"], options["vae"]
     for option, divisors, channels in (
-        ("text_encoder: num_attention_heads", text_encoder["num_attention_heads"], [text_encoder["hidden_size"]]),
+        *(
+            (f"{name}: num_attention_heads", options[name]["num_attention_heads"], [options[name]["hidden_size"]])
+            for name in TOKENIZERS.keys() & options.keys()
+        ),
         ("unet: attention_head_dim", unet["attention_head_dim"], unet["block_out_channels"]),
         ("unet: norm_num_groups", unet["norm_num_groups"], unet["block_out_channels"]),
         ("vae: norm_num_groups", vae["norm_num_groups"], vae["block_out_channels"]),
@@ -193,9 +254,25 @@ def _remainders(options):
 
 def _too_large(architecture):
     """Yields a line for every network of more tensors than any model has."""
-    for name, (_, table) in NETWORKS.items():
-        if any(islice(table(architecture), limits.NETWORK, None)):
+    for name in architecture.networks:
+        if any(islice(NETWORKS[name][1](architecture), limits.NETWORK, None)):
             yield f"{name}: more than {limits.NETWORK} tensors"
+
+
+def _disagreements(architecture):
+    """Yields a line for every part that does not fit another one."""
+    widths = [shape.width for shape in architecture.text_encoders.values()]
+    unet = architecture.diffusion_model
+    if unet.context != sum(widths):
+        yield f"unet: cross_attention_dim={unet.context}, but the text encoders give {' + '.join(map(str, widths))}"
+    if len({bool(x) for x in (architecture.text_encoder_2, unet.added, architecture.size_ids)}) > 1:
+        yield (
+            f"unet: projection_class_embeddings_input_dim={unet.added}, understood is only, for SDXL, projection_dim "
+            f"of text_encoder_2 and {' or '.join(map(str, SIZE_IDS))} times addition_time_embed_dim"
+        )
+    for name, level, blocks in ((i, level, unet.blocks) for i, level in enumerate(unet.levels)):
+        if len(level.down(blocks)) != blocks or len(level.up(blocks + 1)) != blocks + 1:
+            yield f"unet: level {name} has {blocks} blocks down and {blocks + 1} up, but other numbers of depths"
 
 
 def _options(part, config):
@@ -203,25 +280,36 @@ def _options(part, config):
     options = {option: default for option, (default, _) in OPTIONS[part].items()}
     options |= {option: config[option] for option in options if config.get(option) is not None}
     for option in PER_LEVEL & options.keys():
-        if not isinstance(options[option], list):
+        if not isinstance(options[option], list | None):
             options[option] = [options[option]] * len(options["block_out_channels"])
-    return options
+    return with_depths(options) if part == "unet" else options
 
 
-def _architecture(options):
+def _architecture(options, zero_negative):
     """The architecture with these options."""
-    text_encoder, unet, vae = (
-        {field: options[part][option] for option, field in fields.items()} for part, fields in FIELDS.items()
-    )
-    channels, heads = options["unet"]["block_out_channels"], options["unet"]["attention_head_dim"]
-    attends = [kind.startswith("CrossAttn") for kind in options["unet"]["down_block_types"]]
-    depths = map(mul, options["unet"]["transformer_layers_per_block"], attends)
-    autoencoder = AutoencoderShape(**vae, channels=tuple(options["vae"]["block_out_channels"]))
+    shapes = {
+        part: {field: options[part][option] for option, field in FIELDS[part].items()}
+        for part in FIELDS.keys() & options
+    }
+    second = "text_encoder_2" in options
+    if not shapes["unet"]["added"]:
+        shapes["unet"].pop("id_width")
+    encoders = {
+        name: TextEncoderShape(
+            **shapes[name], pad_token=PAD_TOKENS[options[tokenizer]["pad_token"]], penultimate=second
+        )
+        for name, tokenizer in TOKENIZERS.items()
+        if name in options
+    }
+    autoencoder = AutoencoderShape(**shapes["vae"], channels=tuple(options["vae"]["block_out_channels"]))
     return Architecture(
         name="custom",
-        text_encoder=TextEncoderShape(**text_encoder, pad_token=PAD_TOKENS[options["tokenizer"]["pad_token"]]),
-        diffusion_model=DiffusionModelShape(**unet, levels=tuple(map(Level, channels, heads, depths))),
+        **{"text_encoder": None, **encoders},
+        diffusion_model=DiffusionModelShape(
+            **shapes["unet"], levels=tuple(levels(options["unet"])), middle=options["unet"]["mid_block_type"]
+        ),
         autoencoder=autoencoder,
+        zero_negative=second and bool(zero_negative),
         prediction_type=options["scheduler"]["prediction_type"],
         image_size=options["unet"]["sample_size"] * autoencoder.factor,
     )

@@ -6,17 +6,26 @@ from pathlib import Path
 from keras_diffusion.architectures import SD14
 from keras_diffusion.checkpoints.formats import tensor_index
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
-from keras_diffusion.checkpoints.layouts.files import CONFIGS, WEIGHTS, new_folder, read_json, weights, write_json
+from keras_diffusion.checkpoints.layouts.files import (
+    CONFIGS,
+    TOKENIZERS,
+    WEIGHTS,
+    new_folder,
+    parts,
+    read_json,
+    weights,
+    write_json,
+)
 from keras_diffusion.checkpoints.layouts.saving import describe, write_weights
 from keras_diffusion.checkpoints.mapping.loading import Part, find_targets, load, warn_of_unused
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CorruptCheckpointError
 from keras_diffusion.prompts import tokenizer
 
-PREFIXES = {"text_encoder": "text_model."}  # of every name in a file; transformers 5 reads it and writes without it
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of the VAE
 INSIDE = {  # part → how the names of its tensors begin
     "text_encoder": re.compile(r"(text_model\.)?(embeddings|encoder|final_layer_norm)\.|.*lora"),
+    "text_encoder_2": re.compile(r"(text_model\.)?(embeddings|encoder|final_layer_norm|text_projection)\.|.*lora"),
     "unet": re.compile(""),
     "vae": re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\."),
 }
@@ -47,9 +56,10 @@ class DiffusersFolder:
 
     def __init__(self, path, prediction_type=None, optional=()):
         self.path = Path(path)
-        usual = to_diffusers(SD14)
-        configs = {
-            part: self._config(names, usual[part] if part in optional else None) for part, names in CONFIGS.items()
+        index, usual = self._config(CONFIGS["model_index"]), to_diffusers(SD14)
+        configs = {"model_index": index} | {
+            part: self._config(CONFIGS[part], usual.get(part) if part in optional else None)
+            for part in parts(index)[1:]
         }
         if prediction_type is not None:
             configs["scheduler"]["prediction_type"] = prediction_type
@@ -71,9 +81,9 @@ class DiffusersFolder:
             UnsafeCheckpointError: If a file refers to one elsewhere, or is a pickle that asks for more than values.
             TypeError: If a network has another name.
         """
-        parts, differences = find_targets(networks, self.architecture)
-        tensors = {part: self.tensors(part) for part in parts}
-        load([Part(part, tensors[part], parts[part], self._known(part, tensors[part])) for part in parts], differences)
+        wanted, differences = find_targets(networks, self.architecture)
+        tensors = {part: self.tensors(part) for part in wanted}
+        load([Part(part, x, wanted[part], self._known(part, x)) for part, x in tensors.items()], differences)
 
     def _config(self, names, default=None):
         path = next((self.path / name for name in names if (self.path / name).is_file()), None)
@@ -82,12 +92,12 @@ class DiffusersFolder:
         if path is None:
             raise CorruptCheckpointError(
                 f"This is no complete diffusers folder: {' or '.join(names)} is missing. It must hold "
-                f"{', '.join(names[0] for names in CONFIGS.values())}. Received: path={str(self.path)!r:.200}"
+                f"{', '.join(CONFIGS[part][0] for part in parts({}))}. Received: path={str(self.path)!r:.200}"
             )
         return read_json(path)
 
     def tensors(self, part):
-        """Lists the tensors of a part, "text_encoder", "unet" or "vae", by the names in the table of names.
+        """Lists the tensors of a part, such as "text_encoder", "unet" or "vae", by the names in the table of names.
 
         Raises:
             CorruptCheckpointError: If a file is missing or damaged.
@@ -104,7 +114,7 @@ class DiffusersFolder:
 
     def _known(self, part, tensors):
         """Names that may be in the files of a part although no network asks for them."""
-        networks = (name for name, (folder, _) in NETWORKS.items() if folder == part)
+        networks = (name for name in self.architecture.networks if NETWORKS[name][0] == part)
         known = LEFTOVERS.union(row.diffusers for name in networks for row in rows(name, self.architecture))
         return known | warn_of_unused(self.path / part, tensors, INSIDE[part], known)
 
@@ -116,9 +126,12 @@ def canonical(name):
     return name.removeprefix("text_model.")
 
 
-def save(
-    path, architecture, dtype="float32", scheduler_config=None, *, text_encoder, diffusion_model, image_encoder, decoder
-):
+def stored_name(part, name):
+    """The name of a tensor in a file: that of a text encoder has a prefix, which transformers 5 also reads without."""
+    return f"text_model.{name}" if part in TOKENIZERS and not name.startswith("text_projection") else name
+
+
+def save(path, architecture, dtype="float32", scheduler_config=None, **networks):
     """Writes a model as a folder that `StableDiffusionPipeline.from_pretrained` of diffusers loads.
 
     The folder appears when it is complete; the same weights make the same bytes.
@@ -128,30 +141,24 @@ def save(
         architecture: The `Architecture` of the networks.
         dtype: How tensors are stored, "float32", "float16" or "bfloat16".
         scheduler_config: A dict for scheduler_config.json; None takes DDIM on Stable Diffusion's schedule.
-        text_encoder: The `TextEncoder`.
-        diffusion_model: The `DiffusionModel`.
-        image_encoder: The `ImageEncoder`.
-        decoder: The `Decoder`.
+        **networks: All networks of the architecture, by name.
 
     Raises:
         FileExistsError: If there is something at `path`.
+        TypeError: If a network is missing or has another name.
         ValueError: If `dtype` is another one, a network is of another architecture, diffusers has no such
             architecture, or a weight is not finite in `dtype`.
     """
-    networks = {
-        "text_encoder": text_encoder,
-        "diffusion_model": diffusion_model,
-        "image_encoder": image_encoder,
-        "decoder": decoder,
-    }
     configs = describe(architecture, dtype, scheduler_config, networks)
-    parts, _ = find_targets(networks, architecture)
+    wanted, _ = find_targets(networks, architecture)
     with new_folder(path) as folder:
-        for part, names in CONFIGS.items():
-            write_json(folder / names[0], configs[part])
-        write_tokenizer(folder / "tokenizer", configs["tokenizer"], architecture.text_encoder.length)
-        for part, stem in WEIGHTS.items():
-            write_weights(folder / part / f"{stem}.safetensors", parts[part], dtype, PREFIXES.get(part, ""))
+        for part, config in configs.items():
+            write_json(folder / CONFIGS[part][0], config)
+        for name, shape in architecture.text_encoders.items():
+            write_tokenizer(folder / TOKENIZERS[name], configs[TOKENIZERS[name]], shape.length)
+        for part, targets in wanted.items():
+            targets = [target._replace(name=stored_name(part, target.name)) for target in targets]
+            write_weights(folder / part / f"{WEIGHTS[part]}.safetensors", targets, dtype)
 
 
 def write_tokenizer(folder, special_tokens, length):

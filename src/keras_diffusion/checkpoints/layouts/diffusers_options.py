@@ -24,20 +24,32 @@ class Numbers:
         return f"a number from {self.low} to {self.high}"
 
 
-WIDTH, COUNT = Numbers(1, 65536), Numbers(1, 64)
-PAD_TOKENS = {"<|endoftext|>": 49407, "!": 0}
+class Depths(Numbers):
+    """Numbers of transformer blocks: one, or a list with one for each residual block."""
 
+    def __contains__(self, value):
+        return bool(value) and all(map(super().__contains__, value if isinstance(value, list) else [value]))
+
+
+WIDTH, COUNT, DEPTHS = Numbers(1, 65536), Numbers(1, 64), Depths(1, 64)
+PAD_TOKENS = {"<|endoftext|>": 49407, "!": 0}
+MIDDLE, RESIDUAL_MIDDLE = "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"
+NO_MIDDLE = "none"  # stands for null, which is a value of its own here
+
+TEXT_ENCODER = {
+    "hidden_size": (512, WIDTH),
+    "intermediate_size": (2048, WIDTH),
+    "num_hidden_layers": (12, COUNT),
+    "num_attention_heads": (8, COUNT),
+    "max_position_embeddings": (77, WIDTH),
+    "vocab_size": (49408, Numbers(1, 2**20)),
+    "hidden_act": ("quick_gelu", ("quick_gelu", "gelu")),
+    "layer_norm_eps": (1e-5, (1e-5,)),
+}
+TOKENIZER = {"pad_token": ("<|endoftext|>", tuple(PAD_TOKENS))}
 OPTIONS = {  # part → option → (value where the file has none, as in diffusers; values understood)
-    "text_encoder": {
-        "hidden_size": (512, WIDTH),
-        "intermediate_size": (2048, WIDTH),
-        "num_hidden_layers": (12, COUNT),
-        "num_attention_heads": (8, COUNT),
-        "max_position_embeddings": (77, WIDTH),
-        "vocab_size": (49408, Numbers(1, 2**20)),
-        "hidden_act": ("quick_gelu", ("quick_gelu", "gelu")),
-        "layer_norm_eps": (1e-5, (1e-5,)),
-    },
+    "text_encoder": TEXT_ENCODER,
+    "text_encoder_2": TEXT_ENCODER | {"projection_dim": (512, WIDTH)},
     "unet": {
         "sample_size": (64, WIDTH),
         "in_channels": (4, WIDTH),
@@ -45,8 +57,12 @@ OPTIONS = {  # part → option → (value where the file has none, as in diffuse
         "block_out_channels": ([320, 640, 1280, 1280], WIDTH),
         "down_block_types": (["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], ("CrossAttnDownBlock2D", "DownBlock2D")),
         "up_block_types": (["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, ("CrossAttnUpBlock2D", "UpBlock2D")),
-        "mid_block_type": ("UNetMidBlock2DCrossAttn", ("UNetMidBlock2DCrossAttn",)),
-        "transformer_layers_per_block": (1, COUNT),
+        "mid_block_type": (MIDDLE, (MIDDLE, RESIDUAL_MIDDLE, NO_MIDDLE)),
+        "transformer_layers_per_block": (1, DEPTHS),
+        "reverse_transformer_layers_per_block": (None, DEPTHS),
+        "addition_embed_type": (None, ("text_time",)),
+        "addition_time_embed_dim": (256, WIDTH),
+        "projection_class_embeddings_input_dim": (0, WIDTH),
         "attention_head_dim": (8, WIDTH),  # to diffusers this is the number of heads
         "layers_per_block": (2, COUNT),
         "cross_attention_dim": (1280, WIDTH),
@@ -81,11 +97,13 @@ OPTIONS = {  # part → option → (value where the file has none, as in diffuse
         "use_post_quant_conv": (True, (True,)),
     },
     "scheduler": {"prediction_type": ("epsilon", PREDICTION_TYPES)},
-    "tokenizer": {"pad_token": ("<|endoftext|>", tuple(PAD_TOKENS))},
+    "tokenizer": TOKENIZER,
+    "tokenizer_2": TOKENIZER,
 }
 PER_LEVEL = {  # options that may be lists
     *("block_out_channels", "down_block_types", "up_block_types"),
     *("attention_head_dim", "transformer_layers_per_block", "only_cross_attention"),
+    "reverse_transformer_layers_per_block",
 }
 WITHOUT_EFFECT = {  # on what the networks here compute
     *("architectures", "model_type", "transformers_version", "dtype", "torch_dtype"),

@@ -24,8 +24,16 @@ CONFIGS = {  # part → its configuration: the first of these files that is ther
     "vae": ("vae/config.json",),
     "scheduler": ("scheduler/scheduler_config.json",),
     "tokenizer": ("tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"),
+    "text_encoder_2": ("text_encoder_2/config.json",),
+    "tokenizer_2": ("tokenizer_2/special_tokens_map.json", "tokenizer_2/tokenizer_config.json"),
 }
-WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # part → its tokenizer
+WEIGHTS = {
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
 KERAS_CV = {  # network → names of its file: KerasCV's downloads, and what people call their own
     "text_encoder": ("kcv_encoder.h5", "text_encoder_v2_1.h5", "text_encoder.weights.h5", "text_encoder.h5"),
     "diffusion_model": (
@@ -40,6 +48,14 @@ KERAS_CV = {  # network → names of its file: KerasCV's downloads, and what peo
 FORMATS = {".safetensors": {}, ".bin": {"model": "pytorch_model"}}  # of weights → names that begin otherwise in it
 VARIANTS = ("", ".fp16")  # of weights; the first format and variant that is there is taken, damaged or not
 FILE_NAME = re.compile(r"\w[\w.-]*")
+
+
+def parts(model_index):
+    """Lists the parts in `CONFIGS` that a model has: all but the text encoders that its model_index.json leaves out."""
+    classes = {part: model_index.get(part) for part in TOKENIZERS}
+    encoders = [part for part, names in classes.items() if isinstance(names, list) and any(names)]
+    absent = TOKENIZERS.keys() - (encoders or ["text_encoder"])
+    return [part for part in CONFIGS if part not in absent and part not in {TOKENIZERS[name] for name in absent}]
 
 
 def weights(folder, stem):

@@ -152,7 +152,8 @@ class KerasCVFolder:
 
     def tensors(self, part):
         """The tensors of a part, by network and name: a dict of `Tensor`."""
-        files = {name: keras_cv_file(self.path, name) for name, (folder, _) in NETWORKS.items() if folder == part}
+        names = [name for name in self.architecture.networks if NETWORKS[name][0] == part]
+        files = {name: keras_cv_file(self.path, name) for name in names}
         return {
             f"{network}/{name}": tensor
             for network, file in files.items()
@@ -173,8 +174,9 @@ class KerasCVFolder:
             UnsafeCheckpointError: If a file refers to something elsewhere.
             TypeError: If a network has another name.
         """
-        if unknown := sorted(networks.keys() - NETWORKS.keys()):
-            raise TypeError(f"The networks must be named {', '.join(NETWORKS)}. Received: {unknown}")
+        if unknown := sorted(networks.keys() - set(self.architecture.networks)):
+            names = ", ".join(self.architecture.networks)
+            raise TypeError(f"The networks must be named {names}. Received: {unknown}")
         found = [_part(name, network, self._file(name)) for name, network in networks.items()]
         load([part for part, _ in found], [line for _, lines in found for line in lines])
 

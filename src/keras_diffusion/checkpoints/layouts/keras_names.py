@@ -27,11 +27,13 @@ FLOW = (  # how the layers of a network follow each other, by the beginnings of 
     "time_embedding_linear_1",
     "conv_in",
     "time_embedding_linear_2",
+    "add_embedding",
     "encoder_layers",
     "down_blocks",
     "mid_block",
     "up_blocks",
     "final_layer_norm",
+    "text_projection",
     "conv_norm_out",
     "conv_out",
     "quant_conv",
@@ -103,7 +105,7 @@ def keras_cv(network, architecture):
     Source: keras_cv/src/models/stable_diffusion of KerasCV 0.9.
 
     Args:
-        network: "text_encoder", "diffusion_model", "image_encoder" or "decoder".
+        network: A name in `names.NETWORKS` that the architecture has.
         architecture: An `Architecture`. KerasCV has those of Stable Diffusion 1 and 2.
 
     Returns:
@@ -125,10 +127,11 @@ def keras_cv(network, architecture):
             (r"embeddings_", "clip_embedding", CLIP_EMBEDDING),  # two layers of ours
             (r"encoder_layers_\d+/", "clip_encoder_layer", CLIP_ENCODER_LAYER),
             (r"final_layer_norm/", "layer_normalization", WHOLE),
+            (r"text_projection/", "dense", WHOLE),
         ),
         "diffusion_model": (
             *shared,
-            (r"time_embedding_linear_\d/", "dense", WHOLE),
+            (r"\w+_embedding_linear_\d/", "dense", WHOLE),
             (r"\w+_resnets_\d+/", "res_block", RES_BLOCK),
             (r"\w+_attentions_\d+/", "spatial_transformer", SPATIAL_TRANSFORMER[linear]),
             (r"\w+_upsamplers_0/", "upsample", {"conv": "conv/conv2d"}),
@@ -136,14 +139,15 @@ def keras_cv(network, architecture):
         "image_encoder": autoencoder,
         "decoder": autoencoder,
     }
-    return list(_rows(network, architecture, layers[network]))
+    kind = "text_encoder" if network == "text_encoder_2" else network
+    return list(_rows(network, architecture, layers[kind]))
 
 
 def own(network, architecture):
     """Lists the weights of our network of this architecture, as Keras names them in a `.weights.h5`.
 
     Args:
-        network: "text_encoder", "diffusion_model", "image_encoder" or "decoder".
+        network: A name in `names.NETWORKS` that the architecture has.
         architecture: An `Architecture`.
 
     Returns:
@@ -155,7 +159,7 @@ def own(network, architecture):
         (r"encoder_layers_\d+/", "encoder_layer", {}),
         (r"final_layer_norm/", "layer_normalization", {}),
         (r"conv_in/|conv_out/", "conv2d", {}),
-        (r"\w*quant_conv/|time_embedding_linear_\d/", "dense", {}),
+        (r"\w*quant_conv/|\w+_embedding_linear_\d/|text_projection/", "dense", {}),
         (r"conv_norm_out/", "group_norm", {}),
         (r"\w+_downsamplers_0/", "downsample", {}),
         (r"\w+_upsamplers_0/", "upsample", {}),

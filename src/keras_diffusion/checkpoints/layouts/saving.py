@@ -24,11 +24,14 @@ def describe(architecture, dtype, scheduler_config, networks):
         A dict of dicts: the contents of the files, by part.
 
     Raises:
+        TypeError: If a network is missing or has another name.
         ValueError: If `dtype` cannot be written, a network is of another architecture, or diffusers has no such
             architecture.
     """
     if dtype not in safetensors.NAMES:
         raise ValueError(f"`dtype` must be one of {', '.join(safetensors.NAMES)}. Received: dtype={dtype!r:.200}")
+    if networks.keys() != set(architecture.networks):
+        raise TypeError(f"The networks must be {', '.join(architecture.networks)}. Received: {sorted(networks)}")
     for name, network in networks.items():
         if getattr(network.architecture, SHAPES[name]) != getattr(architecture, SHAPES[name]):
             raise ValueError(
@@ -47,7 +50,7 @@ def describe(architecture, dtype, scheduler_config, networks):
     return configs
 
 
-def write_weights(path, wanted, dtype, prefix="", metadata=None):
+def write_weights(path, wanted, dtype, metadata=None):
     """Writes the variables of some targets, one at a time, as a safetensors file; thirds of a tensor become one.
 
     Raises:
@@ -58,12 +61,12 @@ def write_weights(path, wanted, dtype, prefix="", metadata=None):
         for target in wanted:
             array = stored(np.asarray(ops.convert_to_numpy(target.variable), "float32"), target.layout)
             if any(value_problems(float(np.abs(array).max(initial=0)), dtype)):
-                raise ValueError(f"Weights must be finite in {dtype}. Received: {prefix}{target.name} with inf or NaN")
+                raise ValueError(f"Weights must be finite in {dtype}. Received: {target.name} with inf or NaN")
             yield array
 
     wanted, shapes = sorted(wanted, key=lambda target: target.name), {}
     for target in wanted:
-        name = prefix + target.name.partition("[")[0]
+        name = target.name.partition("[")[0]
         before = shapes.get(name, (0,))[0]
         shapes[name] = (before + target.shape[0], *target.shape[1:])
     safetensors.write(path, dtype, shapes, values(), metadata)

@@ -11,7 +11,7 @@ from pathlib import Path
 from keras_diffusion.checkpoints.formats import tensor_index
 from keras_diffusion.checkpoints.layouts import ldm
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
-from keras_diffusion.checkpoints.layouts.files import CONFIGS, new_file
+from keras_diffusion.checkpoints.layouts.files import new_file, parts
 from keras_diffusion.checkpoints.layouts.saving import describe, write_weights
 from keras_diffusion.checkpoints.mapping.loading import Part, find_targets, load, warn_of_unused
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
@@ -79,7 +79,7 @@ class SingleFile:
         Tensors are stored in float32, float16 or bfloat16 and become the dtype of their variable.
 
         Args:
-            **networks: Any of text_encoder, diffusion_model, image_encoder and decoder, built for this `architecture`.
+            **networks: Any networks of this `architecture`, by name.
 
         Raises:
             CheckpointMismatchError: If anything does not fit: every missing, unexpected, mis-shaped, not finite or
@@ -87,20 +87,19 @@ class SingleFile:
             CorruptCheckpointError: If the file changes while it is read.
             TypeError: If a network has another name.
         """
-        parts, differences = find_targets(networks, self.architecture, ldm=True)
-        targets = [target for part in parts.values() for target in part]
+        wanted, differences = find_targets(networks, self.architecture, ldm=True)
+        targets = [target for part in wanted.values() for target in part]
         load([Part("single file", self._tensors, targets, self._known())], differences)
 
     def tensors(self, part):
-        """Lists the tensors of a part, "text_encoder", "unet" or "vae", by the names in the table of names."""
-        names = {
-            row.ldm for name, (folder, _) in NETWORKS.items() if folder == part for row in rows(name, self.architecture)
-        }
+        """Lists the tensors of a part, such as "text_encoder", "unet" or "vae", by the names in the table of names."""
+        networks = (name for name in self.architecture.networks if NETWORKS[name][0] == part)
+        names = {row.ldm for name in networks for row in rows(name, self.architecture)}
         return {name: tensor for name, tensor in self._tensors.items() if name in names}
 
     def _known(self):
         """Names that may be in the file although no network asks for them."""
-        names = {row.ldm for network in NETWORKS for row in rows(network, self.architecture)}
+        names = {row.ldm for network in self.architecture.networks for row in rows(network, self.architecture)}
         averages = {ldm.averaged(name) for name in names if name.startswith(ldm.UNET)}
         known = names | averages | set(filter(ldm.LEFTOVERS.fullmatch, self._tensors))
         return known | warn_of_unused(self.path, self._tensors, ldm.INSIDE, known)
@@ -108,7 +107,7 @@ class SingleFile:
     def _inferred(self, prediction_type):
         """The configuration files of the model that names and shapes describe."""
         architecture = ldm.architecture(self._tensors)
-        second = architecture.text_encoder.activation == "gelu"
+        second = not architecture.text_encoder_2 and architecture.text_encoder.activation == "gelu"
         if prediction_type is None and second and architecture.diffusion_model.in_channels == 4:
             prediction_type = "v_prediction" if ldm.predicts_velocity(self._tensors) else "epsilon"
             logger.warning(
@@ -129,9 +128,11 @@ def parse(path, text):
         configs = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} is damaged: its metadata is no JSON: {error!s:.200}.") from error
-    if not isinstance(configs, dict) or not all(isinstance(configs.get(part), dict) for part in CONFIGS):
+    index = configs.get("model_index") if isinstance(configs, dict) else None
+    needed = parts(index if isinstance(index, dict) else {})
+    if not isinstance(configs, dict) or not all(isinstance(configs.get(part), dict) for part in needed):
         raise CorruptCheckpointError(
-            f"{path} is damaged: its metadata must describe {', '.join(CONFIGS)}. Received: {text!r:.200}"
+            f"{path} is damaged: its metadata must describe {', '.join(needed)}. Received: {text!r:.200}"
         )
     return configs
 
@@ -147,7 +148,7 @@ def save(path, architecture, dtype="float32", scheduler_config=None, **networks)
         dtype: How tensors are stored, "float32", "float16" or "bfloat16".
         scheduler_config: A dict, the contents of a scheduler_config.json; None takes DDIM on Stable Diffusion's
             schedule. The metadata records it.
-        **networks: text_encoder, diffusion_model, image_encoder and decoder.
+        **networks: All networks of the architecture, by name.
 
     Raises:
         FileExistsError: If there is something at `path`.
@@ -155,10 +156,8 @@ def save(path, architecture, dtype="float32", scheduler_config=None, **networks)
         ValueError: If `dtype` is another one, a network is of another architecture, diffusers has no such
             architecture, or a weight is not finite in `dtype`.
     """
-    if networks.keys() != NETWORKS.keys():
-        raise TypeError(f"The networks must be {', '.join(NETWORKS)}. Received: {sorted(networks)}")
-    parts, _ = find_targets(networks, architecture, ldm=True)
     configs = describe(architecture, dtype, scheduler_config, networks)
-    targets = [target for part in parts.values() for target in part]
+    wanted, _ = find_targets(networks, architecture, ldm=True)
+    targets = [target for part in wanted.values() for target in part]
     with new_file(path) as temporary:
         write_weights(temporary, targets, dtype, metadata={OURS: json.dumps(configs, sort_keys=True)})

@@ -48,6 +48,7 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
 }
 SHAPES = {  # network → the field of an architecture that describes it
     "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
     "diffusion_model": "diffusion_model",
     "image_encoder": "autoencoder",
     "decoder": "autoencoder",
@@ -126,8 +127,8 @@ def find_targets(networks, architecture, ldm=False):
     Raises:
         TypeError: If a network has another name.
     """
-    if unknown := sorted(networks.keys() - NETWORKS.keys()):
-        raise TypeError(f"The networks must be named {', '.join(NETWORKS)}. Received: {unknown}")
+    if unknown := sorted(networks.keys() - set(architecture.networks)):
+        raise TypeError(f"The networks must be named {', '.join(architecture.networks)}. Received: {unknown}")
     found, differences = {}, []
     for name, network in networks.items():
         found.setdefault(NETWORKS[name][0], []).extend(targets(network, rows(name, network.architecture), ldm))

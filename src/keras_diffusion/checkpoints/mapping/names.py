@@ -5,6 +5,8 @@ its name in diffusers, its name in the original (LDM) files, and the kind of lea
 differ. A kind knows how the stored tensor becomes our variable.
 """
 
+from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +38,7 @@ KINDS = {  # kind of leaf → (our variable, stored tensor, layout)
     "pointwise": (("kernel", "weight", "pointwise"), BIAS),
     "dense": (("kernel", "weight", "matrix"), BIAS),
     "projection": (("kernel", "weight", "matrix"),),
+    "matrix": (("kernel", "", "same"),),
     "third 0": (("kernel", "in_proj_weight[0]", "matrix"), ("bias", "in_proj_bias[0]", "same")),
     "third 1": (("kernel", "in_proj_weight[1]", "matrix"), ("bias", "in_proj_bias[1]", "same")),
     "third 2": (("kernel", "in_proj_weight[2]", "matrix"), ("bias", "in_proj_bias[2]", "same")),
@@ -119,6 +122,7 @@ CLIP = (
         ("embeddings.token_embedding", "transformer.text_model.embeddings.token_embedding", "embedding"),
         ("embeddings.position_embedding", "transformer.text_model.embeddings.position_embedding", "embedding"),
         ("final_layer_norm", "transformer.text_model.final_layer_norm", "norm"),
+        ("text_projection", "transformer.text_projection", "projection"),
     ),
 )
 OPEN_CLIP = (
@@ -128,19 +132,23 @@ OPEN_CLIP = (
         ("embeddings.token_embedding", "model.token_embedding", "embedding"),
         ("embeddings.position_embedding", "model.positional_embedding", "embedding", "parameter"),
         ("final_layer_norm", "model.ln_final", "norm"),
+        ("text_projection", "model.text_projection", "projection", "matrix"),
     ),
 )
-TEXT_ENCODERS = {"quick_gelu": CLIP, "gelu": OPEN_CLIP}  # activation → LDM's layers, one of them, and the others
+KINDS_OF_CLIP = {"quick_gelu": CLIP, "gelu": OPEN_CLIP}  # activation → LDM's layers, one of them, and the others
 
 
-def text_encoder(architecture):
-    """Yields the rows of the text encoder, as transformers names them (without the prefix `text_model.`)."""
-    layers, table, (*embeddings, final_layer_norm) = TEXT_ENCODERS[architecture.text_encoder.activation]
+def text_encoder(architecture, name="text_encoder"):
+    """Yields the rows of a text encoder, as transformers names them (without the prefix `text_model.`)."""
+    shape = getattr(architecture, name)
+    layers, table, (*embeddings, final_layer_norm, projection) = KINDS_OF_CLIP[shape.activation]
     for embedding in embeddings:
         yield from layer(*embedding)
-    for i in range(architecture.text_encoder.layers):
+    for i in range(shape.layers):
         yield from block(f"encoder.layers.{i}", f"{layers}.{i}", table)
     yield from layer(*final_layer_norm)
+    if shape.projection:
+        yield from layer(*projection)
 
 
 def diffusion_model(architecture):
@@ -166,32 +174,37 @@ def diffusion_model(architecture):
     yield from layer("conv_in", "input_blocks.0.0", "conv")
     yield from layer("time_embedding.linear_1", "time_embed.0", "dense")
     yield from layer("time_embedding.linear_2", "time_embed.2", "dense")
+    if shape.added:
+        yield from layer("add_embedding.linear_1", "label_emb.0.0", "dense")
+        yield from layer("add_embedding.linear_2", "label_emb.0.2", "dense")
     channels = shape.levels[0].channels
     skips = [channels]
     for i, level in enumerate(shape.levels):
-        for j in range(shape.blocks):
+        for j, depth in enumerate(level.down(shape.blocks)):
             ldm = f"input_blocks.{len(skips)}"
             yield from residual(f"down_blocks.{i}.resnets.{j}", f"{ldm}.0", channels, level.channels)
-            yield from transformer(f"down_blocks.{i}.attentions.{j}", f"{ldm}.1", level.depth)
+            yield from transformer(f"down_blocks.{i}.attentions.{j}", f"{ldm}.1", depth)
             channels = level.channels
             skips.append(channels)
         if i < len(shape.levels) - 1:
             yield from block(f"down_blocks.{i}.downsamplers.0", f"input_blocks.{len(skips)}.0", DOWNSAMPLE)
             skips.append(channels)
 
-    yield from residual("mid_block.resnets.0", "middle_block.0", channels, channels)
-    yield from transformer("mid_block.attentions.0", "middle_block.1", shape.middle_depth)
-    yield from residual("mid_block.resnets.1", "middle_block.2", channels, channels)
+    place = count()
+    for i, depth in enumerate(shape.middle):
+        yield from residual(f"mid_block.resnets.{i}", f"middle_block.{next(place)}", channels, channels)
+        if depth:
+            yield from transformer(f"mid_block.attentions.{i}", f"middle_block.{next(place)}", depth)
 
     blocks = len(skips)
     for i, level in enumerate(reversed(shape.levels)):
-        for j in range(shape.blocks + 1):
+        for j, depth in enumerate(level.up(shape.blocks + 1)):
             ldm = f"output_blocks.{blocks - len(skips)}"
             yield from residual(f"up_blocks.{i}.resnets.{j}", f"{ldm}.0", channels + skips.pop(), level.channels)
-            yield from transformer(f"up_blocks.{i}.attentions.{j}", f"{ldm}.1", level.depth)
+            yield from transformer(f"up_blocks.{i}.attentions.{j}", f"{ldm}.1", depth)
             channels = level.channels
         if skips:
-            yield from block(f"up_blocks.{i}.upsamplers.0", f"{ldm}.{2 if level.depth else 1}", UPSAMPLE)
+            yield from block(f"up_blocks.{i}.upsamplers.0", f"{ldm}.{2 if depth else 1}", UPSAMPLE)
     yield from layer("conv_norm_out", "out.0", "norm")
     yield from layer("conv_out", "out.2", "conv")
 
@@ -262,25 +275,40 @@ def join_names(separator, *names):
 
 NETWORKS = {  # network → (folder of a diffusers model, its rows)
     "text_encoder": ("text_encoder", text_encoder),
+    "text_encoder_2": ("text_encoder_2", partial(text_encoder, name="text_encoder_2")),
     "diffusion_model": ("unet", diffusion_model),
     "image_encoder": ("vae", image_encoder),
     "decoder": ("vae", decoder),
 }
 LDM_PREFIXES = {"text_encoder": "cond_stage_model.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
+SGM_ENCODER = "conditioner.embedders.{}."  # the prefix of a text encoder in the files of SDXL
+
+
+def folders(architecture):
+    """The folders of a diffusers model of this architecture that hold weights."""
+    return list(dict.fromkeys(NETWORKS[name][0] for name in architecture.networks))
+
+
+def ldm_prefix(folder, architecture):
+    """What begins the names of a part in a single file."""
+    if architecture.text_encoder_2 and folder in architecture.text_encoders:
+        return SGM_ENCODER.format(list(architecture.text_encoders).index(folder))
+    return LDM_PREFIXES[folder]
 
 
 def rows(network, architecture):
     """Lists the names of every tensor of a network.
 
     Args:
-        network: "text_encoder", "diffusion_model", "image_encoder" or "decoder".
+        network: A name in `NETWORKS` that the architecture has.
         architecture: An `Architecture`.
 
     Returns:
         A list of `Row`.
     """
     folder, table = NETWORKS[network]
-    return [row._replace(ldm=LDM_PREFIXES[folder] + row.ldm) for row in table(architecture)]
+    prefix = ldm_prefix(folder, architecture)
+    return [row._replace(ldm=prefix + row.ldm) for row in table(architecture)]
 
 
 def controlnet(architecture, conditioning):
@@ -294,7 +322,7 @@ def controlnet(architecture, conditioning):
         A list of `Row`.
     """
     shape = architecture.diffusion_model
-    shared = ("conv_in/", "time_embedding_", "down_blocks_", "mid_block_")
+    shared = ("conv_in/", "time_embedding_", "add_embedding_", "down_blocks_", "mid_block_")
     reading = ["conv_in", *(f"blocks.{i}" for i in range(2 * len(conditioning) - 2)), "conv_out"]
     skips = (shape.blocks + 1) * len(shape.levels)
     return [

@@ -1,0 +1,78 @@
+"""Reads prompts, or takes what is encoded already, and encodes them by all text encoders of a model."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_diffusion import arguments
+from keras_diffusion.prompts import reading
+from keras_diffusion.prompts.reading import emphasise, repeat_to_one_length
+
+
+class EncodedText(NamedTuple):
+    """What the text encoders of SDXL make of prompts.
+
+    Args:
+        context: float32 (b, k · 77, width), the outputs of all text encoders side by side.
+        pooled: float32 (b, width), a vector of the whole prompt; None for a model that takes none.
+    """
+
+    context: np.ndarray
+    pooled: np.ndarray | None = None
+
+
+def read(model, name, value, **options):
+    """Lists prompts that have been read, or an `EncodedText` for each, 1 or more of them.
+
+    Args:
+        model: The `StableDiffusion`.
+        name: What to call the prompts in errors; "encoded_text" is encoded already, "negative_prompt" may be.
+        value: What was given.
+        **options: Those of `prompts.reading.read`.
+
+    Raises:
+        TypeError, ValueError: If the value is none of these, or an option is out of its range.
+    """
+    shapes, second = model.architecture.text_encoders.values(), model.architecture.text_encoder_2
+    shape = min(shapes, key=lambda shape: shape.layers)
+    size = (shape.length, sum(shape.width for shape in shapes))
+    if name == "negative_prompt" and value is None:
+        if model.architecture.zero_negative:
+            return [EncodedText(np.zeros(size, "float32"), np.zeros(second.projection, "float32"))]
+        value = ""
+    encoded = hasattr(value, "shape") or isinstance(value, EncodedText)
+    if name != "encoded_text" and not (name == "negative_prompt" and encoded):
+        return reading.read(name, value, model.tokenizer, shape, **options)
+    if not second:
+        return list(map(EncodedText, arguments.context(name, value, size)))
+    if not isinstance(value, EncodedText):
+        raise TypeError(f"`{name}` must be an EncodedText, from `encode_text`. Received: {arguments.shorten(value)}")
+    contexts = arguments.context(f"{name}.context", value.context, size)
+    pooled = arguments.array(f"{name}.pooled", np.atleast_2d(value.pooled), (len(contexts), second.projection))
+    return list(map(EncodedText, contexts, pooled))
+
+
+def encode_prompts(model, engine, prompts):
+    """Encodes prompts that have been read, and stacks them with those that are encoded already.
+
+    Every chunk is encoded alone: none depends on its neighbours. The pooled vector is that of the first chunk.
+
+    Returns:
+        An `EncodedText`.
+    """
+    encoded = [prompt if isinstance(prompt, EncodedText) else _encode(model, engine, prompt) for prompt in prompts]
+    contexts, pooled = zip(*encoded, strict=True)
+    return EncodedText(np.stack(repeat_to_one_length(*contexts)), None if pooled[0] is None else np.stack(pooled))
+
+
+def _encode(model, engine, prompt):
+    """Encodes one prompt: the context (k · 77, width), and the pooled vector of the last text encoder."""
+    contexts, pooled = [], None
+    for name, shape in model.architecture.text_encoders.items():
+        tokens = prompt.padded_with(shape.pad_token)
+        outputs = [engine.encode(getattr(model, name), row[None], prompt.clip_skip) for row in tokens]
+        chunks, *vectors = zip(*map(keras.tree.flatten, outputs), strict=True)
+        contexts.append(np.concatenate([emphasise(x, w) for (x,), w in zip(chunks, prompt.weights, strict=True)]))
+        pooled = vectors[0][0][0] if vectors else None
+    return EncodedText(np.concatenate(contexts, axis=-1), pooled)
