@@ -1,0 +1,132 @@
+"""Trains a model: `compile` and `fit`, as any Keras model."""
+
+import math
+
+import keras
+
+from keras_diffusion import arguments
+from keras_diffusion.engines import choice
+from keras_diffusion.errors import NumericalError
+from keras_diffusion.training import losses
+from keras_diffusion.training.dataset import Examples
+from keras_diffusion.training.learners import WholeModel
+from keras_diffusion.training.lora import Lora
+
+LEARNERS = {"lora": Lora, "diffusion_model": WholeModel}
+NEVER = 2**31 - 1  # steps after which a loss scale would grow
+
+
+class Trainer(keras.Model):
+    """Trains a part of a `StableDiffusion`, the object that draws.
+
+    Only what is trained gets gradients, and is in the files that `save_weights` and `ModelCheckpoint` write; everything
+    else is frozen. A step whose gradients are not finite changes nothing, and `fit` stops at it.
+
+    Args:
+        model: The `StableDiffusion`.
+        train: What to train: "lora" or "diffusion_model".
+        **options: Arguments of the `Lora` or `WholeModel`.
+
+    Call arguments:
+        inputs: A dict: "latent" (b, h, w, c), noisy; "timestep_embedding" (b, frequencies); "context" (b, n, width), or
+            "tokens" (b, n) where the text encoder is trained.
+
+    Returns:
+        The prediction (b, h, w, c).
+
+    Attributes:
+        learner: What is trained.
+
+    Example:
+        trainer = Trainer(model, train="lora", rank=8)
+        trainer.compile(keras.optimizers.AdamW(1e-4))
+        trainer.fit(trainer.examples("folder", "a photo of sks dog", batch_size=2), epochs=100)
+        trainer.update_model()
+        model.text_to_image("a photo of sks dog on the moon")
+    """
+
+    def __init__(self, model, train="lora", **options):
+        super().__init__(dtype="float32", name="trainer")
+        self.learner = LEARNERS[arguments.choice("train", train, LEARNERS)](model, **options)
+        owned = {id(variable) for variable in self.learner.variables}
+        self._frozen = [
+            variable
+            for network in self.learner.networks()
+            for variable in network.variables
+            if id(variable) not in owned
+        ]
+        self.built = True
+
+    @property
+    def variables(self):
+        """What is trained, and the frozen weights that a step computes with."""
+        return [*super().variables, *self._frozen]
+
+    def examples(self, folder, caption=None, **options):
+        """Reads a folder of images and captions, see `Examples.from_folder`, for what is trained."""
+        return Examples.from_folder(self.learner.model, folder, caption, text=self.learner.text, **options)
+
+    def compile(self, optimizer=None, jit_compile="auto", **options):
+        """Sets the optimiser.
+
+        Args:
+            optimizer: An optimiser of Keras; None takes AdamW as diffusers' training scripts do: β 0.9 and 0.999,
+                ε 1e-8, weight decay 1e-2, gradients clipped to a global norm of 1, and the learner's learning rate.
+            jit_compile: Whether to compile the step with XLA, or with `torch.compile`. "auto" does on JAX.
+            **options: Options of `keras.Model.compile`.
+        """
+        if optimizer is None:
+            optimizer = keras.optimizers.AdamW(
+                self.learner.learning_rate, weight_decay=1e-2, epsilon=1e-8, global_clipnorm=1.0
+            )
+        optimizer = keras.optimizers.get(optimizer)
+        if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):  # it skips what is not finite
+            half = self.learner.model.diffusion_model.layers[-1].compute_dtype == "float16"
+            scale = {} if half else {"initial_scale": 1.0, "dynamic_growth_steps": NEVER}
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, **scale)
+        jit_compile = choice.compiles_always() if jit_compile == "auto" else jit_compile
+        super().compile(optimizer, jit_compile=jit_compile, **options)
+
+    def call(self, inputs):
+        return self.learner(inputs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return losses.mean_squared_error(y_pred, y, 1.0 if sample_weight is None else sample_weight)
+
+    def fit(self, x=None, *arguments, callbacks=None, **options):
+        """Trains, see `keras.Model.fit`; most often on `examples`.
+
+        Raises:
+            NumericalError: If the loss is not finite, at the step that made it. What is trained is as it was before.
+        """
+        self.learner.reset_model()
+        watch = Watch(x)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(watch)
+        else:
+            callbacks = [watch, *(callbacks if isinstance(callbacks, list | tuple) else filter(None, [callbacks]))]
+        return super().fit(x, *arguments, callbacks=callbacks, **options)
+
+    def update_model(self):
+        """Puts what was learned into the model that draws. `fit` goes on from there."""
+        self.learner.update_model()
+
+
+class Watch(keras.callbacks.Callback):
+    """Tells the examples which epoch it is, and stops at a loss that is not finite."""
+
+    def __init__(self, examples):
+        super().__init__()
+        self.examples = examples
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if isinstance(self.examples, Examples):
+            self.examples.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise NumericalError(
+                f"The loss of step {batch + 1} is not finite, so nothing was changed by it. Lower the learning rate, "
+                f"or use dtype='float32' or 'mixed_bfloat16'. Received: loss={loss}"
+            )
