@@ -2,14 +2,18 @@
 
 import math
 import re
+import tempfile
 from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_diffusion import arguments
-from keras_diffusion.checkpoints.adapters import lora_file
+from keras_diffusion.checkpoints.adapters import lora_file, lora_writer
 from keras_diffusion.networks.operations import how_to, replace_operations
 from keras_diffusion.sampling import noise
 from keras_diffusion.training.learners import Learner
@@ -59,9 +63,9 @@ class Lora(Learner):
         super().__init__(model)
         self.rank = arguments.whole_number("rank", rank, 1, 2**16)
         self.alpha = float(rank) if alpha is None else arguments.number("alpha", alpha, 1e-6, 1e6)
-        self.name_in_model = None
         names = {"diffusion_model": model.diffusion_model}
         names |= {"text_encoder": model.text_encoder} if text_encoder else {}
+        self._name_in_model = next(name for name in map("training-{}".format, count(1)) if name not in model.loras)
         self.targets = _chosen(layers, lora_file.weights(names))
         self.halves = {}
         for i, (key, target) in enumerate(self.targets.items()):
@@ -97,6 +101,33 @@ class Lora(Learner):
             return usual(layer, x) + self.alpha / self.rank * ops.matmul(lower(layer, x, down), up)
 
         return operation
+
+    def save(self, path, format="kohya", metadata=None, dtype="float32"):
+        """Writes what was learned, see `lora_writer.save`."""
+        stored = {key: self._stored(target) for key, target in self.targets.items()}
+        lora_writer.save(path, stored, self.alpha, self.model.architecture, format, metadata, dtype)
+
+    def _stored(self, target):
+        """The halves of a layer as files have them."""
+        down, up = (np.asarray(ops.convert_to_numpy(half)) for half in self.halves[id(target.variable)])
+        if down.ndim == 4:
+            down = down.transpose(3, 2, 0, 1)
+        elif target.layout == "pointwise":
+            down = down.T[:, :, None, None]
+        else:
+            down = down.T
+        return lora_writer.Halves(down, up.T.reshape(*up.T.shape, *[1] * (down.ndim - 2)))
+
+    def update_model(self, scale=1.0):
+        self.reset_model()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{self._name_in_model}.safetensors"
+            self.save(path)
+            self.model.load_lora(path, scale)
+
+    def reset_model(self):
+        if self._name_in_model in self.model.loras:
+            self.model.unload_lora(self._name_in_model)
 
 
 def _chosen(layers, targets):

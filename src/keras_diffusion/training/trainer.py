@@ -86,6 +86,12 @@ class Trainer(keras.Model):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, **scale)
         jit_compile = choice.compiles_always() if jit_compile == "auto" else jit_compile
         super().compile(optimizer, jit_compile=jit_compile, **options)
+        optimizer.build(self.trainable_variables)  # so that `load_weights` goes on with a training that was stopped
+
+    @property
+    def step(self):
+        """How many steps have been taken; `examples(first_step=…)` goes on from there."""
+        return int(keras.ops.convert_to_numpy(self.optimizer.iterations))
 
     def call(self, inputs):
         return self.learner(inputs)
