@@ -102,7 +102,7 @@ def weight_addresses(runner, network):
 
 def compiles_always():
     """Tells whether the backend runs everything compiled."""
-    return DEFAULT[keras.backend.backend()] == "jit"
+    return DEFAULT_RUNNERS[keras.backend.backend()] == "jit"
 
 
 def _module(runner):

@@ -235,7 +235,7 @@ def _read(record):
 
 def _cut(image, size):
     """Scales an image until it covers `size`, and cuts around its middle: float32 (height, width, 3) in [0, 255]."""
-    pixels = reading.pictures("image", image)
+    pixels = reading.read_images("image", image)
     factor = max(side / own for side, own in zip(size, pixels.shape[1:3], strict=True))
     scaled = [max(side, round(own * factor)) for side, own in zip(size, pixels.shape[1:3], strict=True)]
     if tuple(scaled) != pixels.shape[1:3]:

@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_diffusion import arguments
 from keras_diffusion.checkpoints.adapters import lora_file, lora_writer
-from keras_diffusion.networks.operations import how_to, replace_operations
+from keras_diffusion.networks.operations import operation, replace_operations
 from keras_diffusion.sampling import noise
 from keras_diffusion.training.learners import Learner
 
@@ -82,9 +82,9 @@ class Lora(Learner):
     @contextmanager
     def applied(self):
         with replace_operations(
-            project=self._adding(how_to("project"), lambda layer, x, down: ops.matmul(x, down)),
+            project=self._adding(operation("project"), lambda layer, x, down: ops.matmul(x, down)),
             convolve=self._adding(
-                how_to("convolve"),
+                operation("convolve"),
                 lambda layer, x, down: ops.conv(x, down, strides=layer.strides, padding=layer.padding),
             ),
         ):
@@ -93,14 +93,14 @@ class Lora(Learner):
     def _adding(self, usual, lower):
         """Returns an operation that adds to the usual one what the halves of its layer make of x."""
 
-        def operation(layer, x):
+        def compute(layer, x):
             halves = self.halves.get(id(layer.kernel))
             if halves is None:
                 return usual(layer, x)
             down, up = (ops.cast(half, x.dtype) for half in halves)
             return usual(layer, x) + self.alpha / self.rank * ops.matmul(lower(layer, x, down), up)
 
-        return operation
+        return compute
 
     def save(self, path, format="kohya", metadata=None, dtype="float32"):
         """Writes what was learned, see `lora_writer.save`."""

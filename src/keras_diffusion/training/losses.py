@@ -69,5 +69,5 @@ def mean_squared_error(prediction, target, weights):
         target: (b, h, w, c), float32.
         weights: (b,), float32.
     """
-    errors = ops.square(ops.cast(prediction, "float32") - target)
-    return ops.mean(weights * ops.mean(errors, axis=(1, 2, 3)))
+    errors = ops.square(ops.cast(prediction, "float32") - ops.convert_to_tensor(target))
+    return ops.mean(ops.convert_to_tensor(weights) * ops.mean(errors, axis=(1, 2, 3)))

@@ -113,6 +113,27 @@ class Trainer(keras.Model):
             callbacks = [watch, *(callbacks if isinstance(callbacks, list | tuple) else filter(None, [callbacks]))]
         return super().fit(x, *arguments, callbacks=callbacks, **options)
 
+    def save_lora(self, path, format="kohya", metadata=None, dtype="float32"):
+        """Writes the LoRA that was learned.
+
+        Args:
+            path: A new .safetensors file; for "peft" a new folder.
+            format: "kohya" (also A1111, Forge, ComfyUI), "diffusers" or "peft". `load_lora` reads all of them.
+            metadata: A dict of str that says more about a file of kohya's, such as {"ss_output_name": "dog"}.
+            dtype: What the values are stored in, "float32", "float16" or "bfloat16".
+
+        Raises:
+            FileExistsError: If there is something at `path`.
+            ValueError: If an argument is wrong, a value is not finite, or something else was trained.
+        """
+        self._learned(Lora).save(path, format, metadata, dtype)
+
+    def _learned(self, kind):
+        if not isinstance(self.learner, kind):
+            name = next(name for name, cls in LEARNERS.items() if cls is kind)
+            raise ValueError(f"Only train={name!r} has that. Received: a trainer of {type(self.learner).__name__}")
+        return self.learner
+
     def update_model(self):
         """Puts what was learned into the model that draws. `fit` goes on from there."""
         self.learner.update_model()

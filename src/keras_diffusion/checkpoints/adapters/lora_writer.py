@@ -14,7 +14,7 @@ from keras_diffusion.arguments import choice
 from keras_diffusion.checkpoints.adapters.lora_file import METADATA, SPELLINGS
 from keras_diffusion.checkpoints.formats import safetensors
 from keras_diffusion.checkpoints.layouts.files import new_file, new_folder, write_json
-from keras_diffusion.checkpoints.mapping.loading import unfit
+from keras_diffusion.checkpoints.mapping.loading import value_problems
 
 FORMATS = ("kohya", "diffusers", "peft")
 ENDINGS = {"kohya": ("lora_down", "lora_up"), "diffusers": ("lora_A", "lora_B"), "peft": ("lora_A", "lora_B")}
@@ -146,5 +146,5 @@ def _diffusers_metadata(halves, rank, alpha):
 def _require_finite(halves, dtype):
     for key, pair in halves.items():
         for half in pair:
-            if any(unfit(float(np.abs(half).max(initial=0)), dtype)):
+            if any(value_problems(float(np.abs(half).max(initial=0)), dtype)):
                 raise ValueError(f"A LoRA must be finite in {dtype}. Received: {key} with values that are not")
