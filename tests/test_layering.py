@@ -37,7 +37,8 @@ LEVELS = {
     "__main__": 8,
 }
 # `load_weights` of a network calls the reader of files, so that it does the same however the network was imported.
-EXCEPTIONS = {("networks.network", "checkpoints.layouts.keras_files")}
+# `train_lora` of a model calls the trainer, which trains models.
+EXCEPTIONS = {("networks.network", "checkpoints.layouts.keras_files"), ("components", "training.trainer")}
 # The same among the folders of checkpoints/.
 CHECKPOINTS = {"formats": 0, "mapping": 1, "layouts": 2, "adapters": 3, "download": 3, "presets": 4}
 # What the command line needs before Keras, and what does without it.
@@ -85,6 +86,8 @@ TESTED_BY = {
     "networks.graphs": "engines/test_strips.py",
     "networks.network": "networks/test_layers.py",
     "generation.conditions": "test_pipeline.py",
+    "checkpoints.adapters.lora_writer": "training/test_lora.py",
+    "training.learners": "training/test_trainer.py",
     "engines.jax": "engines/test_engine.py",
     "engines.stages": "engines/test_engine.py",
     "engines.tensorflow": "engines/test_engine.py",
@@ -103,6 +106,7 @@ TESTED_BY = {
 }
 # Tests beside those of single modules.
 ACROSS = {
+    "training/test_against_diffusers.py",
     "checkpoints/test_diffusers.py",
     "checkpoints/download/test_hub_client.py",
     "checkpoints/formats/test_fuzz.py",

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-_HOME_OF = {"Examples": "dataset", "records": "folder"}
+_HOME_OF = {"Examples": "dataset", "Trainer": "trainer", "records": "folder"}
 __all__ = sorted(_HOME_OF)
 
 

@@ -1,10 +1,11 @@
 """Trains a model: `compile` and `fit`, as any Keras model."""
 
+import logging
 import math
 
 import keras
 
-from keras_diffusion import arguments
+from keras_diffusion import arguments as check
 from keras_diffusion.engines import choice
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.training import losses
@@ -13,7 +14,11 @@ from keras_diffusion.training.learners import WholeModel
 from keras_diffusion.training.lora import Lora
 
 LEARNERS = {"lora": Lora, "diffusion_model": WholeModel}
+LARGEST_RATE = 0.1  # more, and no training of a diffusion model has been seen to learn
 NEVER = 2**31 - 1  # steps after which a loss scale would grow
+
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(keras.Model):
@@ -47,15 +52,15 @@ class Trainer(keras.Model):
 
     def __init__(self, model, train="lora", **options):
         super().__init__(dtype="float32", name="trainer")
-        self.learner = LEARNERS[arguments.choice("train", train, LEARNERS)](model, **options)
-        owned = {id(variable) for variable in self.learner.variables}
-        self._frozen = [
-            variable
-            for network in self.learner.networks()
-            for variable in network.variables
-            if id(variable) not in owned
-        ]
+        self.learner = LEARNERS[check.choice("train", train, LEARNERS)](model, **options)
         self.built = True
+
+    @property
+    def _frozen(self):
+        """The weights that a step computes with and that are not trained. Keras would save those of an attribute."""
+        owned = {id(variable) for variable in self.learner.variables}
+        weights = [variable for network in self.learner.networks() for variable in network.variables]
+        return [variable for variable in weights if id(variable) not in owned]
 
     @property
     def variables(self):
@@ -75,11 +80,7 @@ class Trainer(keras.Model):
             jit_compile: Whether to compile the step with XLA, or with `torch.compile`. "auto" does on JAX.
             **options: Options of `keras.Model.compile`.
         """
-        if optimizer is None:
-            optimizer = keras.optimizers.AdamW(
-                self.learner.learning_rate, weight_decay=1e-2, epsilon=1e-8, global_clipnorm=1.0
-            )
-        optimizer = keras.optimizers.get(optimizer)
+        optimizer = keras.optimizers.get(optimizer or default_optimizer(self.learner.learning_rate))
         if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):  # it skips what is not finite
             half = self.learner.model.diffusion_model.layers[-1].compute_dtype == "float16"
             scale = {} if half else {"initial_scale": 1.0, "dynamic_growth_steps": NEVER}
@@ -107,6 +108,7 @@ class Trainer(keras.Model):
         """
         self.learner.reset_model()
         watch = Watch(x)
+        watch.on_epoch_begin(options.get("initial_epoch", 0))  # Keras draws a first batch to learn its shapes
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(watch)
         else:
@@ -139,6 +141,11 @@ class Trainer(keras.Model):
         self.learner.update_model()
 
 
+def default_optimizer(learning_rate):
+    """Makes AdamW as diffusers' training scripts do, see `Trainer.compile`."""
+    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-2, epsilon=1e-8, global_clipnorm=1.0)
+
+
 class Watch(keras.callbacks.Callback):
     """Tells the examples which epoch it is, and stops at a loss that is not finite."""
 
@@ -157,3 +164,27 @@ class Watch(keras.callbacks.Callback):
                 f"The loss of step {batch + 1} is not finite, so nothing was changed by it. Lower the learning rate, "
                 f"or use dtype='float32' or 'mixed_bfloat16'. Received: loss={loss}"
             )
+
+
+def train_lora(model, folder, caption, learning_rate, verbose, callbacks, examples, **options):
+    """Trains a LoRA and puts it into the model, see `StableDiffusion.train_lora`.
+
+    Args:
+        model: The `StableDiffusion`.
+        folder: See there, as for `caption`, `learning_rate`, `verbose` and `callbacks`.
+        examples: Options of `Examples`.
+        **options: Arguments of the `Lora`.
+
+    Returns:
+        The `Trainer`.
+    """
+    learning_rate = check.number("learning_rate", learning_rate, 1e-9, LARGEST_RATE)
+    trainer = Trainer(model, "lora", **options)
+    batches = trainer.examples(folder, caption, **examples)
+    trainer.compile(default_optimizer(learning_rate))
+    try:
+        trainer.fit(batches, verbose=verbose, callbacks=list(callbacks))
+    except KeyboardInterrupt:
+        logger.warning("The training was stopped after step %d; what was learned until then is kept.", trainer.step)
+    trainer.update_model()
+    return trainer
