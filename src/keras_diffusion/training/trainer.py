@@ -113,6 +113,8 @@ class Trainer(keras.Model):
             callbacks.append(watch)
         else:
             callbacks = [watch, *(callbacks if isinstance(callbacks, list | tuple) else filter(None, [callbacks]))]
+        if isinstance(x, Examples):
+            options["shuffle"] = False  # they come in a random order of their own
         return super().fit(x, *arguments, callbacks=callbacks, **options)
 
     def save_lora(self, path, format="kohya", metadata=None, dtype="float32"):
