@@ -1,4 +1,4 @@
-"""Teaches the bundled model a style that it has not seen, night; images without it keep the other prompts as they are."""
+"""Teaches the bundled model a style, night; images without it keep the other prompts as they are."""
 
 from pathlib import Path
 
