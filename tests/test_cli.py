@@ -548,3 +548,32 @@ def test_the_bundled_model_draws(tmp_path):
     picture = pixels(tmp_path / "pizza.png")
     assert picture.shape == (64, 64, 3)
     assert picture.std() > 10
+
+
+def test_train_hands_its_options_on_and_writes_the_lora(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class Model:
+        def train_lora(self, folder, **options):
+            calls.append((folder, options))
+            return self
+
+        def save_lora(self, path, format):
+            calls.append((path, format))
+
+    monkeypatch.setattr(cli, "load", lambda **_: Model())
+    output = tmp_path / "dog.safetensors"
+    words = ["train", "lora", "photos", "--output", str(output), "--caption", "a dog", "--steps", "5", "--flip"]
+    assert cli.main(words) == 0
+    (folder, options), saved = calls
+    assert (str(folder), saved) == ("photos", (output, "kohya"))
+    assert {name: options[name] for name in ("caption", "steps", "flip")} == {
+        "caption": "a dog",
+        "steps": 5,
+        "flip": True,
+    }
+    assert capsys.readouterr().out.strip() == str(output)
+    output.touch()
+    assert cli.main(words) == 1
+    with pytest.raises(SystemExit):
+        cli.main(["train", "lora", "photos", "--output", "dog.ckpt"])

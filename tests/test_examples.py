@@ -23,6 +23,7 @@ def test_scripts(script, tmp_path, monkeypatch):
 
     (path,) = tmp_path.iterdir()
     assert path.stem == script.stem
+    path = path / f"{path.name}.png" if path.is_dir() else path
     assert deviation(path) > 10
     lines = [line for line in script.read_text(encoding="utf-8").splitlines() if line.strip()]
     assert len(lines) <= 25

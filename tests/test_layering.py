@@ -34,12 +34,14 @@ LEVELS = {
     "components": 3,
     "generation": 3,
     "stable_diffusion": 4,
-    PACKAGE: 5,  # the public names, __init__.py
-    "cli": 6,
-    "__main__": 7,
+    "training": 5,
+    PACKAGE: 6,  # the public names, __init__.py
+    "cli": 7,
+    "__main__": 8,
 }
 # `load_weights` of a network calls the reader of files, so that it does the same however the network was imported.
-EXCEPTIONS = {("networks.network", "checkpoints.layouts.keras_files")}
+# `train_lora` of a model calls the trainer, which trains models.
+EXCEPTIONS = {("networks.network", "checkpoints.layouts.keras_files"), ("components", "training.trainer")}
 # The same among the folders of checkpoints/.
 CHECKPOINTS = {"formats": 0, "mapping": 1, "layouts": 2, "adapters": 3, "download": 3, "presets": 4}
 # What the command line needs before Keras, and what does without it.
@@ -75,6 +77,7 @@ for name in sys.argv[1:]:
         failures.append(name)
 sys.exit(", ".join(failures) or None)
 """
+PUBLIC = (PACKAGE, "training")  # their __init__.py names what users import, and imports it only then
 CORE = ("networks.text_encoder", "networks.diffusion_model", "networks.decoder", "stable_diffusion")
 # Solvers, paths and URLs.
 UNKNOWN_TO_NETWORKS = {"huggingface_hub", "os", "pathlib", "safetensors", "sampling", "urllib"}
@@ -94,6 +97,8 @@ TESTED_BY = {
     "generation.conditions": "test_pipeline.py",
     "generation.refiner": "test_sdxl.py",
     "generation.texts": "test_sdxl.py",
+    "checkpoints.adapters.lora_writer": "training/test_lora.py",
+    "training.learners": "training/test_trainer.py",
     "engines.jax": "engines/test_engine.py",
     "engines.stages": "engines/test_engine.py",
     "engines.tensorflow": "engines/test_engine.py",
@@ -121,6 +126,7 @@ TESTED_BY = {
 # Tests beside those of single modules.
 ACROSS = {
     "checkpoints/test_faults.py",
+    "training/test_against_diffusers.py",
     "checkpoints/test_diffusers.py",
     "checkpoints/download/test_hub_client.py",
     "checkpoints/formats/test_limits.py",
@@ -250,7 +256,7 @@ def test_imports_point_down_in_checkpoints(module):
 
 def test_folders_are_empty_by_themselves():
     """Importing one module of a folder imports no other."""
-    folders = [module for module, path in MODULES.items() if path.stem == "__init__" and module != PACKAGE]
+    folders = [module for module, path in MODULES.items() if path.stem == "__init__" and module not in PUBLIC]
     assert folders
     assert not [module for module in folders if parse(module).body]
 

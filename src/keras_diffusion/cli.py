@@ -1,4 +1,4 @@
-"""The command line: `keras-diffusion generate`, `keras-diffusion convert` and `keras-diffusion info`.
+"""The command line: `keras-diffusion generate`, `train`, `convert` and `info`.
 
 Keras takes seconds to import, so it waits until the command makes sense.
 """
@@ -90,7 +90,44 @@ def parser():
     add("--dtype", choices=STORED, default=STORED[0], help=f"how weights are stored (default: {STORED[0]})")
     add("--prediction-type", choices=PREDICTION_TYPES, help="what the model predicts (default: what IN says)")
     add("--ema", action="store_true", help="take the moving averages that a single file may hold beside its weights")
+
+    command = commands.add_parser("train", help="teach a model your images", description=train.__doc__)
+    command.usage = "%(prog)s lora FOLDER --output FILE [options]"
+    command.set_defaults(run=train, refuse=command.error)
+    add = command.add_argument
+    add("kind", choices=("lora",), help="what to train")
+    add("folder", type=Path, metavar="FOLDER", help="images, each with a caption in a .txt file of its name beside it")
+    add("--output", type=Path, metavar="FILE", required=True, help="a new .safetensors file")
+    add("--caption", help="the caption of images that have none of their own")
+    add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
+    add("--steps", type=int, default=800, help="number of steps (default: 800)")
+    add("--rank", type=int, default=8, help="rank of the LoRA (default: 8)")
+    add("--batch-size", type=int, default=1, metavar="N", help="images in a step (default: 1)")
+    add("--learning-rate", type=float, default=1e-4, metavar="RATE", help="(default: 1e-4)")
+    add("--text-encoder", action="store_true", help="train the text encoder too")
+    add("--flip", action="store_true", help="mirror half of the images")
+    add("--seed", type=int, default=0, help="where all random numbers come from (default: 0)")
+    add("--format", choices=("kohya", "diffusers"), default="kohya", help="how FILE names layers (default: kohya)")
+    add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
     return root
+
+
+def train(options):
+    """Train a LoRA on a folder of images, and write it as a file that A1111, ComfyUI and diffusers load too."""
+    from keras_diffusion.checkpoints import presets
+    from keras_diffusion.checkpoints.layouts import files
+
+    if options.output.suffix.lower() != ".safetensors":
+        options.refuse(f"`--output` must end in .safetensors. Received: --output={str(options.output)!r:.200}")
+    presets.find(options.preset)
+    files.require_vacant(options.output)
+    show(f"loading {options.preset}")
+    model = load(dtype=options.dtype, preset=options.preset)
+    show("")
+    names = ("caption", "steps", "rank", "batch_size", "learning_rate", "text_encoder", "flip", "seed")
+    trainer = model.train_lora(options.folder, **{name: getattr(options, name) for name in names})
+    trainer.save_lora(options.output, options.format)
+    print(options.output)
 
 
 def generate(options):

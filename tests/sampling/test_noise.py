@@ -104,3 +104,11 @@ def test_seeds_out_of_range(seed):
 def test_the_message_names_the_seed_of_a_list():
     with pytest.raises(ValueError, match=r"Received: seed\[1\]=-7"):
         noise.seeds([3, -7], 2)
+
+
+def test_purposes_are_unrelated_and_the_first_draws_images():
+    np.testing.assert_array_equal(noise.normal(3, 0, SHAPE), noise.starting_noise([3], SHAPE)[0])
+    first, second = (noise.uniform(3, 0, (20_000,), purpose) for purpose in (0, 1))
+    assert 0 <= first.min() < first.max() < 1
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
+    assert second.mean() == pytest.approx(0.5, abs=0.01)

@@ -100,5 +100,10 @@ def weight_addresses(runner, network):
     return _module(runner).weight_addresses(network)
 
 
+def compiles_always():
+    """Tells whether the backend runs everything compiled."""
+    return DEFAULT_RUNNERS[keras.backend.backend()] == "jit"
+
+
 def _module(runner):
     return import_module(f"{__package__}.{RUNNERS[runner]}")

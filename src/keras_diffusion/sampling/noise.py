@@ -63,7 +63,7 @@ def starting_noise(seeds, shape):
     Returns:
         float32 (b, h, w, c), normal with unit variance.
     """
-    return np.stack([_normal(seed, STARTING, shape) for seed in seeds])
+    return np.stack([normal(seed, STARTING, shape) for seed in seeds])
 
 
 def step_noise(seeds, shape, numbers, correlations=None):
@@ -89,18 +89,44 @@ def row_noise(seeds, shape, table, rows):
 
 def _correlated(seeds, shape, number, correlation):
     """Draws the noise of a number, mixed with the noise before it."""
-    noise = np.stack([_normal(seed, number + 1, shape) for seed in seeds])
+    noise = np.stack([normal(seed, number + 1, shape) for seed in seeds])
     if not correlation:
         return noise
-    before = np.stack([_normal(seed, number, shape) for seed in seeds])
+    before = np.stack([normal(seed, number, shape) for seed in seeds])
     return (correlation * before + math.sqrt(1 - correlation**2) * noise).astype("float32")
 
 
-def _normal(seed, stream, shape):
-    """Turns pairs of uniform numbers of 53 bits into pairs of normal deviates (Box and Muller 1958)."""
+def uniform(seed, stream, shape, purpose=0):
+    """Draws numbers between 0 and 1.
+
+    Args:
+        seed: int from 0 to 2**63 - 1.
+        stream: int from 0 to 2**64 - 1, such as the number of a training example.
+        shape: Shape of the result.
+        purpose: int from 0 to 2**64 - 1; the numbers of two purposes have nothing in common. 0 draws images.
+
+    Returns:
+        A float64 array in [0, 1).
+    """
+    return _uniform(seed, stream, math.prod(shape), purpose).reshape(shape)
+
+
+def normal(seed, stream, shape, purpose=0):
+    """Draws normal deviates of unit variance, see `uniform`.
+
+    Pairs of uniform numbers become pairs of normal deviates (Box and Muller 1958).
+
+    Returns:
+        A float32 array.
+    """
     size = math.prod(shape)
-    bits = np.random.Philox(key=np.array([seed, stream], "uint64")).random_raw(size + size % 2) >> np.uint64(11)
-    first, second = bits.reshape(2, -1) * 2.0**-53  # in [0, 1)
+    first, second = _uniform(seed, stream, size + size % 2, purpose).reshape(2, -1)
     radius, angle = np.sqrt(-2 * np.log1p(-first)), 2 * np.pi * second
-    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-    return normal[:size].reshape(shape).astype("float32")
+    deviates = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    return deviates[:size].reshape(shape).astype("float32")
+
+
+def _uniform(seed, stream, count, purpose):
+    """Turns words of Philox into numbers of 53 bits; a purpose is a part of its counter far from the others."""
+    philox = np.random.Philox(key=np.array([seed, stream], "uint64"), counter=np.array([0, 0, 0, purpose], "uint64"))
+    return (philox.random_raw(count) >> np.uint64(11)) * 2.0**-53

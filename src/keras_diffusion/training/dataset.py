@@ -1,0 +1,271 @@
+"""Draws training examples on the host: the same on every backend, and from any step on."""
+
+import logging
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_diffusion import arguments
+from keras_diffusion.images import reading
+from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.sampling import noise
+from keras_diffusion.sampling.schedules import noise_schedule
+from keras_diffusion.training import losses
+from keras_diffusion.training.folder import Record, records
+
+ORDER, CHOICES, POSTERIOR, NOISE, OFFSET, PERTURBATION = range(1, 7)  # purposes of random numbers, see `noise.uniform`
+CLASSES = 16  # added to them for class images
+LARGEST_LOG_VARIANCE, SMALLEST_LOG_VARIANCE = 20.0, -30.0  # `DiagonalGaussianDistribution` in CompVis/latent-diffusion
+DAMAGED = ("error", "skip")
+
+logger = logging.getLogger(__name__)
+
+
+class Source(NamedTuple):
+    """Holds what examples are drawn from: n images in v variants, plain and mirrored.
+
+    Args:
+        means: float32 (n, v, h, w, c), the mean of each image's latents.
+        deviations: float32 (n, v, h, w, c), their standard deviation.
+        texts: int (n,), the row of each caption among the texts.
+        conditions: float32 (n, v, height, width, 3) in [0, 1], what a ControlNet sees, or None.
+    """
+
+    means: np.ndarray
+    deviations: np.ndarray
+    texts: np.ndarray
+    conditions: np.ndarray | None = None
+
+
+class Examples(keras.utils.PyDataset):
+    """Draws batches of noisy latents, their captions and what the network should predict.
+
+    Images, captions and latents are read and encoded once and kept in memory, so the image encoder has no part in a
+    step. Order, mirroring, timesteps and noise depend on the seed and the number of the example alone.
+
+    Args:
+        model: The `StableDiffusion` whose encoders, tokenizer and noise schedule are used.
+        images: A list of `folder.Record`.
+        classes: More images, each batch ends with as many of them (prior preservation, Ruiz et al. 2023,
+            arXiv:2208.12242, section 3.2).
+        conditions: What a ControlNet sees with each of `images`, a list of images; or None.
+        text: "context", or "tokens" where the text encoder takes part in the training.
+        size: (height, width) to which images are scaled and cut around their middle; None takes the model's.
+        batch_size: Number of `images` in a batch.
+        steps: Number of batches of an epoch; None takes as many as show every image once.
+        first_step: Number of the first batch, to go on with a training that was stopped.
+        seed: Where all random numbers come from, an int from 0 to 2**63 - 1.
+        flip: Whether half of the examples are mirrored.
+        caption_dropout: Share of the captions that become "", for classifier-free guidance (Ho and Salimans 2022).
+        snr_gamma: γ of `losses.min_snr_weights`, usually 5; None weights all timesteps alike.
+        snr_floor: The least of those weights.
+        noise_offset: Share of noise that is alike in all positions of a channel; 0.0357 made SDXL.
+        input_perturbation: Share of noise in the input that the target does not know (Ning et al. 2023); 0.1 is usual.
+        prior_weight: Weight of the loss of `classes`.
+        sample_latents: Whether latents are drawn from the posterior of the image encoder, or are its mean.
+        damaged: What becomes of an image that cannot be read: "error", or "skip" with a warning.
+        **options: Options of `keras.utils.PyDataset`.
+
+    Raises:
+        TypeError, ValueError: If an argument is wrong, or an image cannot be read; it is named.
+
+    Attributes:
+        epoch: Number of the epoch that is being drawn. `Trainer.fit` sets it.
+        texts: What captions become, (m, 77, width) or (m, 77).
+    """
+
+    def __init__(
+        self,
+        model,
+        images,
+        classes=(),
+        conditions=None,
+        text="context",
+        size=None,
+        batch_size=1,
+        steps=None,
+        first_step=0,
+        seed=0,
+        flip=False,
+        caption_dropout=0.0,
+        snr_gamma=None,
+        snr_floor=0.0,
+        noise_offset=0.0,
+        input_perturbation=0.0,
+        prior_weight=1.0,
+        sample_latents=True,
+        damaged="error",
+        **options,
+    ):
+        super().__init__(**options)
+        self._batch_size = arguments.whole_number("batch_size", batch_size, 1, arguments.LARGEST_BATCH)
+        self._first_step = arguments.whole_number("first_step", first_step, 0, 2**40)
+        self._seed = noise.seeds(seed, 1)[0]
+        self._flip = arguments.boolean("flip", flip)
+        self._dropout = arguments.number("caption_dropout", caption_dropout, 0, 1)
+        self._offset = arguments.number("noise_offset", noise_offset, 0, 1)
+        self._perturbation = arguments.number("input_perturbation", input_perturbation, 0, 1)
+        self._prior_weight = arguments.number("prior_weight", prior_weight, 0, 1e6)
+        self._sample = arguments.boolean("sample_latents", sample_latents)
+        arguments.choice("text", text, ("context", "tokens"))
+        arguments.choice("damaged", damaged, DAMAGED)
+        if snr_gamma is not None:
+            arguments.number("snr_gamma", snr_gamma, 1e-3, 1e6)
+        if conditions is not None and len(conditions) != len(images):
+            raise ValueError(f"Give one condition for each of {len(images)} images. Received: {len(conditions)}")
+
+        size = size or (model.img_height, model.img_width)
+        size = tuple(model.side(name, side) for name, side in zip(("height", "width"), size, strict=True))
+        captions = ["", *sorted({record.caption for record in (*images, *classes)})]
+        self._sources = [
+            _source(model, group, shown, captions, size, flip, damaged)
+            for group, shown in ((images, conditions), (classes, None))
+            if group
+        ]
+        self._text, self.texts = text, _encode(model, captions, text)
+        self._steps = arguments.whole_number("steps", steps or -(-len(self._sources[0].texts) // batch_size), 1, 10**9)
+        self.epoch = 0
+
+        schedule = model.schedule.get("alphas_cumprod")
+        self._alphas_cumprod = noise_schedule() if schedule is None else schedule
+        self._prediction_type = model.architecture.prediction_type
+        self._embeddings = timestep_embedding(
+            np.arange(len(self._alphas_cumprod)), model.architecture.diffusion_model.frequencies
+        )
+        self._weights = np.ones(len(self._alphas_cumprod), "float32")
+        if snr_gamma is not None:
+            self._weights = losses.min_snr_weights(self._prediction_type, self._alphas_cumprod, snr_gamma, snr_floor)
+
+    @classmethod
+    def from_folder(cls, model, folder, caption=None, class_folder=None, class_caption=None, **options):
+        """Reads the images and captions of a folder, see `folder.records`, and of one with class images.
+
+        Args:
+            model: The `StableDiffusion`.
+            folder: The folder.
+            caption: The caption of images that have none of their own.
+            class_folder: A folder of class images, or None.
+            class_caption: Their caption.
+            **options: Arguments of the class.
+        """
+        classes = records(class_folder, class_caption) if class_folder is not None else ()
+        return cls(model, records(folder, caption), classes, **options)
+
+    @property
+    def num_batches(self):
+        return self._steps
+
+    def __len__(self):
+        return self._steps
+
+    def __getitem__(self, index):
+        """Returns batch `index` of the epoch: inputs for `Trainer.call`, targets, and the weight of each loss."""
+        step = self._first_step + self.epoch * self._steps + index
+        numbers = range(step * self._batch_size, (step + 1) * self._batch_size)
+        drawn = [self._example(i, number) for i in range(len(self._sources)) for number in numbers]
+        latents, noise_, text, timesteps, perturbation, *conditions = (
+            np.stack(column) for column in zip(*drawn, strict=True)
+        )
+        alpha, sigma = losses.levels(self._alphas_cumprod[timesteps])
+        inputs = {
+            "latent": losses.noisy(latents, noise_ + np.float32(self._perturbation) * perturbation, alpha, sigma),
+            "timestep_embedding": self._embeddings[timesteps],
+            self._text: self.texts[text],
+        }
+        if conditions:
+            inputs["image"] = conditions[0]
+        target = losses.target(self._prediction_type, latents, noise_, alpha, sigma)
+        return inputs, target, self._weights[timesteps] * self._share(len(drawn))
+
+    def _share(self, count):
+        """Weighs the halves of a batch so that each loss is a mean over its own half."""
+        halves = [1.0, self._prior_weight][: len(self._sources)]
+        return np.repeat(np.float32(halves) * len(halves), count // len(halves))
+
+    def _example(self, which, number):
+        """Draws one example of one source."""
+        source, purpose = self._sources[which], which * CLASSES
+        epoch, position = divmod(number, len(source.texts))
+        order = noise.uniform(self._seed, epoch, (len(source.texts),), ORDER + purpose)
+        row = np.argsort(order, kind="stable")[position]
+        choices = noise.uniform(self._seed, number, (3,), CHOICES + purpose)
+        timestep = int(choices[0] * len(self._alphas_cumprod))
+        variant = int(self._flip and choices[1] < 0.5)
+        text = 0 if choices[2] < self._dropout else source.texts[row]
+        shape = source.means.shape[2:]
+
+        def normal(kind, shape=shape):
+            return noise.normal(self._seed, number, shape, kind + purpose)
+
+        latents, fresh = source.means[row, variant], normal(NOISE)
+        if self._sample:
+            latents = latents + source.deviations[row, variant] * normal(POSTERIOR)
+        if self._offset:
+            fresh = fresh + np.float32(self._offset) * normal(OFFSET, (1, 1, shape[-1]))
+        perturbation = normal(PERTURBATION) if self._perturbation else np.zeros((1, 1, 1), "float32")
+        conditions = () if source.conditions is None else (source.conditions[row, variant],)
+        return latents, fresh, text, timestep, perturbation, *conditions
+
+
+def _source(model, images, conditions, captions, size, flip, damaged):
+    """Reads and encodes images."""
+    pixels, texts, shown = [], [], []
+    for i, record in enumerate(images):
+        try:
+            image = _cut(_read(record), size)
+            seen = None if conditions is None else _cut(conditions[i], size) / 255
+        except ValueError as error:
+            if damaged == "error":
+                raise
+            logger.warning("%s", error)
+            continue
+        pixels.append(_variants(image, flip))
+        texts.append(captions.index(record.caption))
+        shown += [] if seen is None else [_variants(seen, flip)]
+    if not pixels:
+        raise ValueError("None of the images can be read; the log names each.")
+    means, deviations = zip(*(_latents(model, image) for image in pixels), strict=True)
+    return Source(np.stack(means), np.stack(deviations), np.array(texts), np.stack(shown) if shown else None)
+
+
+def _read(record):
+    return record.path if isinstance(record, Record) else record
+
+
+def _cut(image, size):
+    """Scales an image until it covers `size`, and cuts around its middle: float32 (height, width, 3) in [0, 255]."""
+    pixels = reading.read_images("image", image)
+    factor = max(side / own for side, own in zip(size, pixels.shape[1:3], strict=True))
+    scaled = [max(side, round(own * factor)) for side, own in zip(size, pixels.shape[1:3], strict=True)]
+    if tuple(scaled) != pixels.shape[1:3]:
+        pixels = reading.resize(pixels, scaled).clip(0, 255)
+    top, left = ((own - side) // 2 for side, own in zip(size, scaled, strict=True))
+    return pixels[0, top : top + size[0], left : left + size[1]]
+
+
+def _variants(image, flip):
+    return np.stack([image, image[:, ::-1]]) if flip else image[None]
+
+
+def _latents(model, pixels):
+    """Encodes images (v, height, width, 3) in [0, 255]: the mean and the deviation of their latents."""
+    encoder = model.image_encoder
+    moments = model._engine.make_once(_moments, encoder)
+    mean, log_variance = np.split(model._engine.encode_image(moments, pixels / 127.5 - 1), 2, axis=-1)
+    scale = np.float32(encoder.architecture.autoencoder.scaling_factor)
+    deviation = np.exp(log_variance.clip(SMALLEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE) / 2)
+    return scale * mean, scale * deviation
+
+
+def _moments(encoder):
+    """The network up to the mean and the log-variance of the latents."""
+    return keras.Model(encoder.inputs, encoder.get_layer("quant_conv").output, name="moments")
+
+
+def _encode(model, captions, text):
+    """Turns captions into what the trainer takes."""
+    if text == "context":
+        return np.concatenate([model.encode_text(caption) for caption in captions])
+    shape = model.architecture.text_encoder
+    return model.tokenizer.tokenize(captions, pad_token=shape.pad_token, length=shape.length)

@@ -1,0 +1,98 @@
+"""Defines what can be trained in a model; each is a layer that predicts as the model does and owns what it trains."""
+
+from contextlib import contextmanager
+
+import keras
+from keras import ops
+
+from keras_diffusion import arguments
+
+
+class Learner(keras.layers.Layer):
+    """Predicts the noise or velocity with the networks of a model, which it freezes.
+
+    Args:
+        model: The `StableDiffusion`.
+
+    Call arguments:
+        inputs: A dict, see `Trainer`.
+
+    Returns:
+        The prediction (b, h, w, c).
+
+    Attributes:
+        model: The `StableDiffusion`.
+        text: What the learner takes of captions, "context" or "tokens".
+        learning_rate: A rate that suits it.
+    """
+
+    text = "context"
+    learning_rate = 1e-4
+
+    def __init__(self, model):
+        super().__init__(dtype="float32", name=type(self).__name__.lower())
+        shape = model.architecture
+        if shape.diffusion_model.in_channels != shape.autoencoder.latent_channels:
+            raise ValueError(
+                "A model for inpainting cannot be trained; give one whose diffusion model takes latents alone. "
+                f"Received: {shape.diffusion_model.in_channels} input channels"
+            )
+        self.model = model
+        for network in self.networks():
+            network.trainable = False
+
+    def networks(self):
+        """The networks of the model that a step computes; a checkpoint of the training need not hold their weights."""
+        return [self.model.diffusion_model, *([self.model.text_encoder] if self.text == "tokens" else [])]
+
+    def encode(self, tokens):
+        """Turns tokens (b, n) into a context (b, n, width)."""
+        return self.model.text_encoder([tokens, ops.arange(tokens.shape[1], dtype="int32")[None]])
+
+    def predict(self, latent, timestep, context, inputs):
+        """Predicts from what the diffusion model takes; `inputs` holds everything."""
+        return self.model.diffusion_model([latent, timestep, context])
+
+    @contextmanager
+    def applied(self):
+        """Has the layers that are called inside compute what is trained."""
+        yield
+
+    def call(self, inputs):
+        with self.applied():
+            context = self.encode(inputs["tokens"]) if self.text == "tokens" else inputs["context"]
+            return self.predict(inputs["latent"], inputs["timestep_embedding"], context, inputs)
+
+    def update_model(self):
+        """Puts what was learned into the model that draws."""
+
+    def reset_model(self):
+        """Takes it out again, before the training goes on."""
+
+
+class WholeModel(Learner):
+    """Trains every weight of the diffusion model.
+
+    Args:
+        model: The `StableDiffusion`.
+        text_encoder: Whether to train the text encoder too.
+    """
+
+    learning_rate = 1e-5  # examples/text_to_image/train_text_to_image.py of diffusers
+
+    def __init__(self, model, text_encoder=False):
+        self.text = "tokens" if arguments.boolean("text_encoder", text_encoder) else "context"
+        super().__init__(model)
+        if model.loras:
+            raise ValueError(
+                "Weights with LoRAs in them would lose what they learn when a LoRA is taken out; call `unload_lora` "
+                f"first. Received: a model with {[*model.loras]!r:.200}"
+            )
+        self.trained = self.networks()
+        for network in self.trained:
+            if "float16" in (stored := network.variables[0].dtype):
+                raise ValueError(
+                    "Weights in half precision cannot be trained, as small steps round to nothing; build the model "
+                    f"with dtype='float32' or 'mixed_{stored}'. Received: weights in {stored}"
+                )
+            network.trainable = True

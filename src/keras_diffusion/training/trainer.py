@@ -1,0 +1,192 @@
+"""Trains a model: `compile` and `fit`, as any Keras model."""
+
+import logging
+import math
+
+import keras
+
+from keras_diffusion import arguments as check
+from keras_diffusion.engines import choice
+from keras_diffusion.errors import NumericalError
+from keras_diffusion.training import losses
+from keras_diffusion.training.dataset import Examples
+from keras_diffusion.training.learners import WholeModel
+from keras_diffusion.training.lora import Lora
+
+LEARNERS = {"lora": Lora, "diffusion_model": WholeModel}
+LARGEST_RATE = 0.1  # more, and no training of a diffusion model has been seen to learn
+NEVER = 2**31 - 1  # steps after which a loss scale would grow
+
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(keras.Model):
+    """Trains a part of a `StableDiffusion`, the object that draws.
+
+    Only what is trained gets gradients, and is in the files that `save_weights` and `ModelCheckpoint` write; everything
+    else is frozen. A step whose gradients are not finite changes nothing, and `fit` stops at it.
+
+    Args:
+        model: The `StableDiffusion`.
+        train: What to train: "lora" or "diffusion_model".
+        **options: Arguments of the `Lora` or `WholeModel`.
+
+    Call arguments:
+        inputs: A dict: "latent" (b, h, w, c), noisy; "timestep_embedding" (b, frequencies); "context" (b, n, width), or
+            "tokens" (b, n) where the text encoder is trained.
+
+    Returns:
+        The prediction (b, h, w, c).
+
+    Attributes:
+        learner: What is trained.
+
+    Example:
+        trainer = Trainer(model, train="lora", rank=8)
+        trainer.compile(keras.optimizers.AdamW(1e-4))
+        trainer.fit(trainer.examples("folder", "a photo of sks dog", batch_size=2), epochs=100)
+        trainer.update_model()
+        model.text_to_image("a photo of sks dog on the moon")
+    """
+
+    def __init__(self, model, train="lora", **options):
+        super().__init__(dtype="float32", name="trainer")
+        self.learner = LEARNERS[check.choice("train", train, LEARNERS)](model, **options)
+        self.built = True
+
+    @property
+    def _frozen(self):
+        """The weights that a step computes with and that are not trained. Keras would save those of an attribute."""
+        owned = {id(variable) for variable in self.learner.variables}
+        weights = [variable for network in self.learner.networks() for variable in network.variables]
+        return [variable for variable in weights if id(variable) not in owned]
+
+    @property
+    def variables(self):
+        """What is trained, and the frozen weights that a step computes with."""
+        return [*super().variables, *self._frozen]
+
+    def examples(self, folder, caption=None, **options):
+        """Reads a folder of images and captions, see `Examples.from_folder`, for what is trained."""
+        return Examples.from_folder(self.learner.model, folder, caption, text=self.learner.text, **options)
+
+    def compile(self, optimizer=None, jit_compile="auto", **options):
+        """Sets the optimiser.
+
+        Args:
+            optimizer: An optimiser of Keras; None takes AdamW as diffusers' training scripts do: β 0.9 and 0.999,
+                ε 1e-8, weight decay 1e-2, gradients clipped to a global norm of 1, and the learner's learning rate.
+            jit_compile: Whether to compile the step with XLA, or with `torch.compile`. "auto" does on JAX.
+            **options: Options of `keras.Model.compile`.
+        """
+        optimizer = keras.optimizers.get(optimizer or default_optimizer(self.learner.learning_rate))
+        if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):  # it skips what is not finite
+            half = self.learner.model.diffusion_model.layers[-1].compute_dtype == "float16"
+            scale = {} if half else {"initial_scale": 1.0, "dynamic_growth_steps": NEVER}
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, **scale)
+        jit_compile = choice.compiles_always() if jit_compile == "auto" else jit_compile
+        super().compile(optimizer, jit_compile=jit_compile, **options)
+        optimizer.build(self.trainable_variables)  # so that `load_weights` goes on with a training that was stopped
+
+    @property
+    def step(self):
+        """How many steps have been taken; `examples(first_step=…)` goes on from there."""
+        return int(keras.ops.convert_to_numpy(self.optimizer.iterations))
+
+    def call(self, inputs):
+        return self.learner(inputs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return losses.mean_squared_error(y_pred, y, 1.0 if sample_weight is None else sample_weight)
+
+    def fit(self, x=None, *arguments, callbacks=None, **options):
+        """Trains, see `keras.Model.fit`; most often on `examples`.
+
+        Raises:
+            NumericalError: If the loss is not finite, at the step that made it. What is trained is as it was before.
+        """
+        self.learner.reset_model()
+        watch = Watch(x)
+        watch.on_epoch_begin(options.get("initial_epoch", 0))  # Keras draws a first batch to learn its shapes
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(watch)
+        else:
+            callbacks = [watch, *(callbacks if isinstance(callbacks, list | tuple) else filter(None, [callbacks]))]
+        if isinstance(x, Examples):
+            options["shuffle"] = False  # they come in a random order of their own
+        return super().fit(x, *arguments, callbacks=callbacks, **options)
+
+    def save_lora(self, path, format="kohya", metadata=None, dtype="float32"):
+        """Writes the LoRA that was learned.
+
+        Args:
+            path: A new .safetensors file; for "peft" a new folder.
+            format: "kohya" (also A1111, Forge, ComfyUI), "diffusers" or "peft". `load_lora` reads all of them.
+            metadata: A dict of str that says more about a file of kohya's, such as {"ss_output_name": "dog"}.
+            dtype: What the values are stored in, "float32", "float16" or "bfloat16".
+
+        Raises:
+            FileExistsError: If there is something at `path`.
+            ValueError: If an argument is wrong, a value is not finite, or something else was trained.
+        """
+        self._learned(Lora).save(path, format, metadata, dtype)
+
+    def _learned(self, kind):
+        if not isinstance(self.learner, kind):
+            name = next(name for name, cls in LEARNERS.items() if cls is kind)
+            raise ValueError(f"Only train={name!r} has that. Received: a trainer of {type(self.learner).__name__}")
+        return self.learner
+
+    def update_model(self):
+        """Puts what was learned into the model that draws. `fit` goes on from there."""
+        self.learner.update_model()
+
+
+def default_optimizer(learning_rate):
+    """Makes AdamW as diffusers' training scripts do, see `Trainer.compile`."""
+    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-2, epsilon=1e-8, global_clipnorm=1.0)
+
+
+class Watch(keras.callbacks.Callback):
+    """Tells the examples which epoch it is, and stops at a loss that is not finite."""
+
+    def __init__(self, examples):
+        super().__init__()
+        self.examples = examples
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if isinstance(self.examples, Examples):
+            self.examples.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise NumericalError(
+                f"The loss of step {batch + 1} is not finite, so nothing was changed by it. Lower the learning rate, "
+                f"or use dtype='float32' or 'mixed_bfloat16'. Received: loss={loss}"
+            )
+
+
+def train_lora(model, folder, caption, learning_rate, verbose, callbacks, examples, **options):
+    """Trains a LoRA and puts it into the model, see `StableDiffusion.train_lora`.
+
+    Args:
+        model: The `StableDiffusion`.
+        folder: See there, as for `caption`, `learning_rate`, `verbose` and `callbacks`.
+        examples: Options of `Examples`.
+        **options: Arguments of the `Lora`.
+
+    Returns:
+        The `Trainer`.
+    """
+    learning_rate = check.number("learning_rate", learning_rate, 1e-9, LARGEST_RATE)
+    trainer = Trainer(model, "lora", **options)
+    batches = trainer.examples(folder, caption, **examples)
+    trainer.compile(default_optimizer(learning_rate))
+    try:
+        trainer.fit(batches, verbose=verbose, callbacks=list(callbacks))
+    except KeyboardInterrupt:
+        logger.warning("The training was stopped after step %d; what was learned until then is kept.", trainer.step)
+    trainer.update_model()
+    return trainer

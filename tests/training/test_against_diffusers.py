@@ -1,0 +1,132 @@
+"""One step of training as diffusers and peft compute it in float64: the loss and every gradient."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_diffusion import StableDiffusion
+from keras_diffusion.checkpoints.mapping import loading
+from keras_diffusion.checkpoints.mapping.names import rows
+from keras_diffusion.engines.choice import compiles_always
+from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.sampling.schedules import noise_schedule
+from keras_diffusion.training import losses
+from keras_diffusion.training.trainer import Trainer
+
+from ..golden import lora
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
+
+TOLERANCE = 1e-5
+TIMESTEPS = [981, 40]
+
+
+class Gradients(keras.optimizers.SGD):
+    """Puts every gradient where the variable was."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign(variable, gradient)
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def model(request):
+    return StableDiffusion(preset=lora.ARCHITECTURE, prediction_type=request.param)
+
+
+@pytest.fixture(scope="module")
+def pipeline(model, tmp_path_factory):
+    """diffusers' pipeline of the same weights, in float64."""
+    from diffusers import StableDiffusionPipeline
+
+    path = tmp_path_factory.mktemp("models") / "model"
+    model.save_to_preset(path)
+    return StableDiffusionPipeline.from_pretrained(path, safety_checker=None).to(torch.float64)
+
+
+@pytest.fixture(scope="module")
+def inputs(model):
+    generator = np.random.default_rng(0)
+    latents, noise = generator.standard_normal((2, 2, 8, 8, 4)).astype("float32")
+    context = generator.standard_normal((2, 7, 16)).astype("float32")
+    return latents, noise, context
+
+
+def prepared(model, train, inputs, **options):
+    """A trainer, and a function that takes one step, puts gradients in the place of variables, and returns the loss."""
+    latents, noise, context = inputs
+    trainer = Trainer(model, train, **options)
+    trainer.compile(Gradients(1.0), run_eagerly=not compiles_always())
+    alpha, sigma = losses.levels(noise_schedule()[TIMESTEPS])
+    x = {
+        "latent": losses.noisy(latents, noise, alpha, sigma),
+        "timestep_embedding": timestep_embedding(TIMESTEPS, model.architecture.diffusion_model.frequencies),
+        "context": context,
+    }
+    return trainer, lambda: float(
+        trainer.train_on_batch(
+            x, losses.target(model.architecture.prediction_type, latents, noise, alpha, sigma), np.ones(2, "float32")
+        )
+    )
+
+
+def reference_loss(pipeline, inputs):
+    """The loss in torch, with diffusers' own scheduler for what is mixed and what is the target."""
+    latents, noise, context = (torch.tensor(x, dtype=torch.float64) for x in inputs)
+    latents, noise = latents.permute(0, 3, 1, 2), noise.permute(0, 3, 1, 2)
+    timesteps = torch.tensor(TIMESTEPS)
+    scheduler = pipeline.scheduler
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+    prediction = pipeline.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, context).sample
+    return torch.nn.functional.mse_loss(prediction, target)
+
+
+def test_whole_model(model, pipeline, inputs):
+    before = [np.array(ops.convert_to_numpy(v)) for v in model.diffusion_model.variables]
+    _, step = prepared(model, "diffusion_model", inputs)
+    try:
+        loss = step()
+        ours = {
+            target.name: loading.stored(ops.convert_to_numpy(target.variable), target.layout)
+            for target in loading.targets(model.diffusion_model, rows("diffusion_model", model.architecture))
+        }
+    finally:
+        for variable, value in zip(model.diffusion_model.variables, before, strict=True):
+            variable.assign(value)
+    reference = reference_loss(pipeline, inputs)
+    parameters = dict(pipeline.unet.named_parameters())
+    theirs = dict(zip(parameters, torch.autograd.grad(reference, parameters.values()), strict=True))
+    assert loss == pytest.approx(float(reference), rel=TOLERANCE)
+    assert ours.keys() == theirs.keys()
+    largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+    for name, gradient in theirs.items():
+        error = np.abs(ours[name].reshape(gradient.shape) - gradient.numpy()).max()
+        assert error <= TOLERANCE * max(float(gradient.abs().max()), 1e-3 * largest), name
+
+
+def test_lora(model, pipeline, inputs, tmp_path):
+    """Every kind of layer, with halves that are not zero; the file brings them to diffusers and peft."""
+    trainer, step = prepared(model, "lora", inputs, rank=2, alpha=3, layers="all")
+    generator = np.random.default_rng(1)
+    for variable in trainer.trainable_variables:
+        variable.assign(generator.standard_normal(variable.shape) / 10)
+    trainer.save_lora(tmp_path / "lora.safetensors", format="diffusers")
+    pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    try:
+        pipeline.unet.double()
+        reference = reference_loss(pipeline, inputs)
+        parameters = {name: p for name, p in pipeline.unet.named_parameters() if "lora_" in name}
+        theirs = dict(zip(parameters, torch.autograd.grad(reference, parameters.values()), strict=True))
+    finally:
+        pipeline.unload_lora_weights()
+    assert step() == pytest.approx(float(reference), rel=TOLERANCE)
+    stored = {key: trainer.learner._stored(target) for key, target in trainer.learner.targets.items()}
+    assert len(theirs) == 2 * len(stored)
+    for key, pair in stored.items():
+        for half, name in zip(pair, ("lora_A", "lora_B"), strict=True):
+            gradient = theirs[f"{key.partition('/')[2]}.{name}.default_0.weight"].numpy()
+            assert np.abs(half.reshape(gradient.shape) - gradient).max() <= TOLERANCE * np.abs(gradient).max(), key

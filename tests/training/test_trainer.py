@@ -1,0 +1,115 @@
+"""Training by compile and fit: what moves, what is kept, and how it goes on after a stop."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from PIL import Image
+
+from keras_diffusion import NumericalError, StableDiffusion
+from keras_diffusion.training.trainer import Trainer
+
+from ..golden import lora
+
+pytestmark = pytest.mark.backend
+
+
+@pytest.fixture(scope="module")
+def model():
+    return StableDiffusion(preset=lora.ARCHITECTURE, img_height=16, img_width=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images")
+    for i in range(2):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype="uint8")).save(path / f"{i}.png")
+    return path
+
+
+def values(variables):
+    return [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def equal(a, b):
+    return [np.array_equal(x, y) for x, y in zip(a, b, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def trainer(model):
+    trainer = Trainer(model, "lora", rank=2, layers=["attn2.to_q", "attn2.to_out.0"])
+    trainer.compile(keras.optimizers.AdamW(1e-2))
+    return trainer
+
+
+def test_fit_moves_the_lora_alone_and_goes_on_after_a_stop(model, trainer, folder, tmp_path):
+    examples = trainer.examples(folder, "a cat", steps=3)
+    trainer.save_weights(tmp_path / "start.weights.h5")
+    frozen, start = values(trainer._frozen), values(trainer.trainable_variables)
+    history = trainer.fit(examples, epochs=2, verbose=0).history
+    learned = values(trainer.trainable_variables)
+    assert len(history["loss"]) == 2
+    assert not any(equal(learned, start))
+    assert all(equal(values(trainer._frozen), frozen))
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                raise KeyboardInterrupt
+
+    trainer.load_weights(tmp_path / "start.weights.h5")
+    assert all(equal(values(trainer.trainable_variables), start))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(examples, verbose=0, callbacks=[Stop()])
+    trainer.save_weights(tmp_path / "stopped.weights.h5")
+    assert not any(equal(values(trainer.trainable_variables), start))
+    trainer.load_weights(tmp_path / "start.weights.h5")
+    trainer.load_weights(tmp_path / "stopped.weights.h5")
+    assert trainer.step == 2
+    trainer.fit(trainer.examples(folder, "a cat", steps=4, first_step=trainer.step), verbose=0)
+    assert all(equal(values(trainer.trainable_variables), learned))
+    assert (tmp_path / "stopped.weights.h5").stat().st_size < 200_000  # the model has 1.7 MB
+
+
+def test_a_loss_that_is_not_finite_changes_nothing(trainer, folder):
+    examples = trainer.examples(folder, "a cat", steps=2)
+    examples[0]
+    examples.texts[:] = np.nan
+    before, state = values(trainer.trainable_variables), trainer.step
+    with pytest.raises(NumericalError, match="The loss of step 1 is not finite"):
+        trainer.fit(examples, verbose=0)
+    assert all(equal(values(trainer.trainable_variables), before))
+    assert trainer.step == state
+
+
+def test_drawing_between_epochs_disturbs_nothing(model, trainer, folder):
+    frozen = values(trainer._frozen)
+
+    class Draw(keras.callbacks.Callback):
+        images = ()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.update_model()
+            self.images = [*self.images, model.text_to_image("a cat", num_steps=1, seed=0, verbose=0)]
+            self.model.learner.reset_model()
+
+    draw = Draw()
+    trainer.fit(trainer.examples(folder, "a cat", steps=1), epochs=2, verbose=0, callbacks=draw)
+    assert all(equal(values(trainer._frozen), frozen))
+    assert len(draw.images) == 2
+    trainer.update_model()
+    trainer.fit(trainer.examples(folder, "a cat", steps=1), verbose=0)
+    assert not model.loras
+    assert all(equal(values(trainer._frozen), frozen))
+
+
+def test_what_to_train(model):
+    with pytest.raises(ValueError, match="`train` must be one of lora, diffusion_model"):
+        Trainer(model, "everything")
+    whole = Trainer(model, "diffusion_model")
+    assert {id(v) for v in whole.trainable_variables} == {id(v) for v in model.diffusion_model.variables}
+    Trainer(model, "lora")
+    assert not model.diffusion_model.trainable_variables
+    half = StableDiffusion(preset=lora.ARCHITECTURE, dtype="float32_from_float16")
+    with pytest.raises(ValueError, match="half precision cannot be trained"):
+        Trainer(half, "diffusion_model")
