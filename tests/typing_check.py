@@ -1,5 +1,6 @@
 """Uses the public API as a user would. Pyright reads it and must agree; nobody runs it."""
 
+from collections.abc import Mapping
 from typing import assert_type
 
 import numpy as np
@@ -25,7 +26,9 @@ canny = model.load_controlnet("canny")
 assert_type(canny, ControlNet)
 model.text_to_image("a bird", control=Control(canny, "edges.png", 0.8))
 assert_type(model.load_lora("style.safetensors", scale=0.7), str)
-assert_type(model.loras, dict[str, float])
+assert_type(model.loras, dict[str, float | Mapping[str, float]])
+model.set_lora_scale("style", {"text_encoder": 0.5, "mid_block": 0})
+model.load_vae("vae.safetensors")
 assert_type(model.way, str)
 images, mask = pad(np.zeros((1, 64, 64, 3), "uint8"), 8, 8, 8, 8)
 assert_type(mask, np.ndarray)

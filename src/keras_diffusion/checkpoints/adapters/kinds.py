@@ -115,11 +115,12 @@ class Change(NamedTuple):
             original: The values of its variable without any adapter.
 
         Returns:
-            A float32 array of the variable's shape.
+            A new float32 array of the variable's shape.
         """
         parts = {part: values.astype("float32") for part, values in self.parts.items()}
         parts = {part: values.reshape(len(values), -1) for part, values in parts.items()}
-        delta = np.float32(self.factor) * self.kind.delta(parts).reshape(target.shape)
+        delta = self.kind.delta(parts).reshape(target.shape)
+        delta *= np.float32(self.factor)
         to_ours, to_stored = LAYOUTS[target.layout]
         if self.magnitude is not None:
             weight = to_stored(np.asarray(original, "float32"))

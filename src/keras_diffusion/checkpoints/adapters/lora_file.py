@@ -15,6 +15,7 @@ from keras_diffusion.checkpoints.mapping.names import rows
 from keras_diffusion.errors import CheckpointMismatchError
 
 OPEN_CLIP_LAYERS = 23  # that Stable Diffusion 2 computes of the 24 of ViT-H/14
+LONGEST_NAME = 200  # characters that are looked at, so that no pattern takes long
 ALPHAS = ("F64", "I64")  # what an alpha may be stored in, beside `DTYPES`
 UNUSED = re.compile(  # names of tensors on which no image depends
     r"bundle_emb\..+"  # words, which act when a prompt holds them
@@ -126,10 +127,10 @@ def by_layer(tensors, networks):
         if (key := spelled.get(layer)) and part and part not in layers.get(key, {}):
             layers.setdefault(key, {})[part] = tensors[name]
             continue
-        above = LAYER_OF_TEXT.search(name)
+        above = LAYER_OF_TEXT.search(name[:LONGEST_NAME])
         above = above and int(above[1]) == depth == OPEN_CLIP_LAYERS
         alone = not key and part == "alpha" and layer not in without_alphas
-        (unused if above or alone or UNUSED.fullmatch(name) else unexpected).append(name)
+        (unused if above or alone or UNUSED.fullmatch(name[:LONGEST_NAME]) else unexpected).append(name)
     return layers, unexpected, unused
 
 

@@ -136,8 +136,13 @@ class Loras:
         original = values = self._originals[tensor]
         for _, (scale, changes) in sorted(loaded.items(), key=lambda item: item[0]):
             if tensor in changes and (factor := scale_of(scale, tensor)):
-                values = values.astype("float32") + np.float32(factor) * changes[tensor].added(target, original)
-        if values is not original and not (top := np.abs(values).max()) < LIMITS.get(variable.dtype, math.inf):
+                values = original.astype("float32") if values is original else values
+                change = changes[tensor].added(target, original)
+                change *= np.float32(factor)
+                values += change
+        if values is not original and not (top := max(values.max(), -values.min())) < LIMITS.get(
+            variable.dtype, math.inf
+        ):
             raise CheckpointMismatchError(
                 f"A weight overflows in {variable.dtype}, nothing was changed; give a smaller scale. "
                 f"Received: {tensor} up to ±{top:.6g}",
