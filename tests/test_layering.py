@@ -110,6 +110,7 @@ TESTED_BY = {
 # Tests beside those of single modules.
 ACROSS = {
     "checkpoints/test_faults.py",
+    "checkpoints/test_structured_fuzz.py",
     "checkpoints/test_diffusers.py",
     "checkpoints/download/test_hub_client.py",
     "checkpoints/formats/test_limits.py",
