@@ -127,6 +127,7 @@ TESTED_BY = {
 ACROSS = {
     "checkpoints/test_faults.py",
     "training/test_against_diffusers.py",
+    "checkpoints/test_structured_fuzz.py",
     "checkpoints/test_diffusers.py",
     "checkpoints/download/test_hub_client.py",
     "checkpoints/formats/test_limits.py",

@@ -297,7 +297,7 @@ def test_no_damage_is_an_unexpected_error(tmp_path, suffix):
 
 
 def test_a_folder_or_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="file"):
+    with pytest.raises(FileNotFoundError, match="a folder and no file"):
         metadata.read(tmp_path)
     with pytest.raises(FileNotFoundError):
         metadata.read(tmp_path / "x.png")
