@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_diffusion.arguments import choice
-from keras_diffusion.checkpoints.adapters.lora_file import METADATA, SPELLINGS
+from keras_diffusion.checkpoints.adapters import peft_config
+from keras_diffusion.checkpoints.adapters.layer_names import SPELLINGS
 from keras_diffusion.checkpoints.formats import safetensors
 from keras_diffusion.checkpoints.layouts.files import new_file, new_folder, write_json
 from keras_diffusion.checkpoints.mapping.loading import value_problems
@@ -43,7 +44,7 @@ def save(path, halves, alpha, architecture, format="kohya", metadata=None, dtype
 
     Args:
         path: A new .safetensors file; for "peft" a new folder, with a folder for each network if there are two.
-        halves: A dict from the keys of `lora_file.weights` to `Halves`, all of one rank.
+        halves: A dict from the keys of `layer_names.layers` to `Halves`, all of one rank.
         alpha: The LoRA counts alpha / rank.
         architecture: The `Architecture` it was trained on.
         format: "kohya" (also A1111, Forge, ComfyUI), "diffusers" or "peft".
@@ -69,7 +70,7 @@ def save(path, halves, alpha, architecture, format="kohya", metadata=None, dtype
         tensors = _tensors({_kohya_name(key): pair for key, pair in halves.items()}, format)
         tensors |= {f"{_kohya_name(key)}.alpha": np.array(alpha, "float32") for key in halves}
     else:
-        described = {METADATA: json.dumps(_diffusers_metadata(halves, rank, alpha), sort_keys=True)}
+        described = {peft_config.METADATA: json.dumps(_diffusers_metadata(halves, rank, alpha), sort_keys=True)}
         tensors = _tensors(
             {PREFIXES[key.partition("/")[0]] + key.partition("/")[2]: x for key, x in halves.items()}, format
         )
@@ -139,7 +140,7 @@ def _diffusers_metadata(halves, rank, alpha):
     described = {}
     for network in {key.partition("/")[0] for key in halves}:
         own = {key.partition("/")[2]: pair for key, pair in halves.items() if key.startswith(f"{network}/")}
-        described |= {SPELLINGS[network].declared + key: value for key, value in _peft_config(own, alpha).items()}
+        described |= {peft_config.PREFIXES[network] + key: value for key, value in _peft_config(own, alpha).items()}
     return described
 
 
