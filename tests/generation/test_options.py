@@ -12,6 +12,7 @@ from keras_diffusion.generation.options import (
     OptionsWithImage,
     OptionsWithMask,
     OptionsWithNoise,
+    SizeOptions,
     refuse_unknown,
 )
 from keras_diffusion.generation.request import ALWAYS, make_request
@@ -21,7 +22,9 @@ PARAMETERS = inspect.signature(make_request).parameters
 
 
 def test_options_are_what_a_request_takes():
-    assert set(Options.__annotations__) == {x.name for x in PARAMETERS.values() if x.kind is x.KEYWORD_ONLY}
+    own = {x.name for x in PARAMETERS.values() if x.kind is x.KEYWORD_ONLY}
+    refining = {"refiner", "refiner_start"}  # which `make_parts` takes
+    assert set(Options.__annotations__) == own | set(SizeOptions.__annotations__) | refining
     assert set(ALWAYS) < set(PARAMETERS)
 
 
