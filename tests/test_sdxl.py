@@ -85,6 +85,46 @@ def test_ten_steps_reach_60_decibel(ours, theirs, negative, crop, options):
     assert_60_decibel(images, expected)
 
 
+def test_a_lora_for_both_text_encoders_draws_as_in_diffusers(ours, theirs, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for layer, width in {
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": 16,
+        "lora_te2_text_model_encoder_layers_1_self_attn_v_proj": 24,
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q": 32,
+    }.items():
+        tensors[f"{layer}.lora_down.weight"] = torch.randn((2, width), generator=generator)
+        tensors[f"{layer}.lora_up.weight"] = torch.randn((width, 2), generator=generator) / 2
+        tensors[f"{layer}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / "both.safetensors")
+    plain = ours.encode_text("a cat")
+    theirs.load_lora_weights(tmp_path, weight_name="both.safetensors")
+    ours.load_lora(tmp_path / "both.safetensors")
+    try:
+        encoded = ours.encode_text("a cat")
+        context, _, pooled, _ = theirs.encode_prompt("a cat", do_classifier_free_guidance=False)
+        expected = theirs(
+            "a cat",
+            num_inference_steps=4,
+            guidance_scale=3.0,
+            latents=torch.tensor(LATENTS.transpose(0, 3, 1, 2)),
+            height=64,
+            width=64,
+            output_type="np",
+        ).images
+        images = ours.text_to_image("a cat", None, None, 4, 3.0, diffusion_noise=LATENTS, verbose=0)
+    finally:
+        theirs.unload_lora_weights()
+        ours.unload_lora()
+    np.testing.assert_allclose(encoded.context, context.numpy(), atol=2e-5)
+    np.testing.assert_allclose(encoded.pooled, pooled.numpy(), atol=2e-5)
+    assert np.abs(encoded.context - plain.context).max() > 0.01
+    assert_60_decibel(images, expected)
+    np.testing.assert_array_equal(ours.encode_text("a cat").context, plain.context)
+
+
 @pytest.fixture(scope="module")
 def refiner_folder(tmp_path_factory):
     shape = replace(

@@ -34,7 +34,7 @@ from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 ALONE = ("image_encoder",)  # loaded when first needed; all others at the start, and after `unload`
 AUTOENCODER = ("decoder", "image_encoder")
-ADAPTED = ("text_encoder", "diffusion_model")  # by LoRAs
+ADAPTED = ("text_encoder", "text_encoder_2", "diffusion_model")  # by LoRAs
 _loading_lock = Lock()  # one for all models: a model's own could be neither copied nor pickled
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
 

@@ -29,7 +29,7 @@ from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.download.sources import FOLDER
 from keras_diffusion.checkpoints.formats import tensor_index
 from keras_diffusion.checkpoints.layouts import files
-from keras_diffusion.checkpoints.layouts.controlnet_folder import ControlNetFolder
+from keras_diffusion.checkpoints.layouts.controlnet_files import ControlNetFiles
 from keras_diffusion.checkpoints.layouts.files import naming
 from keras_diffusion.errors import CheckpointError
 from keras_diffusion.images import metadata, reading
@@ -128,7 +128,7 @@ def controlnet(path, dice):
 
     def read():
         with naming(path):
-            ControlNetFolder(path, EMOJI)
+            ControlNetFiles(path, EMOJI)
 
     return read
 

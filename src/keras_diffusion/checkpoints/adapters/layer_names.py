@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from keras_diffusion.checkpoints.mapping.names import LDM_PREFIXES, NETWORKS, rows
+from keras_diffusion.checkpoints.mapping.names import NETWORKS, ldm_prefix, rows
 
 
 class Spelling(NamedTuple):
@@ -24,8 +24,18 @@ SPELLINGS = {
         ),
         joined=("lora_te_text_model_", "lora_te1_text_model_", "lora_te_", "lora_te1_", "lycoris_text_model_"),
         old=(r"\.(q|k|v|out)_proj$", r".to_\1"),
-        original=("cond_stage_model.",),
+        original=("cond_stage_model.", "conditioner.embedders.0."),
         original_joined=("lora_te_", "lora_te1_"),
+    ),
+    "text_encoder_2": Spelling(
+        prefixes=(
+            *("text_encoder_2.text_model.", "text_encoder_2.", "clip_g.transformer.text_model."),
+            "text_encoders.clip_g.transformer.text_model.",
+        ),
+        joined=("lora_te2_text_model_", "lora_te2_"),
+        old=(r"\.(q|k|v|out)_proj$", r".to_\1"),
+        original=("conditioner.embedders.1.",),
+        original_joined=("lora_te2_",),
     ),
     "diffusion_model": Spelling(
         prefixes=("unet.", "", "diffusion_model."),
@@ -83,12 +93,12 @@ def original_spellings(network, architecture):
 
     Layers that share a tensor there, as OpenCLIP's attention does, have no such name.
     """
-    names, spelling = {}, SPELLINGS[network]
+    names, spelling, prefix = {}, SPELLINGS[network], ldm_prefix(NETWORKS[network][0], architecture)
     for row in rows(network, architecture):
         if row.diffusers.endswith(".weight") and row.ldm.endswith(".weight"):
-            bare = row.ldm.removesuffix(".weight").removeprefix(LDM_PREFIXES[NETWORKS[network][0]])
-            spelled = [prefix + bare for prefix in spelling.original]
-            spelled += [prefix + bare.replace(".", "_") for prefix in spelling.original_joined]
+            bare = row.ldm.removesuffix(".weight").removeprefix(prefix)
+            spelled = [start + bare for start in spelling.original]
+            spelled += [start + bare.replace(".", "_") for start in spelling.original_joined]
             names |= dict.fromkeys(spelled, f"{network}/{row.diffusers.removesuffix('.weight')}")
     return names
 

@@ -76,12 +76,21 @@ def targets(networks):
     }
 
 
+def weights(networks):
+    """Lists the weights that a LoRA can change: a dict from "network/layer" to `loading.Target`."""
+    return {
+        key.removesuffix(".weight"): target
+        for key, target in targets(networks).items()
+        if key.endswith(".weight") and len(target.shape) > 1
+    }
+
+
 def changes(path, networks):
     """Reads what a file changes.
 
     Args:
         path: The file, safetensors or a pickle.
-        networks: A dict from "text_encoder" and "diffusion_model", or one of them, to networks.
+        networks: A dict from some names in `layer_names.SPELLINGS` to networks.
 
     Returns:
         A dict from keys of `targets` to `Change`.
@@ -219,4 +228,4 @@ def factor(group, declared, rank):
     if group.alpha is not None:
         return (number(group.alpha) or rank) / rank if rank else 1.0
     network, _, name = group.key.rpartition(".")[0].partition("/")
-    return declared[network].factor(f"text_model.{name}" if network == "text_encoder" else name, rank)
+    return declared[network].factor(f"text_model.{name}" if network.startswith("text_encoder") else name, rank)

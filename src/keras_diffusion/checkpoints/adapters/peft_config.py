@@ -15,7 +15,11 @@ from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointErr
 
 METADATA = "lora_adapter_metadata"  # peft's configuration in a file of diffusers
 BESIDE = "adapter_config.json"  # peft's own, beside adapter_model.safetensors
-PREFIXES = {"text_encoder": "text_encoder.", "diffusion_model": "unet."}  # of a network's options in `METADATA`
+PREFIXES = {
+    "text_encoder": "text_encoder.",
+    "text_encoder_2": "text_encoder_2.",
+    "diffusion_model": "unet.",
+}  # of a network's options in `METADATA`
 NESTED = r"[)\]}*+?][*+?{]|[*+?}]\)"  # repeats of repeats, in a regular expression
 FOLLOWED = {"alpha", "alpha_pattern", "lora_alpha", "r", "rank_pattern", "use_rslora"}
 CHOICES = {  # option → values with which the tensors mean what they say
