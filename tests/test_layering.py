@@ -19,11 +19,8 @@ LEVELS = {
     "architectures": 0,
     "arguments": 0,
     "errors": 0,
-    "limits": 0,
-    "locks": 0,
-    "memory": 0,
-    "paths": 0,
     "startup": 0,
+    "system": 0,
     "terminal": 0,
     "networks": 1,
     "prompts": 1,
@@ -49,11 +46,8 @@ KERAS_FREE = (
     "architectures",
     "arguments",
     "errors",
-    "limits",
-    "locks",
-    "memory",
-    "paths",
     "startup",
+    "system",
     "terminal",
     "prompts",
     "sampling",
@@ -88,7 +82,7 @@ TESTED_BY = {
     "arguments": "generation/test_request.py",
     "components": "test_unload.py",
     "errors": "test_stable_diffusion.py",
-    "limits": "checkpoints/formats/test_limits.py",
+    "system.limits": "checkpoints/formats/test_limits.py",
     "terminal": "test_cli.py",
     "networks.classes": "networks/test_layers.py",
     "networks.graphs": "engines/test_strips.py",
@@ -253,6 +247,10 @@ def test_imports_point_down_in_checkpoints(module):
         and CHECKPOINTS[inner_row(target)] >= CHECKPOINTS[inner_row(module)]
     ]
     assert not upwards
+
+
+def test_the_top_shows_folders_and_few_files():
+    assert sum("." not in module and path.parent == ROOT for module, path in MODULES.items()) <= 10
 
 
 def test_folders_are_empty_by_themselves():

@@ -14,8 +14,8 @@ from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
 from keras_diffusion.errors import CheckpointError, NumericalError
 from keras_diffusion.images import metadata
 from keras_diffusion.images.metadata import FORMATS
-from keras_diffusion.paths import absolute, new_file, temporary_file
 from keras_diffusion.startup import paused_gc
+from keras_diffusion.system.paths import absolute, new_file, temporary_file
 from keras_diffusion.terminal import quiet, show
 
 PRESETS = "emoji, a folder of diffusers or of KerasCV's .h5 files, a single file, or a model downloaded before"

@@ -21,7 +21,6 @@ from keras_diffusion.checkpoints.layouts.files import naming
 from keras_diffusion.checkpoints.layouts.part_files import PARTS, PartFiles, read_scheduler
 from keras_diffusion.checkpoints.mapping.loading import require_tensors
 from keras_diffusion.checkpoints.mapping.names import NETWORKS
-from keras_diffusion.locks import Unchanged, changing, reading, reads
 from keras_diffusion.networks.classes import CLASSES, make
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.decoder import Decoder
@@ -31,6 +30,7 @@ from keras_diffusion.networks.keras_internals import no_leftovers
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
+from keras_diffusion.system.locks import Unchanged, changing, reading, reads
 
 ALONE = ("image_encoder",)  # loaded when first needed; all others at the start, and after `unload`
 AUTOENCODER = ("decoder", "image_encoder")

@@ -23,10 +23,10 @@ from keras_diffusion.generation.refiner import make_parts
 from keras_diffusion.generation.texts import EncodedText, encode_prompts, read
 from keras_diffusion.images import previews
 from keras_diffusion.images.safety import refuse_flagged
-from keras_diffusion.locks import resumed
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.defaults import find_defaults
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
+from keras_diffusion.system.locks import resumed
 
 Preset = str | os.PathLike[str] | Architecture
 Source = str | os.PathLike[str] | None  # of a part of a model

@@ -43,9 +43,9 @@ def test_the_first_that_is_installed_is_taken(monkeypatch, network):
 def test_openvino_needs_memory(monkeypatch, network):
     pytest.importorskip("openvino")
     needed = choice.OPENVINO_NEEDS * choice.count_parameters(network)
-    monkeypatch.setattr("keras_diffusion.memory.physical_memory", lambda: needed)
+    monkeypatch.setattr("keras_diffusion.system.memory.physical_memory", lambda: needed)
     assert pick(monkeypatch, network, installed=["openvino"]) == "openvino"
-    monkeypatch.setattr("keras_diffusion.memory.physical_memory", lambda: needed - 1)
+    monkeypatch.setattr("keras_diffusion.system.memory.physical_memory", lambda: needed - 1)
     assert pick(monkeypatch, network, installed=["openvino"]) == "inductor"
     assert pick(monkeypatch, network, jit_compile="openvino") == "openvino"
 

@@ -6,9 +6,9 @@ import pytest
 from keras import ops
 
 from keras_diffusion.architectures import TINY
-from keras_diffusion.memory import aligned_array
 from keras_diffusion.networks import graphs, keras_internals
 from keras_diffusion.networks.decoder import Decoder
+from keras_diffusion.system.memory import aligned_array
 
 
 def waiting_variables():

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import memory
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.mapping.names import rows
 from keras_diffusion.networks.layers import Attention, GroupNorm, Upsample, conv, dense, embedding, layer_norm
 from keras_diffusion.networks.network import construction
+from keras_diffusion.system import memory
 
 from ..golden import comparison, networks
 

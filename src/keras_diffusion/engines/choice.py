@@ -11,8 +11,8 @@ from math import prod
 import keras
 from keras import ops
 
-from keras_diffusion import memory
 from keras_diffusion.networks import graphs
+from keras_diffusion.system import memory
 
 RUNNERS = {  # runner → its module, a function of that name; only the one that is used is imported
     "graph": "tensorflow",

@@ -33,12 +33,12 @@ from keras_diffusion.engines.stages import (
     encode_skipping,
 )
 from keras_diffusion.errors import NumericalError
-from keras_diffusion.memory import trim
 from keras_diffusion.networks.controlnet import with_controlnets
 from keras_diffusion.networks.deep_cache import deep_and_shallow
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling.recurrence import HISTORY
+from keras_diffusion.system.memory import trim
 
 JitCompile = bool | Literal["auto", "openvino"]
 ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output

@@ -11,8 +11,8 @@ from math import prod
 
 from keras import ops
 
-from keras_diffusion.memory import trim
 from keras_diffusion.networks import graphs, layers
+from keras_diffusion.system.memory import trim
 
 # Largest number of values in a strip, before the resolution is doubled; smaller feature maps are decoded at once. The
 # strips of Stable Diffusion are then 32 MB large: the C library returns blocks of that size as soon as they are freed.

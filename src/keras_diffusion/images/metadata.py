@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_diffusion import limits
 from keras_diffusion.images.png import refuse_many_texts
-from keras_diffusion.paths import existing_file
+from keras_diffusion.system import limits
+from keras_diffusion.system.paths import existing_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286

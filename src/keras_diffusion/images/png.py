@@ -1,6 +1,6 @@
 """Looks at the texts in a PNG before Pillow does, which keeps all of them in memory, unpacked."""
 
-from keras_diffusion import limits
+from keras_diffusion.system import limits
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COMPRESSED, TEXTS = (b"zTXt", b"iTXt"), (b"tEXt", b"zTXt", b"iTXt")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from keras_diffusion.arguments import LARGEST_SIDE, shorten
 from keras_diffusion.images.png import refuse_many_texts
-from keras_diffusion.paths import existing_file
+from keras_diffusion.system.paths import existing_file
 
 FILE_FORMATS = ("PNG", "JPEG", "WEBP")
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)

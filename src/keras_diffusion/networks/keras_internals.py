@@ -6,7 +6,7 @@ from functools import cache, partial
 import keras
 from keras import ops
 
-from keras_diffusion.memory import OwnedArray
+from keras_diffusion.system.memory import OwnedArray
 
 VALUE, INITIALIZER = "_value", "_initializer"  # of a variable
 NODES, LAYERS = "_nodes_by_depth", "_flatten_layers"  # of a model

@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion.architectures import STORED, Architecture
-from keras_diffusion.locks import changing
-from keras_diffusion.memory import OwnedArray, aligned_array
+from keras_diffusion.system.locks import changing
+from keras_diffusion.system.memory import OwnedArray, aligned_array
 
 kernel_initializer = ContextVar("kernel initializer", default="glorot_uniform")
 

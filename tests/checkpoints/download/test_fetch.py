@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from keras_diffusion import paths
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.download import fetch as download
 from keras_diffusion.checkpoints.download import https, sources
 from keras_diffusion.errors import DownloadError, IntegrityError, NoSpaceError, OfflineError
+from keras_diffusion.system import paths
 
 CONTENT = bytes(range(256)) * 40
 PATH = "/owner/name/resolve/1234/model.safetensors"

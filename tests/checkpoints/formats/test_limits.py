@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from keras_diffusion import CheckpointError, CheckpointMismatchError, CorruptCheckpointError, StableDiffusion, limits
+from keras_diffusion import CheckpointError, CheckpointMismatchError, CorruptCheckpointError, StableDiffusion
 from keras_diffusion.checkpoints.adapters import lora_file
 from keras_diffusion.checkpoints.download.sources import FOLDER
 from keras_diffusion.checkpoints.formats import safetensors
@@ -18,6 +18,7 @@ from keras_diffusion.checkpoints.layouts import files
 from keras_diffusion.checkpoints.mapping import loading
 from keras_diffusion.images import metadata, reading
 from keras_diffusion.networks.keras_internals import no_leftovers
+from keras_diffusion.system import limits
 
 ENTRY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 

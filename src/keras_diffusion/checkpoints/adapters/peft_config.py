@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats import tensor_index
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
+from keras_diffusion.system import limits
 
 METADATA = "lora_adapter_metadata"  # peft's configuration in a file of diffusers
 BESIDE = "adapter_config.json"  # peft's own, beside adapter_model.safetensors

@@ -17,7 +17,7 @@ from pathlib import Path
 from keras_diffusion.checkpoints.download import https, hub
 from keras_diffusion.checkpoints.download.sources import MANIFEST, source
 from keras_diffusion.errors import DownloadError, IntegrityError, NoSpaceError, OfflineError
-from keras_diffusion.paths import beside, is_full, sweep
+from keras_diffusion.system.paths import beside, is_full, sweep
 
 SERVER = "https://huggingface.co"
 HOME = "KERAS_DIFFUSION_HOME"

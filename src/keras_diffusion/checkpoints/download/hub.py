@@ -12,7 +12,7 @@ from pathlib import Path
 from keras_diffusion.checkpoints.download.https import REFUSALS
 from keras_diffusion.checkpoints.layouts import files
 from keras_diffusion.errors import DownloadError, NoSpaceError, OfflineError, UnsafeCheckpointError
-from keras_diffusion.paths import FULL
+from keras_diffusion.system.paths import FULL
 
 INDEX = "model_index.json"
 H5 = re.compile(r"\w[\w.-]*\.h5", re.ASCII)

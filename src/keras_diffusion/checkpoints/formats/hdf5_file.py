@@ -4,7 +4,6 @@ import math
 import struct
 from itertools import count, takewhile
 
-from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.hdf5_objects import (
     CONTIGUOUS,
     ELSEWHERE,
@@ -18,7 +17,8 @@ from keras_diffusion.checkpoints.formats.hdf5_objects import (
 )
 from keras_diffusion.checkpoints.formats.tensors import Tensor, mistaken_for
 from keras_diffusion.errors import CorruptCheckpointError, UnsafeCheckpointError
-from keras_diffusion.paths import existing_file
+from keras_diffusion.system import limits
+from keras_diffusion.system.paths import existing_file
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 WHOLE_MODEL = "model_weights"  # where Keras keeps the weights in an .h5 with a whole model

@@ -12,7 +12,7 @@ import os
 import struct
 from typing import NamedTuple
 
-from keras_diffusion import limits
+from keras_diffusion.system import limits
 
 STEP = 64  # bytes that each part of it counts for on top of its own
 NOWHERE = 2**64 - 1

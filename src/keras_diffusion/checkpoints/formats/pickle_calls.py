@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.tensors import READABLE, Tensor, extent
 from keras_diffusion.errors import UnsafeCheckpointError
+from keras_diffusion.system import limits
 
 FILE = Path(__file__).with_name("pickle_globals.json")
 GLOBALS = json.loads(FILE.read_text(encoding="utf-8"))  # module → name → meaning

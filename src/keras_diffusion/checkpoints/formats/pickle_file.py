@@ -11,12 +11,12 @@ from io import BytesIO, FileIO
 from pathlib import Path
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
-from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.pickle_calls import little_endian, typed
 from keras_diffusion.checkpoints.formats.pickle_interpreter import run
 from keras_diffusion.checkpoints.formats.tensors import Tensor, mistaken_for
 from keras_diffusion.errors import CorruptCheckpointError, UnsafeCheckpointError
-from keras_diffusion.paths import existing_file
+from keras_diffusion.system import limits
+from keras_diffusion.system.paths import existing_file
 
 ZIP = b"PK\x03\x04"
 MAGIC = (0x1950A86A20F9469CFC6C, 1001)  # the first two pickles of a file that is no zip file

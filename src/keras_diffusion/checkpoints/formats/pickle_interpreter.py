@@ -3,7 +3,6 @@
 import logging
 from pickletools import genops
 
-from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.pickle_calls import (
     CALLS,
     Code,
@@ -19,6 +18,7 @@ from keras_diffusion.checkpoints.formats.pickle_calls import (
     refuse,
     typed,
 )
+from keras_diffusion.system import limits
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.tensors import DTYPES, Tensor, mistaken_for, round_to
 from keras_diffusion.errors import CorruptCheckpointError
-from keras_diffusion.paths import existing_file
+from keras_diffusion.system import limits
+from keras_diffusion.system.paths import existing_file
 
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # what `write` can write
 

@@ -1,8 +1,8 @@
 """Which reader understands a file: told by how it begins, never by what it is called."""
 
-from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats import pickle_file, safetensors
-from keras_diffusion.paths import existing_file
+from keras_diffusion.system import limits
+from keras_diffusion.system.paths import existing_file
 
 
 def index(path):

@@ -5,7 +5,6 @@ from itertools import islice
 
 import numpy as np
 
-from keras_diffusion import limits
 from keras_diffusion.architectures import (
     ARCHITECTURES,
     SIZE_IDS,
@@ -26,6 +25,7 @@ from keras_diffusion.checkpoints.layouts.diffusers_options import (
 from keras_diffusion.checkpoints.layouts.files import TOKENIZERS
 from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.errors import CheckpointMismatchError
+from keras_diffusion.system import limits
 
 TEXT_ENCODER = {
     "hidden_size": "width",

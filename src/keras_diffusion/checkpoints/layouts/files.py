@@ -5,17 +5,17 @@ import os
 import re
 from contextlib import contextmanager
 
-from keras_diffusion import limits
 from keras_diffusion.errors import (
     CheckpointError,
     CheckpointMismatchError,
     CorruptCheckpointError,
     UnsafeCheckpointError,
 )
-from keras_diffusion.paths import existing_file
-from keras_diffusion.paths import new_file as new_file
-from keras_diffusion.paths import new_folder as new_folder
-from keras_diffusion.paths import require_vacant as require_vacant
+from keras_diffusion.system import limits
+from keras_diffusion.system.paths import existing_file
+from keras_diffusion.system.paths import new_file as new_file
+from keras_diffusion.system.paths import new_folder as new_folder
+from keras_diffusion.system.paths import require_vacant as require_vacant
 
 CONFIGS = {  # part → its configuration: the first of these files that is there
     "model_index": ("model_index.json",),

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_diffusion import limits
 from keras_diffusion.checkpoints.formats.tensors import (
     DTYPES,
     Tensor,
@@ -24,8 +23,9 @@ from keras_diffusion.checkpoints.formats.tensors import (
 )
 from keras_diffusion.checkpoints.mapping.names import LAYOUTS, NETWORKS, rows
 from keras_diffusion.errors import CheckpointMismatchError
-from keras_diffusion.memory import OwnedArray, aligned_array
 from keras_diffusion.networks.keras_internals import has_value, initialize
+from keras_diffusion.system import limits
+from keras_diffusion.system.memory import OwnedArray, aligned_array
 
 logger = logging.getLogger(__name__)
 

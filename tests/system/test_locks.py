@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from keras_diffusion.locks import Unchanged, changing, reading, reads, resumed
+from keras_diffusion.system.locks import Unchanged, changing, reading, reads, resumed
 
 from . import stress
 

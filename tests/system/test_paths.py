@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from keras_diffusion import StableDiffusion, paths
+from keras_diffusion import StableDiffusion
 from keras_diffusion.checkpoints.formats import tensor_index
+from keras_diffusion.system import paths
 
 NOWHERE = ["a" * 5000, "\ud800", "a\0b", "folder/" * 2000 + "x"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion.memory import ALIGNMENT, OwnedArray, aligned_array, physical_memory
+from keras_diffusion.system.memory import ALIGNMENT, OwnedArray, aligned_array, physical_memory
 
 pytestmark = pytest.mark.backend
 copies = pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX copies")

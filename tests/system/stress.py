@@ -1,7 +1,7 @@
 """Uses one model from many threads at once: every image must be that of a state the model was in.
 
-    python -m tests.stress                                            # 100,000 operations of 8 threads
-    KERAS_BACKEND=jax python -m tests.stress --operations 2000 --seed 7
+    python -m tests.system.stress                                            # 100,000 operations of 8 threads
+    KERAS_BACKEND=jax python -m tests.system.stress --operations 2000 --seed 7
 
 The threads draw, load LoRAs and take them out, assign decoders, pickle and unload, in an order drawn from the seed. The
 states are all sets of the LoRAs with all decoders; the image of each is drawn before by one thread. A line of JSON says
