@@ -24,7 +24,7 @@ from keras_diffusion import StableDiffusion
 from keras_diffusion.engines.engine import checksum
 from keras_diffusion.networks.decoder import Decoder
 
-from .golden import lora, networks
+from ..golden import lora, networks
 
 OPTIONS = {"num_steps": 2, "img_height": 8, "img_width": 8, "verbose": 0}
 LORAS = ({}, {"peft": 1.0}, {"kohya": -2.0}, {"peft": 1.0, "kohya": -2.0})
