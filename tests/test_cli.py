@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -115,6 +116,33 @@ def test_a_prompt_names_loras_of_a_folder(generate, fake, tmp_path, capsys):
     assert model.lora_folder == tmp_path / "loras"
 
 
+def test_an_image_is_drawn_again_like_another(generate, fake, capsys):
+    options = "--seed 5 --steps 7 --guidance 3 --sampler euler --spacing karras --prompt-weighting --clip-skip 1"
+    assert generate(*options.split(), "--negative-prompt", "blue", "--width", "24", "--height", "16") == 0
+    capsys.readouterr()
+    preset = str(Path("../model").resolve())
+    for i, others in enumerate(([], ["a dog", "--steps", "9", "--seed", "6"])):
+        command = ["generate", *others, "--like", "pizza.png", "--output", f"again-{i}.png", "--preset", preset]
+        assert cli.main(command) == 0
+        assert capsys.readouterr() == (f"again-{i}.png\n", "")
+    first, again, other = ({k: v for k, v in made.call.items() if k not in ("self", "callback")} for made in fake.made)
+    assert again == first
+    assert other == first | {"prompt": "a dog", "num_steps": 9, "seed": 6}
+    assert [(made.built["img_height"], made.built["img_width"]) for made in fake.made] == [(16, 24)] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--like", "plain.png"], "must be an image that says how it was made"), ([], "the prompt is missing")],
+)
+def test_nothing_to_draw_like(arguments, message, generate, fake, capsys):
+    Image.fromarray(IMAGES[0]).save("plain.png")
+    with pytest.raises(SystemExit):
+        cli.main(["generate", *arguments, "--output", "x.png"])
+    assert message in capsys.readouterr().err
+    assert not fake.made
+
+
 def test_several_images_are_numbered(generate, capsys):
     assert generate("--batch-size", "3") == 0
     names = ["pizza-1.png", "pizza-2.png", "pizza-3.png"]
@@ -135,7 +163,7 @@ def test_the_suffix_decides_the_format(generate, name, kind):
 def test_every_option_reaches_the_model(generate, fake):
     options = "--negative-prompt blue --batch-size 2 --steps 7 --guidance 0 --seed 5 --sampler euler "
     options += "--width 24 --height 16 --dtype bfloat16 --jit-compile "
-    options += "--prompt-weighting --long-prompts chunk --clip-skip 1"
+    options += "--prompt-weighting --long-prompts chunk --clip-skip 1 --spacing karras"
     assert generate(*options.split()) == 0
     (model,) = fake.made
     assert {**model.built, "self": None, "preset": None} == {
@@ -156,6 +184,7 @@ def test_every_option_reaches_the_model(generate, fake):
         "unconditional_guidance_scale": 0.0,
         "seed": 5,
         "sampler": "euler",
+        "spacing": "karras",
         "prompt_weighting": True,
         "long_prompts": "chunk",
         "clip_skip": 1,

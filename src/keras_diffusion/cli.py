@@ -19,6 +19,20 @@ from keras_diffusion.system.paths import absolute, new_file, temporary_file
 from keras_diffusion.terminal import quiet, show
 
 PRESETS = "emoji, a folder of diffusers or of KerasCV's .h5 files, a single file, or a model downloaded before"
+SETTINGS = {  # argument of a call, as `metadata.call_arguments` names it → option, and its default
+    "prompt": ("prompt", None),
+    "negative_prompt": ("negative_prompt", None),
+    "num_steps": ("steps", None),
+    "unconditional_guidance_scale": ("guidance", None),
+    "seed": ("seed", None),
+    "sampler": ("sampler", None),
+    "spacing": ("spacing", None),
+    "img_width": ("width", None),
+    "img_height": ("height", None),
+    "prompt_weighting": ("prompt_weighting", False),
+    "long_prompts": ("long_prompts", "error"),
+    "clip_skip": ("clip_skip", 0),
+}
 STORED = ("float32", "float16", "bfloat16")  # how weights can be written
 LARGE = 860e6, 64 * 64  # parameters, and positions of latents, of Stable Diffusion
 OTHER_FILES = (".bin", ".ckpt", ".h5", ".keras", ".pt", ".pth")  # which cannot be
@@ -59,19 +73,21 @@ def parser():
     command.usage = "%(prog)s prompt --output FILE [options]"
     command.set_defaults(run=generate, refuse=command.error)
     add = command.add_argument
-    add("prompt", help="what to draw")
+    add("prompt", nargs="?", help="what to draw; with --like, by default that of the image")
     add("--output", type=Path, metavar="FILE", required=True, help=".png, .jpg or .webp; several are NAME-1, NAME-2")
+    add("--like", type=Path, metavar="IMAGE", help="an image whose settings to use, unless other options say otherwise")
     add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
     add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
     add("--steps", type=int, help="number of steps (default: the model's, such as 50)")
     add("--guidance", type=float, help="how much to follow the prompt (default: the model's, such as 7.5)")
     add("--negative-prompt", metavar="PROMPT", help="what to keep away from")
-    add("--prompt-weighting", action="store_true", help="read (word:1.3), [word] and BREAK as A1111 does")
+    add("--prompt-weighting", action="store_true", default=None, help="read (word:1.3), [word] and BREAK as A1111 does")
     add("--lora-folder", type=Path, metavar="FOLDER", help="where the LoRAs of <lora:name:0.8> are, with weighting")
-    add("--long-prompts", default="error", metavar="HOW", help="beyond 77 tokens: error (default), truncate, chunk")
-    add("--clip-skip", type=int, default=0, metavar="N", help="leave out the text encoder's last N blocks (default: 0)")
+    add("--long-prompts", metavar="HOW", help="beyond 77 tokens: error (default), truncate, chunk")
+    add("--clip-skip", type=int, metavar="N", help="leave out the text encoder's last N blocks (default: 0)")
     add("--batch-size", type=int, default=1, metavar="N", help="number of images (default: 1)")
     add("--sampler", help="one that `keras-diffusion info` lists (default: the model's)")
+    add("--spacing", metavar="NAME", help="where the steps lie, such as karras (default: the sampler's or the model's)")
     add("--width", type=int, help="in pixels (default: the model's)")
     add("--height", type=int, help="in pixels (default: the model's)")
     add("--no-metadata", action="store_true", help="do not write into the files how they were made")
@@ -133,6 +149,7 @@ def train(options):
 def generate(options):
     """Draw images of a prompt, write them, and print their paths."""
     try:
+        fill(options)
         seed = check(options)
     except ValueError as error:
         options.refuse(error)
@@ -149,6 +166,7 @@ def generate(options):
         "num_steps": steps,
         "unconditional_guidance_scale": guidance if options.guidance is None else options.guidance,
         "sampler": options.sampler,
+        "spacing": options.spacing,
         "prompt_weighting": options.prompt_weighting,
         "long_prompts": options.long_prompts,
         "clip_skip": options.clip_skip,
@@ -169,11 +187,28 @@ def generate(options):
         print(options.output.with_stem(stem), flush=True)
 
 
+def fill(options):
+    """Gives the options that were not given their values: those of the image of `--like`, or else the defaults."""
+    settings = metadata.read(options.like) if options.like else {}
+    found = metadata.call_arguments(settings) if settings else {}
+    if options.like and not settings:
+        raise ValueError(
+            f"`--like` must be an image that says how it was made. Received: --like={str(options.like)!r:.200}"
+        )
+    if others := metadata.not_followed(settings):
+        print(f"not followed: {', '.join(others)}", file=sys.stderr)
+    for argument, (option, default) in SETTINGS.items():
+        if getattr(options, option) is None:
+            setattr(options, option, found.get(argument, default))
+    if options.prompt is None:
+        raise ValueError("the prompt is missing")
+
+
 def recipe(options, model, call, seed):
     """What the file says about how the picture of a seed was made; refused here if the file cannot hold it."""
     from keras_diffusion.sampling import names
 
-    call = call | {"seed": seed, "sampler": names.label(options.sampler or model.sampler)}
+    call = call | {"seed": seed, "sampler": names.label(options.sampler or model.sampler, options.spacing)}
     about_model = {
         "Model": Path(options.preset).name,
         "Model hash": model_hash(options.preset),
@@ -182,7 +217,7 @@ def recipe(options, model, call, seed):
     }
     settings = metadata.settings(model.img_width, model.img_height, __version__, **call)
     settings |= {name: value for name, value in about_model.items() if value}
-    settings |= {} if options.sampler else metadata.MODELS_OWN
+    settings |= {} if options.sampler or options.spacing else metadata.MODELS_OWN
     metadata.to_text(settings)
     return settings
 
@@ -221,6 +256,7 @@ def check(options):
         arguments.numbers("--guidance", options.guidance, 1)
     if options.sampler is not None:
         names.resolve(options.sampler)
+    names.resolve_spacing(options.spacing)
     arguments.whole_number("--clip-skip", options.clip_skip, 0, SD21.text_encoder.layers - 1)
     arguments.choice("--long-prompts", options.long_prompts, prompts.LONG_PROMPTS)
     if options.long_prompts != "truncate":  # which warns, and once is enough

@@ -92,12 +92,25 @@ def test_lone_surrogates_are_replaced():
     assert metadata.from_text(metadata.to_text(FULL | {"Prompt": "a\ud800b"}))["Prompt"] == "a\ufffdb"
 
 
+def test_a_schedule_type_is_a_spacing_and_what_is_not_followed_is_listed():
+    found = metadata.from_text(
+        "a cat\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Hires upscale: 2, VAE: a.pt"
+    )
+    call = metadata.call_arguments(found)
+    assert (call["sampler"], call["spacing"]) == ("dpmpp_2m", "karras")
+    assert metadata.not_followed(found) == ["Hires upscale"]
+    assert not metadata.not_followed(FULL | metadata.MODELS_OWN)
+    with pytest.raises(ValueError, match=r"'Sampler' cannot be followed.*spacing='Curly'"):
+        metadata.call_arguments(found | {"Schedule type": "Curly"})
+
+
 def test_arguments_are_those_that_were_given():
     assert metadata.call_arguments(FULL) == {
         "prompt": "a slice of pizza",
         "negative_prompt": "blue",
         "num_steps": 25,
-        "sampler": "DPM++ 2M Karras",
+        "sampler": "dpmpp_2m",
+        "spacing": "karras",
         "unconditional_guidance_scale": 7.5,
         "seed": 2**63 - 1,
         "clip_skip": 1,

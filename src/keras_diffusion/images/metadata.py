@@ -54,7 +54,8 @@ FIELDS = {
     "Emphasis": Field("prompt_weighting", list(EMPHASIS).__getitem__, EMPHASIS.__getitem__),
     "Long prompts": Field("long_prompts"),
 }
-KNOWN = {*FIELDS, "Size", "Version", "Model", "Model hash"} - {*PROMPTS}
+KNOWN = {*FIELDS, "Size", "Schedule type", "Version", "Model", "Model hash"} - {*PROMPTS}
+ABOUT_MODEL = {"Prediction type", "Precision", "Sampler settings", "VAE", "VAE hash"}  # which is chosen otherwise
 MEANT = {"Clip skip": "1", "Emphasis": "Original", "Long prompts": "chunk"}  # by A1111's silence
 OURS = {"negative_prompt": "", "clip_skip": 0, "prompt_weighting": False, "long_prompts": "error"}
 
@@ -89,6 +90,8 @@ def call_arguments(settings):
     Raises:
         ValueError: If a setting is not one that the library has.
     """
+    from keras_diffusion.sampling.names import from_a1111  # imports NumPy, which --help does without
+
     settings = MEANT | settings
     found = {}
     try:
@@ -98,13 +101,25 @@ def call_arguments(settings):
         if "Size" in settings:
             name = "Size"
             found["img_width"], found["img_height"] = map(int, settings[name].split("x"))
+        if "Sampler" in settings:
+            name = "Sampler"
+            found["sampler"], spacing = from_a1111(settings[name], settings.get("Schedule type"))
+            found |= {"spacing": spacing} if spacing else {}
     except (KeyError, ValueError) as error:
-        raise ValueError(f"The setting {name!r} cannot be followed. Received: {settings[name]!r:.200}") from error
+        raise ValueError(
+            f"The setting {name!r} cannot be followed: {error!s:.300}. Received: {settings[name]!r:.200}"
+        ) from error
     if found.get("seed") == RANDOM:
         del found["seed"]
     if MODELS_OWN.items() <= settings.items():
         found.pop("sampler", None)
+        found.pop("spacing", None)
     return found
+
+
+def not_followed(settings):
+    """Lists the settings that `call_arguments` does not follow, by name."""
+    return sorted(settings.keys() - KNOWN - ABOUT_MODEL - {*PROMPTS})
 
 
 def to_text(settings):
