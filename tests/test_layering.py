@@ -86,7 +86,6 @@ TESTED_BY = {
     "terminal": "test_cli.py",
     "networks.classes": "networks/test_layers.py",
     "networks.graphs": "engines/test_strips.py",
-    "networks.network": "networks/test_layers.py",
     "images.png": "checkpoints/formats/test_limits.py",
     "generation.conditions": "test_pipeline.py",
     "generation.refiner": "test_sdxl.py",

@@ -27,6 +27,7 @@ from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.keras_internals import no_leftovers
+from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
@@ -57,7 +58,8 @@ class Components:
         if prediction_type is not None:
             arguments.choice("prediction_type", prediction_type, PREDICTION_TYPES)
         self._preset = "random weights" if isinstance(preset, Architecture) else str(preset)
-        self._dtype = dtype or keras.config.dtype_policy()
+        with keras_settings():
+            self._dtype = dtype or keras.config.dtype_policy()
         self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
         given = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler}
         given = {name: value for name, value in given.items() if value is not None}

@@ -36,6 +36,7 @@ from keras_diffusion.errors import NumericalError
 from keras_diffusion.networks.controlnet import with_controlnets
 from keras_diffusion.networks.deep_cache import deep_and_shallow
 from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling.recurrence import HISTORY
 from keras_diffusion.system.memory import trim
@@ -133,7 +134,7 @@ class Engine:
             if compiled_for is not network:
                 compiled = load_runner(runner)(stage, network, self._traced)
                 self._compiled[place] = network, compiled
-        with replace_operations(**replaced_operations(runner)):
+        with keras_settings(), replace_operations(**replaced_operations(runner)):
             return compiled(*_tensors(inputs))
 
     def _traced(self):
@@ -234,8 +235,8 @@ class Engine:
         if last:
             levels[-1] = 1.0, 0.0  # what is known ends as it was, also where a sampler leaves a trace of noise
         embeddings = timestep_embedding(table.rows[:, 0], frequencies)
-        quiet = ops.zeros((rows_per_call, *latents.shape))
-        history = ops.zeros((HISTORY, *latents.shape)) if history is None else history
+        quiet = ops.zeros((rows_per_call, *latents.shape), "float32")
+        history = ops.zeros((HISTORY, *latents.shape), "float32") if history is None else history
         conditions = _tensors(conditions)
         positive = [None if x is None else x[-len(latents) :] for x in (conditions.context, conditions.added)]
         unguided = conditions._replace(context=positive[0], added=positive[1], rescale=None)

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 
 import keras
 import numpy as np
@@ -29,6 +30,38 @@ class StoredPolicy(keras.DTypePolicy):
         return STORED[name]
 
 
+SETTINGS = {  # of Keras: how to read one, how to set it, and the value that the networks are written for
+    "image_data_format": (keras.config.image_data_format, keras.config.set_image_data_format, "channels_last"),
+    "floatx": (keras.config.floatx, keras.config.set_floatx, "float32"),
+}
+_users, _users_lock, _others = [], Lock(), {}
+
+
+@contextmanager
+def keras_settings():
+    """Sets Keras' global settings to those that the networks are written for, if they are others, while it is open.
+
+    Several threads may be inside; the last one to leave restores the settings.
+    """
+    user = object()
+    with _users_lock:
+        if not _users:
+            _others.update({name: read() for name, (read, _, own) in SETTINGS.items() if read() != own})
+            for name in _others:
+                _, write, own = SETTINGS[name]
+                write(own)
+        _users.append(user)
+    try:
+        yield
+    finally:
+        with _users_lock:
+            _users.remove(user)
+            if not _users:
+                for name, value in _others.items():
+                    SETTINGS[name][1](value)
+                _others.clear()
+
+
 @contextmanager
 def construction(dtype=None, initialize=True):
     """Sets the dtype policy and the initialisation of the layers built inside it.
@@ -37,11 +70,13 @@ def construction(dtype=None, initialize=True):
         dtype: A Keras dtype policy or its name, or a name in `STORED`; None keeps the global policy.
         initialize: Whether kernels start at random. False leaves them zero, for a loader that fills every one.
     """
-    policy = keras.config.dtype_policy()
+    with keras_settings():
+        policy = keras.config.dtype_policy()
     token = kernel_initializer.set("glorot_uniform" if initialize else LazyZeros())
     try:
         keras.config.set_dtype_policy(StoredPolicy(dtype) if str(dtype) in STORED else dtype or policy)
-        yield
+        with keras_settings():
+            yield
     finally:
         keras.config.set_dtype_policy(policy)
         kernel_initializer.reset(token)

@@ -44,6 +44,7 @@ def find_defaults(architecture, sampler, schedule, name=""):
         sampler == "euler"
         and schedule.get("spacing") == "trailing"
         and schedule.get("prediction_type") == "epsilon"
+        and architecture.text_encoder
         and architecture.text_encoder.width == SD2_WIDTH
     )
     by_name = "turbo" in name.lower()

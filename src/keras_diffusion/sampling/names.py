@@ -66,7 +66,7 @@ def resolve_spacing(name):
         name: A name in `ALL_SPACINGS`, a schedule type of A1111 or a scheduler of ComfyUI; or None.
 
     Returns:
-        A str, or None for None and for A1111's "Automatic", which `automatic_spacing` explains.
+        A str, or None for None.
 
     Raises:
         ValueError: If there is no such spacing, with the names there are.
