@@ -15,11 +15,13 @@ DRAW = {"num_steps": 2, "seed": 1, "verbose": 0}
 @pytest.fixture
 def others():
     """Sets both settings to other values."""
+    policy = keras.config.dtype_policy()
     keras.config.set_image_data_format("channels_first")
     keras.config.set_floatx("float16")
     yield ("channels_first", "float16")
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy(policy)
 
 
 def current():
@@ -33,12 +35,8 @@ def expected():
 
 @pytest.mark.backend
 def test_global_settings_change_no_image(expected, others):
-    policy = keras.config.dtype_policy()
-    try:
-        images = StableDiffusion.from_preset("emoji").text_to_image("a dog", **DRAW)
-        assert current() == others
-    finally:
-        keras.config.set_dtype_policy(policy)
+    images = StableDiffusion.from_preset("emoji").text_to_image("a dog", **DRAW)
+    assert current() == others
     np.testing.assert_array_equal(images, expected)
 
 
