@@ -89,19 +89,21 @@ def test_a_lora_for_both_text_encoders_draws_as_in_diffusers(ours, theirs, tmp_p
     import torch
     from safetensors.torch import save_file
 
-    generator, tensors = torch.Generator().manual_seed(0), {}
-    for layer, width in {
-        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": 16,
-        "lora_te2_text_model_encoder_layers_1_self_attn_v_proj": 24,
-        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q": 32,
-    }.items():
-        tensors[f"{layer}.lora_down.weight"] = torch.randn((2, width), generator=generator)
-        tensors[f"{layer}.lora_up.weight"] = torch.randn((width, 2), generator=generator) / 2
-        tensors[f"{layer}.alpha"] = torch.tensor(1.0)
-    save_file(tensors, tmp_path / "both.safetensors")
+    generator, tensors = torch.Generator().manual_seed(0), {"kohya": {}, "diffusers": {}}
+    for prefixes, layer, width in (
+        (("lora_te1_", "text_encoder."), "text_model.encoder.layers.0.self_attn.q_proj", 16),
+        (("lora_te2_", "text_encoder_2."), "text_model.encoder.layers.1.self_attn.v_proj", 24),
+        (("lora_unet_", "unet."), "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", 32),
+    ):
+        names = prefixes[0] + layer.replace(".", "_"), prefixes[1] + layer
+        down, up = (torch.randn(shape, generator=generator) / 2 for shape in ((2, width), (width, 2)))
+        tensors["kohya"] |= {f"{names[0]}.lora_down.weight": down, f"{names[0]}.lora_up.weight": up}
+        tensors["diffusers"] |= {f"{names[1]}.lora_A.weight": down, f"{names[1]}.lora_B.weight": up}
+    for name, file in tensors.items():
+        save_file(file, tmp_path / f"{name}.safetensors")
     plain = ours.encode_text("a cat")
-    theirs.load_lora_weights(tmp_path, weight_name="both.safetensors")
-    ours.load_lora(tmp_path / "both.safetensors")
+    theirs.load_lora_weights(tmp_path, weight_name="diffusers.safetensors")
+    ours.load_lora(tmp_path / "kohya.safetensors")
     try:
         encoded = ours.encode_text("a cat")
         context, _, pooled, _ = theirs.encode_prompt("a cat", do_classifier_free_guidance=False)

@@ -16,7 +16,7 @@ from keras_diffusion.system import memory
 from ..golden import comparison, networks
 
 HALVES = {"mixed_float16": 0.01, "mixed_bfloat16": 0.05, "float16": 0.01, "bfloat16": 0.05}  # policy → relative error
-every_network = pytest.mark.parametrize("network", comparison.NETWORKS)
+every_network = pytest.mark.parametrize("network", TINY.networks)
 every_half = pytest.mark.parametrize("dtype", HALVES)
 CASES = {"text_encoder": "short", "diffusion_model": "inpainting", "image_encoder": "wide", "decoder": "wide"}
 
@@ -168,7 +168,7 @@ def test_kernels_without_values_are_memory_that_nothing_has_written(monkeypatch,
         made.append((allocate, memory.aligned_array(allocate, *arguments)))
         return made[-1][1]
 
-    monkeypatch.setattr("keras_diffusion.networks.network.aligned", aligned)
+    monkeypatch.setattr("keras_diffusion.networks.network.aligned_array", aligned)
     with construction(dtype, initialize=False):
         parts = [dense(30, "dense"), embedding(20, 30, "embedding"), conv(30, "conv")]
     for layer, shape in zip(parts, [(1, 20), (1,), (1, 8, 8, 7)], strict=True):

@@ -23,7 +23,7 @@ from keras_diffusion.checkpoints.layouts import ldm, single_file
 from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
 from keras_diffusion.checkpoints.layouts.single_file import SingleFile
 from keras_diffusion.checkpoints.mapping.loading import find_targets
-from keras_diffusion.checkpoints.mapping.names import rows
+from keras_diffusion.checkpoints.mapping.names import folders, rows
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 
 pytestmark = pytest.mark.backend
@@ -543,11 +543,12 @@ def test_diffusers_reads_what_is_written_here(written, diffusers_folder, tmp_pat
     pytest.importorskip("transformers")
     path = (tmp_path / name).with_suffix(".safetensors")
     path.write_bytes((written / name).read_bytes())
-    expected = diffusers.StableDiffusionPipeline.from_pretrained(diffusers_folder(name), safety_checker=None)
-    found = diffusers.StableDiffusionPipeline.from_single_file(
-        path, config=str(tmp_path / "folder"), local_files_only=True, safety_checker=None
-    )
-    for part in ("text_encoder", "unet", "vae"):
+    kinds = {"sdxl": "StableDiffusionXLPipeline", "sdxl_refiner": "StableDiffusionXLImg2ImgPipeline"}
+    pipeline = getattr(diffusers, kinds.get(name, "StableDiffusionPipeline"))
+    options = {} if name in kinds else {"safety_checker": None}
+    expected = pipeline.from_pretrained(diffusers_folder(name), **options)
+    found = pipeline.from_single_file(path, config=str(tmp_path / "folder"), local_files_only=True, **options)
+    for part in folders(LIKE[name]):
         ours, theirs = getattr(expected, part).state_dict(), getattr(found, part).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), part

@@ -57,10 +57,12 @@ class DiffusersFolder:
     def __init__(self, path, prediction_type=None, optional=()):
         self.path = Path(path)
         index, usual = self._config(CONFIGS["model_index"]), to_diffusers(SD14)
-        configs = {"model_index": index} | {
-            part: self._config(CONFIGS[part], usual.get(part) if part in optional else None)
-            for part in parts(index)[1:]
-        }
+        defaults = {part: usual.get(part) for part in optional}
+        configs = {part: self._config(CONFIGS[part], defaults.get(part)) for part in parts(index)[1:]}
+        configs["model_index"] = index
+        if configs.get("text_encoder") is defaults.get("text_encoder", configs):  # another one takes its place
+            width = configs["unet"].get("cross_attention_dim", SD14.text_encoder.width)
+            configs["text_encoder"] = configs["text_encoder"] | {"hidden_size": width, "num_attention_heads": 1}
         if prediction_type is not None:
             configs["scheduler"]["prediction_type"] = prediction_type
         self.architecture = from_diffusers(configs)

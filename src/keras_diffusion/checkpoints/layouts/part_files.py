@@ -78,15 +78,13 @@ class PartFiles:
         if self._config is None:
             return architecture
         changed = from_diffusers(to_diffusers(architecture) | {self.part: self._config})
-        needed = {  # by the diffusion model
-            "latent channels": (changed.autoencoder.latent_channels, architecture.diffusion_model.out_channels),
-            "context width": (changed.text_encoder.width, architecture.diffusion_model.context),
-        }
-        if problems := [f"{name}: {theirs}, not {ours}" for name, (theirs, ours) in needed.items() if theirs != ours]:
+        given, needed = changed.autoencoder.latent_channels, architecture.diffusion_model.out_channels
+        if given != needed:
+            problem = f"latent channels: {given}, not {needed}"
             raise CheckpointMismatchError(
-                f"`{self.part}` does not fit the rest of the model: {'; '.join(problems)}. Give one that was made for "
-                f"it. Received: {self.part}={str(self.path)!r:.200}",
-                mismatched=problems,
+                f"`{self.part}` does not fit the rest of the model: {problem}. Give one that was made for it. "
+                f"Received: {self.part}={str(self.path)!r:.200}",
+                mismatched=[problem],
             )
         return changed
 
