@@ -180,7 +180,8 @@ def test_random_weights_take_no_parts(folder):
 
 
 def test_a_text_encoder_of_another_width_is_refused(plain, build, tmp_path):
-    other = {**TINY.get_config(), "text_encoder": vars(TextEncoderShape(width=8, layers=2, heads=2))}
-    diffusers_folder.save(tmp_path / "other", other := type(TINY).from_config(other), **build(other))
+    shapes = {"text_encoder": TextEncoderShape(width=8, layers=2, heads=2)}
+    other = replace(TINY, name="custom", diffusion_model=replace(TINY.diffusion_model, context=8), **shapes)
+    diffusers_folder.save(tmp_path / "other", other, **build(other))
     with pytest.raises(CheckpointMismatchError, match="cross_attention_dim=16, but the text encoders give 8"):
         StableDiffusion(preset=plain, text_encoder=tmp_path / "other")

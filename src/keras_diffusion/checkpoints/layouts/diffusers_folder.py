@@ -62,7 +62,8 @@ class DiffusersFolder:
         configs["model_index"] = index
         if configs.get("text_encoder") is defaults.get("text_encoder", configs):  # another one takes its place
             width = configs["unet"].get("cross_attention_dim", SD14.text_encoder.width)
-            configs["text_encoder"] = configs["text_encoder"] | {"hidden_size": width, "num_attention_heads": 1}
+            fitting = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": 1}
+            configs["text_encoder"] = configs["text_encoder"] | fitting
         if prediction_type is not None:
             configs["scheduler"]["prediction_type"] = prediction_type
         self.architecture = from_diffusers(configs)
