@@ -38,7 +38,7 @@ class Level(NamedTuple):
 
     @property
     def attends(self):
-        """Whether there are transformers on the way down."""
+        """Tells whether there are transformers on the way down."""
         return any(self.down(1))
 
     def down(self, blocks):

@@ -205,7 +205,7 @@ def fill(options):
 
 
 def recipe(options, model, call, seed):
-    """What the file says about how the picture of a seed was made; refused here if the file cannot hold it."""
+    """Makes the settings for the file of a seed's image; what the file cannot hold is an error."""
     from keras_diffusion.sampling import names
 
     call = call | {"seed": seed, "sampler": names.label(options.sampler or model.sampler, options.spacing)}

@@ -166,7 +166,7 @@ class StableDiffusion(Components):
 
     @property
     def way(self) -> str:
-        """How the diffusion model is run for one image: "graph", "xla", "jit", "eager", "inductor" or "openvino"."""
+        """The runner of the diffusion model for one image: "graph", "xla", "jit", "eager", "inductor" or "openvino"."""
         size = self.architecture.autoencoder.latent_size(self.img_height, self.img_width)
         return self._engine.runner(self.diffusion_model, (1, *size, self.diffusion_model.inputs[0].shape[-1]))
 

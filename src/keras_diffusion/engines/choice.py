@@ -69,7 +69,7 @@ def choose_by_work(parameters, positions, network=None):
 
 
 def _openvino_serves(parameters, network):
-    """Whether it is installed, the machine has memory enough for it, and it knows all layers."""
+    """Tells whether OpenVINO is installed, fits into memory, and knows all layers."""
     if not find_spec("openvino") or OPENVINO_NEEDS * parameters > memory.physical_memory():
         return False
     if network is None:
@@ -81,7 +81,7 @@ def _openvino_serves(parameters, network):
 
 
 def rows_at_once(runner):
-    """How many rows of a sampler's table one program should run where nobody looks at each."""
+    """Returns how many rows of a sampler's table one program runs if no callback sees each."""
     return ROWS_AT_ONCE.get((runner, device()), 1)
 
 

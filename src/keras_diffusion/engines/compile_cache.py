@@ -1,4 +1,4 @@
-"""Where compilers keep what they have compiled, for the next process."""
+"""Chooses the folder in which compilers keep their results for the next process."""
 
 import hashlib
 import os
@@ -63,7 +63,7 @@ def _version(package):
 
 
 def _processor():
-    """What the processor is and can do."""
+    """Describes the processor and its instruction sets."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     kept = {line for line in lines if line.startswith(("model name", "flags", "Features"))}

@@ -85,7 +85,7 @@ class Engine:
         self._lock = threading.Lock()
 
     def __reduce__(self):
-        """What is copied or pickled compiles anew."""
+        """Lets a copy or a pickle start with nothing compiled."""
         return type(self), (self.jit_compile,)
 
     def unload(self):
@@ -240,7 +240,7 @@ class Engine:
         conditions = _tensors(conditions)
         positive = [None if x is None else x[-len(latents) :] for x in (conditions.context, conditions.added)]
         unguided = conditions._replace(context=positive[0], added=positive[1], rescale=None)
-        if network_alone:  # it is compiled for one shape: the negative prompts stay, and have no say
+        if network_alone:  # it is compiled for one shape: the negative prompts stay, without effect
             unguided = conditions._replace(guidance=ops.ones_like(conditions.guidance), rescale=None)
         previous = None
         for first in range(0, count, rows_per_call):

@@ -20,7 +20,7 @@ def encode(network, tokens):
 
 
 def encode_skipping(network, tokens, clip_skip):
-    """The same without the last blocks, see `TextEncoder.skip`."""
+    """Tokens (b, n) → context without the last blocks, see `TextEncoder.skip`."""
     return _floats(network.skip(with_positions(tokens), clip_skip))
 
 
@@ -45,7 +45,7 @@ class Rows(NamedTuple):
         levels: (k, 2), the share of signal and of noise in the latents after each row.
         embeddings: (k, frequencies), of the timesteps.
         noise: (k, b, h, w, c), unit noise for the rows that add some.
-        scales: (k, n), how much each of n ControlNets has a say, for a network that takes them.
+        scales: (k, n), the scale of each of n ControlNets, for a network that takes them.
     """
 
     columns: Any
@@ -56,7 +56,7 @@ class Rows(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What latents (b, h, w, c) are drawn from, the same in every row. None leaves out the computation.
+    """Holds what latents (b, h, w, c) are drawn from, the same in every row. None leaves out the computation.
 
     Args:
         context: (b, n, d), or (2b, n, d) with the negative prompts first, for guidance.
@@ -142,5 +142,5 @@ def decode(network, latents):
 
 
 def decode_in_strips(network, latents):
-    """The same with less memory, see `strips`."""
+    """Latents → images, with less memory, see `strips`."""
     return decode(partial(strips.decode, network), latents)

@@ -36,7 +36,7 @@ def xla(stage, network, traced):
 
 
 def _converts(network):
-    """Whether layers compute in another dtype than that of their weights."""
+    """Tells whether layers compute in another dtype than that of their weights."""
     return any(layer.variable_dtype != layer.compute_dtype for layer in all_layers(network))
 
 

@@ -117,7 +117,7 @@ def _record(run, inputs):
 
 
 def weight_addresses(network):
-    """Where the weights of a network lie on a GPU, which CUDA graphs read there; first of all as cuDNN reads them.
+    """Lays the weights of a network out as cuDNN reads them, and returns their addresses on the GPU.
 
     That is (d, h, w, c) for kernels (h, w, c, d): cuDNN would copy others in every call.
     """

@@ -73,7 +73,7 @@ def _encode_pixels(model, engine, pixels):
 
 
 def _repeated(encoded, count):
-    """What is encoded for each of `count` images: one for all, or one for each."""
+    """Repeats what is encoded once for all of `count` images; one for each stays."""
     return EncodedText(*(None if x is None else np.resize(x, (count, *x.shape[1:])) for x in encoded))
 
 

@@ -1,4 +1,4 @@
-"""What people pass as `control`: ControlNets, their images, and how much and when each has a say."""
+"""Reads the option `control`: ControlNets, their images, scales and intervals."""
 
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ def _control(name, entry, batch_size, size, diffusion_model):
 
 
 def _fitting(network):
-    """What a ControlNet and its diffusion model must have alike."""
+    """Returns the values that must be equal in a ControlNet and its diffusion model."""
     shape = network.architecture.diffusion_model
     return {
         "channels": [level.channels for level in shape.levels],

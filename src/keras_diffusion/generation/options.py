@@ -31,7 +31,7 @@ OTHER_NAMES = {
 
 
 class SizeOptions(TypedDict, total=False):
-    """What the diffusion model of SDXL is told beside the prompt."""
+    """The size ids of SDXL; `Options` documents them."""
 
     original_size: tuple[float, float] | None
     crop: tuple[float, float] | None
@@ -44,7 +44,7 @@ class SizeOptions(TypedDict, total=False):
 
 
 class CommonOptions(SizeOptions, total=False):
-    """What every method that draws takes; `Options` documents them."""
+    """The options of every method that draws; `Options` documents them."""
 
     mask_white: Literal["repaint", "keep"]
     img_height: int | None

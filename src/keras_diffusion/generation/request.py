@@ -1,4 +1,4 @@
-"""What a call asks for: all of its arguments, checked before anything is computed."""
+"""Checks all arguments of a call before anything is computed."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -223,7 +223,7 @@ def _start(model, image, strength, mask, height, width):
 
 
 def _are_latents(image, channels):
-    """Whether an image is given as latents: an array (b, h/f, w/f, channels) that cannot be pixels.
+    """Tells whether an image is given as latents: an array (b, h/f, w/f, channels) that cannot be pixels.
 
     Only latents of three channels have the shape of pixels; numbers outside [0, 1] then tell them apart.
     """

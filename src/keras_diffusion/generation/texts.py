@@ -11,7 +11,7 @@ from keras_diffusion.prompts.reading import emphasise, repeat_to_one_length
 
 
 class EncodedText(NamedTuple):
-    """What the text encoders of SDXL make of prompts.
+    """Holds what the text encoders of SDXL return for prompts.
 
     Args:
         context: float32 (b, k · 77, width), the outputs of all text encoders side by side.

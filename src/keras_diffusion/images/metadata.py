@@ -1,4 +1,4 @@
-"""How a picture was made, written into its file: the text `parameters` that A1111 and its readers know.
+"""Writes into an image's file how the image was made, as the text `parameters` that A1111 and others read.
 
     a slice of pizza
     Negative prompt: blue
@@ -299,7 +299,7 @@ def _decode(comment):
 
 
 def _is_utf8(content):
-    """Whether bytes are text in UTF-8; NULs are none, but at the ends."""
+    """Tells whether bytes are UTF-8 text; NULs are allowed only at the ends."""
     try:
         return "\0" not in content.decode().strip("\0")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""What is done with the flags of a `safety` function: nothing to the images, an error to the caller."""
+"""Raises an error if a `safety` function flags images; the images are never changed."""
 
 import numpy as np
 

@@ -148,7 +148,7 @@ def parse(prompt):
 
 
 def _events(prompt):
-    """What a prompt consists of: ("", text), and for brackets (bracket, factor) and (bracket, None)."""
+    """Splits a prompt into ("", text), and for brackets (bracket, factor) and (bracket, None)."""
     events, opened = [], {"(": [], "[": []}
     for match in _GRAMMAR.finditer(prompt):
         token, weight = match[0], match["weight"]

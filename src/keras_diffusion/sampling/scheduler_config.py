@@ -89,7 +89,7 @@ def _solver_options(kind, given):
 
 
 def _ends_clean(name, given):
-    """Whether the last step ends at a clean latent; None if that is for the sampler to say."""
+    """Tells whether the last step ends at a clean latent; None leaves it to the sampler."""
     if name in ("ddim", "pndm"):
         return bool(given["set_alpha_to_one"])
     return False if given.get("final_sigmas_type") == "sigma_min" else None
@@ -123,14 +123,14 @@ def _refusal(kind, config, given):
 
 
 def _is_supported(value, values, kind):
-    """Whether an option has one of the supported values, or any number or list if it is open."""
+    """Tells whether an option has a supported value; an open option takes any number or list."""
     if kind is list:
         return isinstance(value, list) and all(isinstance(item, int) for item in value)
     return value in values or (kind is not None and _is_number(value) and isinstance(value, kind))
 
 
 def _is_number(value):
-    """Whether a value is a finite number."""
+    """Tells whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -154,7 +154,7 @@ def _known(config):
 
 
 def _is_left_behind(key, value, options):
-    """Whether a key that a file holds, and the class does not read, would change what another class draws."""
+    """Tells whether a key that the class of a file does not read would change the images of another class."""
     if key.startswith("_") or key in {*SCHEDULE, *DEFAULTS, "timestep_spacing", *WITHOUT_EFFECT, *options}:
         return False
     return not any(value == others[key][0] for others in OPTIONS.values() if key in others)

@@ -1,4 +1,4 @@
-"""Lets any number of calls use a model at a time, and has changes of its weights wait for them.
+"""Lets any number of calls use a model at a time; changes of its weights wait for them.
 
 That is a readers-writer lock for each object (Courtois, Heymans and Parnas 1971, "Concurrent control with 'readers' and
 'writers'"). A change that waits goes before the calls that come after it. Objects hold no lock of their own, so that
@@ -14,7 +14,7 @@ _states = WeakKeyDictionary()
 
 
 class _State:
-    """Who uses an object.
+    """Holds who uses an object.
 
     Attributes:
         readers: (thread, token) of each call that uses it.
@@ -50,7 +50,7 @@ def reading(*objects):
 
 @contextmanager
 def changing(*objects):
-    """Has this thread alone at objects: waits for the calls that use them, and has others wait until the end.
+    """Gives this thread objects to change: waits for the calls that use them; others wait until the end of the block.
 
     Raises:
         RuntimeError: If this thread is inside a call that uses one of them, as callbacks are.

@@ -57,14 +57,14 @@ class Trainer(keras.Model):
 
     @property
     def _frozen(self):
-        """The weights that a step computes with and that are not trained. Keras would save those of an attribute."""
+        """The variables that a step uses but does not train; Keras would save them if they were an attribute."""
         owned = {id(variable) for variable in self.learner.variables}
         weights = [variable for network in self.learner.networks() for variable in network.variables]
         return [variable for variable in weights if id(variable) not in owned]
 
     @property
     def variables(self):
-        """What is trained, and the frozen weights that a step computes with."""
+        """The trained variables, and the frozen ones that a step computes with."""
         return [*super().variables, *self._frozen]
 
     def examples(self, folder, caption=None, **options):
@@ -91,7 +91,7 @@ class Trainer(keras.Model):
 
     @property
     def step(self):
-        """How many steps have been taken; `examples(first_step=…)` goes on from there."""
+        """The number of steps taken; `examples(first_step=…)` continues from there."""
         return int(keras.ops.convert_to_numpy(self.optimizer.iterations))
 
     def call(self, inputs):

@@ -78,7 +78,7 @@ def layers(networks):
 
 
 def spellings(key):
-    """Yields what files call a layer that `layers` lists, but for its name in the original layout."""
+    """Yields the spellings of a layer that `layers` lists; `original_spellings` has those of the original layout."""
     network, _, layer = key.partition("/")
     spelling = SPELLINGS[network]
     for prefix in spelling.joined:
@@ -89,7 +89,7 @@ def spellings(key):
 
 
 def original_spellings(network, architecture):
-    """What files call the layers of a network by their names in the original (LDM) layout: a dict to "network/layer".
+    """Maps the original (LDM) names of a network's layers, as files spell them, to "network/layer".
 
     Layers that share a tensor there, as OpenCLIP's attention does, have no such name.
     """
@@ -104,7 +104,7 @@ def original_spellings(network, architecture):
 
 
 def all_spellings(networks):
-    """A dict from every name that files give to a layer of `networks` to "network/layer"."""
+    """Maps every spelling of the layers of `networks` to "network/layer"."""
     names = {}
     for network, model in networks.items():
         names |= original_spellings(network, model.architecture)
@@ -112,7 +112,7 @@ def all_spellings(networks):
 
 
 def split(name):
-    """Splits a tensor's name, without what peft puts around it, into the layer's and a part of `ENDINGS` or None."""
+    """Splits the name of a tensor, without peft's additions, into that of its layer and a part in `ENDINGS`, or None."""
     bare = ADAPTERS_NAME.sub(r"\1", name.replace("base_model.model.", "", 1))
     ending = next((ending for ending in ENDINGS if bare.endswith(ending)), "")
     return bare.removesuffix(ending), ENDINGS.get(ending)

@@ -61,7 +61,7 @@ class Group(NamedTuple):
 
     @property
     def magnitude(self):
-        """What makes it a DoRA: the part and its `Tensor`, or (None, None)."""
+        """The part that holds the magnitudes of a DoRA, and its `Tensor`; or (None, None)."""
         return next(((part, x) for part, x in self.parts.items() if part in MODIFIERS - {"alpha"}), (None, None))
 
 
@@ -181,7 +181,7 @@ def magnitude_shape(part, stored, shape):
 
 
 def mismatch(path, tensors, missing, unexpected, mismatched):
-    """The error that names everything."""
+    """Makes the error that names every tensor."""
     groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
     names = [f"{group}: {loading.printable(name)}" for group, names in groups.items() for name in names]
     lora = any(layer_names.split(name)[1] for name in tensors)
@@ -196,17 +196,17 @@ def mismatch(path, tensors, missing, unexpected, mismatched):
 
 
 def magnitude(tensor):
-    """The largest magnitude in a tensor, NaN where it holds one."""
+    """Returns the largest magnitude in a tensor, or NaN if it holds one."""
     return largest(tensor) if tensor.dtype in DTYPES else abs(number(tensor))
 
 
 def number(tensor):
-    """The value of an alpha."""
+    """Reads the value of an alpha."""
     return read(tensor).item()
 
 
 def found_rank(group, shape):
-    """The rank of a change, or None where it has none."""
+    """Returns the rank of a change, or None if it has none."""
     return sizes(group.kind, {part: tensor.shape for part, tensor in group.of_kind.items()}, shape)[0].get("r")
 
 

@@ -89,7 +89,7 @@ class Loras:
         self.networks = networks
 
     def _read(self, path, networks):
-        """What a file changes; the last few are kept."""
+        """Reads the changes of a file; those of the last few files are kept."""
         state = Path(path).stat()
         key = path, state.st_mtime_ns, state.st_size
         changes = self._files.pop(key, None) or lora_file.changes(path, networks)
@@ -171,7 +171,7 @@ def checked(name, scale, networks):
 
 
 def scale_of(scale, tensor):
-    """The scale of a tensor, "network/name": that of the longest name of its block, or of its network, or else 1."""
+    """Returns the scale of a tensor, "network/name": that of its smallest block, else of its network, else 1."""
     if not isinstance(scale, Mapping):
         return scale
     network, _, layer = tensor.partition("/")

@@ -93,7 +93,7 @@ def _save_peft(path, halves, alpha, dtype):
 
 
 def _tensors(halves, format):
-    """The tensors of halves, by the names of a format."""
+    """Names the halves as a format does."""
     return {
         f"{name}.{ending}.weight": half
         for name, pair in halves.items()
@@ -113,7 +113,7 @@ def _kohya_name(key):
 
 
 def _kohya_metadata(path, architecture, rank, alpha):
-    """What sd-scripts writes, as far as it is known."""
+    """Makes the metadata that sd-scripts writes, as far as they are known here."""
     version, specification = VERSIONS.get(architecture.diffusion_model.context, (architecture.name, architecture.name))
     return {
         "ss_network_module": "networks.lora",
@@ -136,7 +136,7 @@ def _peft_config(layers, alpha):
 
 
 def _diffusers_metadata(halves, rank, alpha):
-    """peft's configuration of each network."""
+    """Makes peft's configuration of each network, under diffusers' prefixes."""
     described = {}
     for network in {key.partition("/")[0] for key in halves}:
         own = {key.partition("/")[2]: pair for key, pair in halves.items() if key.startswith(f"{network}/")}

@@ -53,14 +53,14 @@ class Declared(NamedTuple):
     root: bool = False
 
     def factor(self, layer, rank):
-        """What multiplies the change of a layer, of a rank or None."""
+        """Returns alpha / rank of a layer, or 1 if alpha or the rank is not known."""
         alpha = named(self.alphas, layer, self.alpha)
         rank = rank or named(self.ranks, layer, self.rank)
         return 1.0 if alpha is None or rank is None else alpha / (math.sqrt(rank) if self.root else rank)
 
 
 def named(patterns, layer, default):
-    """The value of the first regular expression that names a layer as peft means it, or the default."""
+    """Returns the value of the first regular expression that matches a layer as in peft, or the default."""
     return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)), default)
 
 
@@ -98,7 +98,7 @@ def declarations(path):
 
 
 def read(options):
-    """The `Declared` of peft's options for one network."""
+    """Reads peft's options for one network into a `Declared`."""
     alpha = options.get("lora_alpha", options.get("alpha"))
     patterns = [
         {compiled(key): finite(value) for key, value in (options.get(name) or {}).items()}
@@ -120,7 +120,7 @@ def not_understood(options):
 
 
 def compiled(pattern):
-    """A pattern of layers' names as peft means it, without what could take forever to match."""
+    """Returns a pattern of layers' names; one that could take forever to match is an error."""
     repeats = len(re.findall(r"[*+?{]", pattern))
     if len(pattern) > limits.PATTERN or repeats > limits.PATTERN_REPEATS or re.search(NESTED, pattern):
         raise ValueError(f"the pattern {pattern:.100} is too involved")

@@ -167,7 +167,7 @@ def follow(url, offset, token, request):
 
 
 def target(url, location):
-    """Where a redirect leads."""
+    """Returns where a redirect leads."""
     try:
         url = urljoin(url, location)
         if urlsplit(url).port == 0 or re.search(r"[\x00-\x20\x7f]", url):  # `port` is an error above 65535

@@ -1,4 +1,4 @@
-"""Where models come from: the built-in names of weights/manifest.json, and `hf://owner/repository[@revision]`."""
+"""Finds where models come from: built-in names in weights/manifest.json, and `hf://owner/repository[@revision]`."""
 
 import json
 import re
@@ -18,7 +18,7 @@ URI = re.compile(rf"{HUB}(?P<repository>{WORD}/{WORD})(?:@(?P<revision>{REVISION
 
 
 class Source(NamedTuple):
-    """Where a model is published.
+    """Describes where a model is published.
 
     Attributes:
         name: What people call it: a built-in name or a URI.

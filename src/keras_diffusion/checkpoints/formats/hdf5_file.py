@@ -94,7 +94,7 @@ def _walk(objects, path, group, prefix, seen):
 
 
 def _tensor(objects, path, name, address, messages):
-    """Where a dataset lies, unless that is not in one place in this file."""
+    """Returns where a dataset lies; one that lies in several places or elsewhere is an error."""
     kind, shape, layout, offset, size = dataset(messages)
     if ELSEWHERE in messages or layout == VIRTUAL:
         raise UnsafeCheckpointError(f"may not keep a tensor in other files. Received: {name!r:.200}")

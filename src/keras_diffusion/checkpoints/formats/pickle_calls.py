@@ -30,7 +30,7 @@ class Known(str):
 
 
 class Inert(str):
-    """The name of a class that is not known. It may stand somewhere, and nothing can be done with it."""
+    """The name of an unknown class; a file may mention it, but not use it."""
 
 
 class Code(str):
@@ -56,14 +56,14 @@ class Storage(NamedTuple):
 
 
 def named(module, name):
-    """What a name in a file stands for. Classes, told by their capitals, may be mentioned though they are not known."""
+    """Returns what a name in a file stands for; an unknown class, told by its capitals, is an `Inert`."""
     if name not in GLOBALS.get(module, ()) and CLASS.fullmatch(f"{module}.{name}"):
         return Inert(f"{module}.{name}")
     return Known(module, name)
 
 
 def known(value):
-    """The value, if it is the name of something in `GLOBALS`."""
+    """Returns a value if it names something in `GLOBALS`; otherwise it is an error."""
     return refuse(value) if type(value) is Inert else typed(value, Known)
 
 

@@ -62,7 +62,7 @@ def contents(path):
 
 
 def _examined(path, result):
-    """What `result` makes of the content of a file; what a file causes is always an error of our own."""
+    """Returns what `result` makes of the content of a file; every error about the file is one of ours."""
     with _Bounded(existing_file(path)) as file:
         try:
             start = file.read(32)
@@ -116,7 +116,7 @@ def _read_zip(file):
 
 
 def _start(file, member):
-    """Where the bytes of a member begin."""
+    """Returns where the bytes of a member begin."""
     file.seek(member.header_offset)
     signature, *lengths = struct.unpack("<4s22xHH", file.read(30))
     start = file.tell() + sum(lengths)

@@ -28,12 +28,12 @@ CONTAINERS = (*DICTS, list, tuple)
 
 
 class Interpreter:
-    """What an instruction changes.
+    """Holds the stack and the memo of a pickle, which its instructions change.
 
     Args:
         path: The file.
         place: A function from key, number of elements and bytes of an element of a storage to where the file has it.
-        steps: How many it may take.
+        steps: How many steps the pickle may take.
     """
 
     def __init__(self, path, place, steps):
@@ -84,7 +84,7 @@ class Interpreter:
             self.inert[value] = None
 
     def storage(self, name):
-        """The storage that a persistent name means."""
+        """Returns the storage that a persistent name means."""
         if not (type(name) is tuple and len(name) in (5, 6) and name[0] == "storage" and name[5:] in ((), (None,))):
             raise ValueError("it refers to something that is no storage")
         _, kind, key, _, numel, *_ = name
@@ -92,7 +92,7 @@ class Interpreter:
         return Storage(self.path, key, dtype, numel, self.place(key, numel, itemsize(dtype)))
 
     def call(self, function, arguments):
-        """What a call gives, by our own function for it."""
+        """Calls our own function in place of the one that a file names."""
         meaning = known(function).meaning
         if meaning not in CALLS or len(typed(arguments, tuple)) > limits.PICKLE_ARGUMENTS:
             raise ValueError(f"it calls {function} as no checkpoint does")
@@ -119,7 +119,7 @@ def run(file, path=None, place=None, steps=limits.PICKLE_STEPS):
         file: A binary file, all of it in memory.
         path: The path for its tensors, a `Path`.
         place: A function from key, number of elements and bytes of an element of a storage to its place in the file.
-        steps: How many it may take.
+        steps: How many steps the pickle may take.
 
     Returns:
         What it describes, made of dicts, lists, tuples, strings, numbers and `Tensor`.

@@ -28,7 +28,7 @@ def metadata(path):
 
 
 def is_pickle(path):
-    """Whether a file begins as a pickle, or a zip archive with one, and not as safetensors do."""
+    """Tells whether a file begins as a pickle or a zip archive does, and not as safetensors does."""
     with open(existing_file(path), "rb") as file:
         start = file.read(8)
     return int.from_bytes(start, "little") > limits.HEADER and start.startswith((b"PK", b"\x80"))

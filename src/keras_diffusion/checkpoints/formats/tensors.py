@@ -1,4 +1,4 @@
-"""Where the tensors of a file are, and their values, one tensor in memory at a time.
+"""Says where the tensors of a file are, and reads their values, one tensor in memory at a time.
 
 Every format stores its tensors as plain bytes, so a format's reader only has to say where. Nothing is mapped, so that a
 file which is cut short in the meantime is an error and not the end of the process.
@@ -191,7 +191,7 @@ def _bits(tensor):
 
 
 def extent(shape, strides):
-    """How many elements lie between the first and the last of a tensor that is not empty, both included."""
+    """Counts the elements from the first to the last of a tensor that is not empty, both included."""
     return 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
 
 

@@ -104,7 +104,7 @@ def keras_cv_file(folder, network):
 
 
 def is_keras_cv(folder):
-    """Whether a folder holds KerasCV's files, all but the image encoder's, which drawing does not need."""
+    """Tells whether a folder holds KerasCV's files; the image encoder's may be missing."""
     return all(keras_cv_file(folder, network) for network in KERAS_CV if network != "image_encoder")
 
 
@@ -129,7 +129,7 @@ def read_json(path):
 
 @contextmanager
 def naming(path):
-    """Has every error about the content of a file be one of ours, with its path in the message."""
+    """Turns every error about the content of a file into one of ours that names the file."""
     try:
         yield
     except CheckpointError as error:

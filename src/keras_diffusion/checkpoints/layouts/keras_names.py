@@ -1,4 +1,4 @@
-"""How Keras names and orders the weights of networks in files, KerasCV's networks and our own. Pure data, no Keras.
+"""Names and orders the weights of networks as Keras stores them, KerasCV's and our own. Pure data, no Keras.
 
 A `.weights.h5` names every part of a layer by the attribute that holds it, and the layers of a model by their classes,
 counted: `layers/res_block_3/entry_flow/padded_conv2d/conv2d/vars/0`. An `.h5` of Keras 2 is read by order alone. Both
@@ -210,7 +210,7 @@ def _attribute(match):
 
 
 class _Place(NamedTuple):
-    """Where a variable of ours lies in Keras' layers, as a row of a table of patterns, classes and parts says."""
+    """Holds the place of a variable of ours in Keras' layers."""
 
     path: str  # of the variable
     stored_as: str  # the layout of its tensor in other files
@@ -251,5 +251,5 @@ def _stage(place):
 
 
 def _counted(name, number):
-    """How Keras numbers equal names: without a number, then from 1."""
+    """Numbers equal names as Keras does: without a number, then from 1."""
     return f"{name}_{number}" if number else name

@@ -1,4 +1,4 @@
-"""What the original (LDM) files hold besides the tensors of the table of names, and the architecture they are of."""
+"""Knows what original (LDM) files hold beside the tensors in the table of names, and infers their architecture."""
 
 import re
 from dataclasses import replace
@@ -82,7 +82,7 @@ def averages(tensors):
 
 
 def lacks_vae(tensors):
-    """Whether there is a UNet and no VAE."""
+    """Tells whether there is a UNet and no VAE."""
     return any(name.startswith(UNET) for name in tensors) and not any(name.startswith(VAE) for name in tensors)
 
 
@@ -119,7 +119,7 @@ def architecture(tensors):
         return next((name for name in tensors if name.startswith(UNET) and re.search(f"{pattern}$", name)), otherwise)
 
     def number(pattern):
-        """How many names there are of a pattern, counted from 0."""
+        """Counts the names of a pattern, from 0."""
         return next(i for i in count() if pattern.format(i) not in tensors)
 
     def text_encoder(prefix, layers=None, **options):
@@ -205,7 +205,7 @@ def architecture(tensors):
 
 
 def predicts_velocity(tensors):
-    """Whether a model of Stable Diffusion 2 looks like one that predicts v.
+    """Tells whether a model of Stable Diffusion 2 looks like one that predicts v.
 
     Nothing in such a file says so. The deviation of one bias differs between the published models; the threshold is
     ComfyUI's (`SD20.model_type`).

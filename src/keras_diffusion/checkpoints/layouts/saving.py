@@ -1,4 +1,4 @@
-"""What all written checkpoints have alike: the checks before anything is written, and the weights."""
+"""Checks a model before it is written, and writes its weights."""
 
 from dataclasses import replace
 

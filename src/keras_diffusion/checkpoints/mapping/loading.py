@@ -72,7 +72,7 @@ class Target(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What is loaded from one folder of a checkpoint."""
+    """Describes what is loaded from one folder of a checkpoint."""
 
     label: str
     tensors: dict[str, Tensor]
@@ -165,8 +165,8 @@ def load(parts, mismatched=()):
     """Assigns every variable its tensor, or none.
 
     Names, shapes and dtypes are compared first; where they all fit, every value is checked. Only then is anything
-    assigned. What is for variables without values is read once and kept meanwhile; variables that have values keep
-    them until then, and theirs is read again, a few tensors at a time.
+    assigned. Values for variables that have none are read once and kept; for variables that have values they
+    are read twice, to be checked and to be assigned, a few tensors at a time.
 
     Args:
         parts: A list of `Part`.
@@ -205,7 +205,7 @@ def load(parts, mismatched=()):
 
 
 def _examined(pair):
-    """Says why values do not fit, and where their variable has none yet, keeps them: they need not be read again."""
+    """Lists why values do not fit; if their variable has none yet, they are kept and not read again."""
     name, tensor, target = pair
     values, top = (None, largest(tensor)) if has_value(target.variable) else _converted(tensor, target)
     return [f"{name}: {reason}" for reason in value_problems(top, target.variable.dtype)], values
@@ -243,7 +243,7 @@ def _channels_last(shape, dtype):
 
 @cache
 def keeps_strides():
-    """Whether the backend takes an array as it is whose axes lie in memory in another order than their own."""
+    """Tells whether the backend takes over an array whose axes lie in memory in another order."""
     turned = aligned_array(np.zeros, (2, 3), "float32").T
     tensor = ops.convert_to_tensor(OwnedArray(turned))
     turned[2, 1] = 1
@@ -272,7 +272,7 @@ def value_problems(top, dtype):
 
 
 def mismatch(parts, missing, unexpected, mismatched):
-    """The error that names everything."""
+    """Makes the error that names every tensor."""
     groups = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
     names, count = problem_lines(groups), sum(map(len, groups.values()))
     guesses = {part.label: next(families(part.tensors), None) for part in parts}

@@ -290,7 +290,7 @@ def folders(architecture):
 
 
 def ldm_prefix(folder, architecture):
-    """What begins the names of a part in a single file."""
+    """Returns the prefix of a part's names in a single file."""
     if architecture.text_encoder_2 and folder in architecture.text_encoders:
         return SGM_ENCODER.format(list(architecture.text_encoders).index(folder))
     return LDM_PREFIXES[folder]
