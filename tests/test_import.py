@@ -19,6 +19,8 @@ PROBE = f"""
 import glob, importlib, json, pkgutil, sys
 import keras
 
+EXTRA = ("engines.jax", "engines.openvino", "engines.openvino_layers", "engines.torch")
+
 def threads():
     return len(glob.glob("/proc/self/task/*"))
 
@@ -29,7 +31,7 @@ sys.addaudithook(lambda event, arguments: events.append(event))
 
 import keras_diffusion
 for module in pkgutil.walk_packages(keras_diffusion.__path__, "keras_diffusion."):
-    if not module.name.endswith(("engines.jax", "engines.openvino", "engines.torch")):  # need an extra
+    if not module.name.endswith(EXTRA):  # need an extra
         importlib.import_module(module.name)
 
 report = dict(

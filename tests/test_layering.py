@@ -71,7 +71,7 @@ for name in sys.argv[1:]:
         failures.append(name)
 sys.exit(", ".join(failures) or None)
 """
-PUBLIC = (PACKAGE, "training")  # their __init__.py names what users import, and imports it only then
+PUBLIC = (PACKAGE, "training")  # whose __init__.py holds what users import
 CORE = ("networks.text_encoder", "networks.diffusion_model", "networks.decoder", "stable_diffusion")
 # Solvers, paths and URLs.
 UNKNOWN_TO_NETWORKS = {"huggingface_hub", "os", "pathlib", "safetensors", "sampling", "urllib"}
@@ -93,6 +93,7 @@ TESTED_BY = {
     "checkpoints.adapters.lora_writer": "training/test_lora.py",
     "training.learners": "training/test_trainer.py",
     "engines.jax": "engines/test_engine.py",
+    "engines.openvino_layers": "engines/test_openvino.py",
     "engines.stages": "engines/test_engine.py",
     "engines.tensorflow": "engines/test_engine.py",
     "checkpoints.adapters.layer_names": "checkpoints/adapters/test_lora_file.py",

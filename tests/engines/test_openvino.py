@@ -13,7 +13,7 @@ from keras_diffusion.networks.network import Network
 from ..golden import comparison, networks
 
 pytest.importorskip("openvino")
-from keras_diffusion.engines import openvino
+from keras_diffusion.engines import openvino, openvino_layers
 from keras_diffusion.engines.openvino import compile_network
 
 # Importing openvino forks, which JAX warns about once it runs.
@@ -68,8 +68,9 @@ def test_winograd_computes_the_convolution(monkeypatch, size, channels, filters,
     generator = np.random.default_rng(0)
     network.set_weights([generator.standard_normal(w.shape, "float32") for w in network.get_weights()])
     x = generator.standard_normal((2, *size, channels), "float32")
-    winograd, tiles = openvino.winograd, []
-    monkeypatch.setattr(openvino, "winograd", lambda by, *inputs: tiles.append(by.tile) or winograd(by, *inputs))
+    winograd, tiles = openvino_layers.winograd, []
+    counting = lambda by, *inputs: tiles.append(by.tile) or winograd(by, *inputs)  # noqa: E731
+    monkeypatch.setattr(openvino_layers, "winograd", counting)
     output = compile_network(network, [x.shape])(x)
     expected = keras.ops.convert_to_numpy(network(x))
     assert tiles == [tile]

@@ -100,7 +100,7 @@ def test_a_schedule_type_is_a_spacing_and_what_is_not_followed_is_listed():
     assert (call["sampler"], call["spacing"]) == ("dpmpp_2m", "karras")
     assert metadata.not_followed(found) == ["Hires upscale"]
     assert not metadata.not_followed(FULL | metadata.MODELS_OWN)
-    with pytest.raises(ValueError, match=r"'Sampler' cannot be followed.*spacing='Curly'"):
+    with pytest.raises(ValueError, match=r"'Schedule type' cannot be followed. Received: 'Curly'"):
         metadata.call_arguments(found | {"Schedule type": "Curly"})
 
 

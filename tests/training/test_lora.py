@@ -10,6 +10,7 @@ from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.training.lora import Lora
 
 from ..golden import lora
+from ..test_sdxl import TINY_SDXL
 
 SUFFIXES = {"kohya": ".safetensors", "diffusers": ".safetensors", "peft": ""}
 
@@ -117,3 +118,8 @@ def test_layers(model):
 def test_wrong_options_are_named(model, options, error, message):
     with pytest.raises(error, match=message):
         Lora(model, **options)
+
+
+def test_sdxl_is_refused_by_name():
+    with pytest.raises(ValueError, match="SDXL cannot yet"):
+        Lora(StableDiffusion(preset=TINY_SDXL))

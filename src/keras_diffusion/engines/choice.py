@@ -74,7 +74,7 @@ def _openvino_serves(parameters, network):
         return False
     if network is None:
         return True
-    from keras_diffusion.engines.openvino import LOWERINGS
+    from keras_diffusion.engines.openvino_layers import LOWERINGS
 
     nodes = graphs.nodes(network)
     return bool(nodes) and all(type(node.operation) in LOWERINGS for node in nodes)

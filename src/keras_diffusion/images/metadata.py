@@ -103,12 +103,13 @@ def call_arguments(settings):
             found["img_width"], found["img_height"] = map(int, settings[name].split("x"))
         if "Sampler" in settings:
             name = "Sampler"
-            found["sampler"], spacing = from_a1111(settings[name], settings.get("Schedule type"))
+            found["sampler"], spacing = from_a1111(settings[name])
+            if "Schedule type" in settings:
+                name = "Schedule type"
+                _, spacing = from_a1111(settings["Sampler"], settings[name])
             found |= {"spacing": spacing} if spacing else {}
     except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"The setting {name!r} cannot be followed: {error!s:.300}. Received: {settings[name]!r:.200}"
-        ) from error
+        raise ValueError(f"The setting {name!r} cannot be followed. Received: {settings[name]!r:.200}") from error
     if found.get("seed") == RANDOM:
         del found["seed"]
     if MODELS_OWN.items() <= settings.items():

@@ -37,6 +37,11 @@ class Learner(keras.layers.Layer):
                 "A model for inpainting cannot be trained; give one whose diffusion model takes latents alone. "
                 f"Received: {shape.diffusion_model.in_channels} input channels"
             )
+        if shape.diffusion_model.added:
+            raise ValueError(
+                "Models of Stable Diffusion 1 and 2 can be trained. SDXL cannot yet: a step would lack its "
+                f"pooled vector and size ids. Received: a model of {shape.name!r}"
+            )
         self.model = model
         for network in self.networks():
             network.trainable = False

@@ -112,7 +112,7 @@ def all_spellings(networks):
 
 
 def split(name):
-    """Splits the name of a tensor, without peft's additions, into that of its layer and a part in `ENDINGS`, or None."""
+    """Splits the name of a tensor, without peft's additions, into its layer's and a part in `ENDINGS`, or None."""
     bare = ADAPTERS_NAME.sub(r"\1", name.replace("base_model.model.", "", 1))
     ending = next((ending for ending in ENDINGS if bare.endswith(ending)), "")
     return bare.removesuffix(ending), ENDINGS.get(ending)
