@@ -110,6 +110,7 @@ TESTED_BY = {
     "checkpoints.formats.tensor_index": "checkpoints/layouts/test_single_file.py",
     "checkpoints.formats.tensors": "checkpoints/mapping/test_loading.py",
     "checkpoints.layouts.diffusers_levels": "checkpoints/layouts/test_diffusers_configs.py",
+    "checkpoints.layouts.diffusers_checks": "checkpoints/layouts/test_diffusers_configs.py",
     "checkpoints.layouts.diffusers_options": "checkpoints/layouts/test_diffusers_configs.py",
     "checkpoints.layouts.files": "checkpoints/layouts/test_diffusers_folder.py",
     "checkpoints.layouts.ldm": "checkpoints/layouts/test_single_file.py",

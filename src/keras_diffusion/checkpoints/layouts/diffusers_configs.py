@@ -1,9 +1,6 @@
 """Translates between an `Architecture` and the configuration files of a diffusers folder."""
 
 from dataclasses import replace
-from itertools import islice
-
-import numpy as np
 
 from keras_diffusion.architectures import (
     ARCHITECTURES,
@@ -13,6 +10,7 @@ from keras_diffusion.architectures import (
     DiffusionModelShape,
     TextEncoderShape,
 )
+from keras_diffusion.checkpoints.layouts.diffusers_checks import disagreements, remainders, too_large
 from keras_diffusion.checkpoints.layouts.diffusers_levels import levels, transformers, with_depths
 from keras_diffusion.checkpoints.layouts.diffusers_options import (
     MIDDLE,
@@ -23,7 +21,6 @@ from keras_diffusion.checkpoints.layouts.diffusers_options import (
     WITHOUT_EFFECT,
 )
 from keras_diffusion.checkpoints.layouts.files import TOKENIZERS
-from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.errors import CheckpointMismatchError
 from keras_diffusion.system import limits
 
@@ -110,8 +107,8 @@ def from_diffusers(configs):
     if not problems:
         options = {part: _options(part, configs[part]) for part in parts}
         architecture = _architecture(options, configs["model_index"].get(ZERO_NEGATIVE, True))
-        problems = list(_contradictions(options, to_diffusers(architecture))) or list(_remainders(options))
-        problems = problems or list(_too_large(architecture)) or list(_disagreements(architecture))
+        problems = list(_contradictions(options, to_diffusers(architecture))) or list(remainders(options))
+        problems = problems or list(too_large(architecture)) or list(disagreements(architecture))
     if problems:
         raise CheckpointMismatchError(
             "\n  ".join(["The model has options that are not supported:", *problems])
@@ -234,45 +231,6 @@ def _contradictions(options, expected):
         for option, value in expected_options.items():
             if (option in expected[part] or option in DEPENDENT) and options[part][option] != value:
                 yield f"{part}: {option}={options[part][option]!r:.200}, but the other options ask for {value!r:.200}"
-
-
-def _remainders(options):
-    """Yields a line for all heads or groups that do not divide the channels."""
-    unet, vae = options["unet"], options["vae"]
-    for option, divisors, channels in (
-        *(
-            (f"{name}: num_attention_heads", options[name]["num_attention_heads"], [options[name]["hidden_size"]])
-            for name in TOKENIZERS.keys() & options.keys()
-        ),
-        ("unet: attention_head_dim", unet["attention_head_dim"], unet["block_out_channels"]),
-        ("unet: norm_num_groups", unet["norm_num_groups"], unet["block_out_channels"]),
-        ("vae: norm_num_groups", vae["norm_num_groups"], vae["block_out_channels"]),
-    ):
-        if np.any(np.mod(channels, divisors)):
-            yield f"{option}={divisors!r:.200}, which does not divide {channels!r:.200}"
-
-
-def _too_large(architecture):
-    """Yields a line for every network of more tensors than any model has."""
-    for name in architecture.networks:
-        if any(islice(NETWORKS[name][1](architecture), limits.NETWORK, None)):
-            yield f"{name}: more than {limits.NETWORK} tensors"
-
-
-def _disagreements(architecture):
-    """Yields a line for every part that does not fit another one."""
-    widths = [shape.width for shape in architecture.text_encoders.values()]
-    unet = architecture.diffusion_model
-    if unet.context != sum(widths):
-        yield f"unet: cross_attention_dim={unet.context}, but the text encoders give {' + '.join(map(str, widths))}"
-    if len({bool(x) for x in (architecture.text_encoder_2, unet.added, architecture.size_ids)}) > 1:
-        yield (
-            f"unet: projection_class_embeddings_input_dim={unet.added}, understood is only, for SDXL, projection_dim "
-            f"of text_encoder_2 and {' or '.join(map(str, SIZE_IDS))} times addition_time_embed_dim"
-        )
-    for name, level, blocks in ((i, level, unet.blocks) for i, level in enumerate(unet.levels)):
-        if len(level.down(blocks)) != blocks or len(level.up(blocks + 1)) != blocks + 1:
-            yield f"unet: level {name} has {blocks} blocks down and {blocks + 1} up, but other numbers of depths"
 
 
 def _options(part, config):
