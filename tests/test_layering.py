@@ -78,12 +78,13 @@ UNKNOWN_TO_NETWORKS = {"huggingface_hub", "os", "pathlib", "safetensors", "sampl
 # Modules without a test file of their name, and the one that tests them.
 TESTED_BY = {
     PACKAGE: "test_import.py",
-    "__main__": "test_cli.py",
+    "__main__": "cli/test_main.py",
     "arguments": "generation/test_request.py",
     "components": "test_unload.py",
     "errors": "test_stable_diffusion.py",
     "system.limits": "checkpoints/formats/test_limits.py",
-    "terminal": "test_cli.py",
+    "terminal": "cli/test_main.py",
+    **{f"cli.{name}": "cli/test_main.py" for name in ("convert", "generate", "info", "model", "train")},
     "networks.classes": "networks/test_layers.py",
     "networks.graphs": "engines/test_strips.py",
     "images.png": "checkpoints/formats/test_limits.py",

@@ -11,9 +11,9 @@ COMMAND_LINE = """
 import gc
 searched = []
 gc.callbacks.append(lambda phase, info: searched.append(info["generation"]))
-from keras_diffusion import cli
+from keras_diffusion.cli import model
 
-cli.load(preset="emoji")
+model.load(preset="emoji")
 assert 2 not in searched, searched.count(2)
 """
 LIBRARY = """

@@ -7,8 +7,8 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from keras_diffusion import cli
 from keras_diffusion.checkpoints.layouts import diffusers_folder, keras_files, single_file
+from keras_diffusion.cli import generate
 
 resource = pytest.importorskip("resource")
 
@@ -18,8 +18,8 @@ SAVERS = {
     "file": lambda path, small, networks: single_file.save(path / "out.safetensors", small, **networks),
     "Keras 2": lambda path, small, networks: keras_files.write(path / "out.h5", networks["decoder"]),
     "Keras 3": lambda path, small, networks: keras_files.write(path / "out.weights.h5", networks["decoder"]),
-    "PNG": lambda path, small, networks: cli.save(IMAGE, path / "out.png", None),
-    "JPEG": lambda path, small, networks: cli.save(IMAGE, path / "out.jpg", None),
+    "PNG": lambda path, small, networks: generate.save(IMAGE, path / "out.png", None),
+    "JPEG": lambda path, small, networks: generate.save(IMAGE, path / "out.jpg", None),
 }
 OLD = b"an image that was there"
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_diffusion import __version__, architectures, cli, stable_diffusion, terminal
+from keras_diffusion import __version__, architectures, stable_diffusion, terminal
+from keras_diffusion.cli import main as cli
 from keras_diffusion.errors import CorruptCheckpointError, NumericalError
 from keras_diffusion.images import metadata
 from keras_diffusion.sampling.registry import SAMPLERS
@@ -590,7 +591,7 @@ def test_train_hands_its_options_on_and_writes_the_lora(tmp_path, monkeypatch, c
         def save_lora(self, path, format):
             calls.append((path, format))
 
-    monkeypatch.setattr(cli, "load", lambda **_: Model())
+    monkeypatch.setattr("keras_diffusion.cli.train.load", lambda **_: Model())
     output = tmp_path / "dog.safetensors"
     words = ["train", "lora", "photos", "--output", str(output), "--caption", "a dog", "--steps", "5", "--flip"]
     assert cli.main(words) == 0
