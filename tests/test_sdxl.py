@@ -165,6 +165,8 @@ def test_a_refiner_ends_what_the_base_began(ours, theirs, refiner_folder):
     images = ours.text_to_image("a cat", refiner=refiner, **drawn, **scores)
     assert_60_decibel(images, expected)
     assert len({step for step, *_ in ours.denoise("a cat", refiner=refiner, **drawn)}) == 10
+    with pytest.raises(RuntimeError, match="cannot change while it draws"):
+        ours.text_to_image("a cat", refiner=refiner, callback=lambda *_: refiner.unload_lora(), **drawn)
     seen = ours._engine.compilations, refiner._engine.compilations
     ours.text_to_image("a cat", refiner=refiner, refiner_start=0.5, crop=(5, 5), **{**drawn, "num_steps": 7})
     assert (ours._engine.compilations, refiner._engine.compilations) == seen  # no number compiles anything again

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, Self, Unpack
 
@@ -456,10 +457,13 @@ class StableDiffusion(Components):
         request, last = parts[0][1], parts[-1][1]
         callback, steps = request.callback, last.table.steps[-1] + 1
         progress = keras.utils.Progbar(steps, verbose=request.verbose)
-        for step, timestep, latents in self._steps(parts, rows_per_call=1 if callback else None):
-            progress.update(step + 1)
-            if callback and callback(step + 1, timestep, finite(f"denoising step {step + 1}", latents)) is False:
-                raise GenerationCancelled(f"The callback stopped the generation after step {step + 1} of {steps}.")
+        with ExitStack() as refiners:
+            for refiner, _ in parts[1:]:
+                refiners.enter_context(refiner._for_one_call())
+            for step, timestep, latents in self._steps(parts, rows_per_call=1 if callback else None):
+                progress.update(step + 1)
+                if callback and callback(step + 1, timestep, finite(f"denoising step {step + 1}", latents)) is False:
+                    raise GenerationCancelled(f"The callback stopped the generation after step {step + 1} of {steps}.")
         return finite("denoising", latents) if request.output == "latents" else self._finish(request, latents)
 
     def _steps(self, parts, rows_per_call=1):
