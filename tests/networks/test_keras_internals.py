@@ -39,6 +39,17 @@ def test_initializes_variables(missing, monkeypatch):
 
 
 @pytest.mark.backend
+def test_other_variables_go_on_waiting():
+    others, variables = waiting_variables(), waiting_variables()
+    keras_internals.initialize(first_values(variables))
+    assert all(map(keras_internals.has_value, variables))
+    assert not any(map(keras_internals.has_value, others))
+    with keras.StatelessScope():
+        pass  # Keras' own initialization at the end of a scope
+    assert not any(ops.convert_to_numpy(variable).any() for variable in others)
+
+
+@pytest.mark.backend
 def test_variables_wait_again_after_an_interruption(monkeypatch):
     variables = waiting_variables()
 

@@ -52,6 +52,8 @@ def has_value(variable):
 def initialize(pairs):
     """Gives variables without values their first, so that no values are made only to be overwritten.
 
+    Other variables that wait for values go on waiting: they may be those of a network that was built for its shapes.
+
     Args:
         pairs: A list of (variable, list of one array), which is emptied. The array is one from `memory.aligned_array`.
     """
@@ -59,14 +61,18 @@ def initialize(pairs):
     before = [(variable, getattr(variable, INITIALIZER)) for variable, _ in pairs] if deferred else ()
     for (variable, _), (_, values) in zip(before, pairs, strict=False):
         setattr(variable, INITIALIZER, partial(_take, values))
+    own, waiting = {id(variable) for variable, _ in pairs}, _waiting()
+    _wait([variable for variable in waiting if id(variable) in own])
     try:
         with keras.StatelessScope():
-            pass  # at its end, Keras initializes all variables that have no values
+            pass  # at its end, Keras initializes all variables that wait
     except BaseException:
         for variable, initializer in before:
             setattr(variable, VALUE, None)
             setattr(variable, INITIALIZER, initializer)
+        _wait(waiting)
         raise
+    _wait([variable for variable in waiting if id(variable) not in own])
     for variable, values in () if deferred else pairs:
         variable.assign(_take(values, variable.shape, variable.dtype))
 
@@ -83,10 +89,16 @@ def no_leftovers():
         yield
     except BaseException:
         known = set(map(id, before))
-        if global_state:
-            global_state.set_global_attribute(WAITING, [variable for variable in _waiting() if id(variable) in known])
+        _wait([variable for variable in _waiting() if id(variable) in known])
         raise
 
 
 def _waiting():
+    """Lists the variables that Keras is to initialize at the end of a scope; [] if Keras does not tell."""
     return list(global_state.get_global_attribute(WAITING) or ()) if global_state else []
+
+
+def _wait(variables):
+    """Replaces that list."""
+    if global_state:
+        global_state.set_global_attribute(WAITING, variables)
