@@ -61,3 +61,11 @@ def stay_offline(event, arguments):
 
 
 sys.addaudithook(stay_offline)
+
+
+@pytest.fixture(autouse=True)
+def forget_networks_without_values():
+    """Keras would initialize them at the end of any later scope: gigabytes, if they were built for their shapes."""
+    yield
+    if internals := sys.modules.get("keras_diffusion.networks.keras_internals"):
+        internals.replace_waiting([])

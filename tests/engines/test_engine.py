@@ -26,6 +26,7 @@ from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.image_encoder import ImageEncoder
+from keras_diffusion.networks.keras_internals import has_value
 from keras_diffusion.networks.layers import Attention, GroupNorm
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.sampling import noise
@@ -63,6 +64,14 @@ def denoise(
         **options,
     )
     return [(step, timestep, ops.convert_to_numpy(latents)) for step, timestep, latents in loop]
+
+
+def test_networks_without_values_stay_so(network):
+    """Those of full size, built for their shapes, would fill the memory."""
+    with keras.StatelessScope(initialize_variables=False):
+        variable = keras.Variable("zeros", shape=(2,))
+    denoise(Engine(), network, num_steps=1)
+    assert not has_value(variable)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m", "euler_ancestral"])

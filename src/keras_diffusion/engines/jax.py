@@ -15,7 +15,7 @@ def jit(stage, network, traced):
     @jax.jit
     def run(values, *inputs):
         traced()
-        with keras.StatelessScope(zip(variables, values, strict=True)):
+        with keras.StatelessScope(zip(variables, values, strict=True), initialize_variables=False):
             return stage(network, *inputs)
 
     return lambda *inputs: run([variable.value for variable in variables], *inputs)

@@ -50,7 +50,7 @@ def inductor(stage, network, traced):
         def by_values(values, given):
             given = iter(given)
             arrays = keras.tree.map_structure(lambda x: x if x is None else next(given), inputs)
-            with keras.StatelessScope(zip(network.variables, values, strict=True)):
+            with keras.StatelessScope(zip(network.variables, values, strict=True), initialize_variables=False):
                 return run(*arrays)
 
         values = [variable.value for variable in network.variables]

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_diffusion.sampling.noise import starting_noise
 
-AREAS, SIDE = 64, 2  # plain areas to learn from: together a sixteenth of a 512×512 image
+AREAS, SIDE = 16, 2  # plain areas to learn from: together as much to decode as a 64×64 image
 
 
 def fit(decode, channels):

@@ -62,7 +62,7 @@ def initialize(pairs):
     for (variable, _), (_, values) in zip(before, pairs, strict=False):
         setattr(variable, INITIALIZER, partial(_take, values))
     own, waiting = {id(variable) for variable, _ in pairs}, _waiting()
-    _wait([variable for variable in waiting if id(variable) in own])
+    replace_waiting([variable for variable in waiting if id(variable) in own])
     try:
         with keras.StatelessScope():
             pass  # at its end, Keras initializes all variables that wait
@@ -70,9 +70,9 @@ def initialize(pairs):
         for variable, initializer in before:
             setattr(variable, VALUE, None)
             setattr(variable, INITIALIZER, initializer)
-        _wait(waiting)
+        replace_waiting(waiting)
         raise
-    _wait([variable for variable in waiting if id(variable) not in own])
+    replace_waiting([variable for variable in waiting if id(variable) not in own])
     for variable, values in () if deferred else pairs:
         variable.assign(_take(values, variable.shape, variable.dtype))
 
@@ -89,7 +89,7 @@ def no_leftovers():
         yield
     except BaseException:
         known = set(map(id, before))
-        _wait([variable for variable in _waiting() if id(variable) in known])
+        replace_waiting([variable for variable in _waiting() if id(variable) in known])
         raise
 
 
@@ -98,7 +98,7 @@ def _waiting():
     return list(global_state.get_global_attribute(WAITING) or ()) if global_state else []
 
 
-def _wait(variables):
-    """Replaces that list."""
+def replace_waiting(variables):
+    """Replaces the list of the variables that Keras is to initialize at the end of a scope."""
     if global_state:
         global_state.set_global_attribute(WAITING, variables)
