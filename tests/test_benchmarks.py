@@ -48,19 +48,47 @@ def test_every_way_to_attend_is_timed():
     assert all(line.endswith("GFLOP/s") for line in lines)
 
 
-def test_a_question_whose_turns_are_one_process_each_and_its_report(tmp_path):
-    measured, picture = tmp_path / "measured.jsonl", tmp_path / "measured.svg"
-    contenders = "tensorflow", "jax"
-    run("run.py", "cold", "--steps", 1, "--rounds", 1, "--contenders", *contenders, "--json", measured)
+def test_a_contender_draws_the_bundled_model():
+    options = json.dumps({"size": 64, "batch": 1, "steps": 1, "dtype": "float32", "jit_compile": False})
+    process = subprocess.run(
+        [sys.executable, BENCHMARKS / "contender.py", "ours", "cold", options],
+        input="go\n",
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    built, drawn = map(json.loads, process.stdout.splitlines())
+    assert drawn["seconds"] > 0
+    assert drawn["total_cpu"] > built["cpu"]
 
+
+STAND_IN = """
+import itertools, json, os, sys
+
+for line in itertools.chain(["built"], sys.stdin):
+    seconds = {"tensorflow": 2.0, "jax": 1.0}[os.environ["KERAS_BACKEND"]]
+    print(json.dumps({"seconds": seconds, "cpu": 1.0, "total_cpu": seconds, "peak_mb": 9.0}), flush=True)
+"""
+
+
+def test_a_question_whose_turns_are_one_process_each_and_its_report(scripts, tmp_path, monkeypatch, capsys):
+    measured, picture = tmp_path / "measured.jsonl", tmp_path / "measured.svg"
+    (tmp_path / "contender.py").write_text(STAND_IN)
+    monkeypatch.setattr(scripts, "HERE", tmp_path)
+    monkeypatch.setattr(scripts, "wake_memory", lambda: None)
+    contenders = "tensorflow", "jax"
+    command = ["run.py", "cold", "--rounds", "2", "--contenders", *contenders, "--json", str(measured)]
+    monkeypatch.setattr(sys, "argv", command)
+    scripts.main()
+
+    assert capsys.readouterr().out.splitlines()[-1].startswith("jax")
     (row,) = map(json.loads, measured.read_text().splitlines())
     assert (row["against"], row["contender"]) == contenders
-    assert row["seconds_all"] == [[row["seconds"]], [row["seconds_against"]]]
-    assert row["seconds"] > 0
-    assert row["cpu"] > 0
+    assert row["cpu_all"] == [[1.0, 1.0], [2.0, 2.0]]
+    assert row["seconds"] < row["seconds_against"] < 60
     heading, _, line = run("report.py", measured, "--plot", picture).splitlines()[-3:]
     assert heading.count("|") == line.count("|")
-    assert line.startswith("| cold, batch 1, 1 steps, float32 | jax | tensorflow |")
+    assert line.startswith("| cold, batch 1, 20 steps, float32 | jax | tensorflow |")
     texts = [element.text for element in ElementTree.parse(picture).iter() if element.tag.endswith("text")]
     assert "cold: jax against tensorflow" in texts
 
