@@ -28,7 +28,6 @@ if os.environ["KERAS_BACKEND"] == "jax" and "JAX_COMPILATION_CACHE_DIR" not in o
 COMPUTING = {
     "choice",
     "compile_cache",
-    "controls",
     "controlnet",
     "decoder",
     "deep_cache",
@@ -37,7 +36,6 @@ COMPUTING = {
     "image_encoder",
     "layers",
     "openvino",
-    "stable_diffusion",
     "text_encoder",
 }
 # Audit events that reach for the network, and the host each one names.

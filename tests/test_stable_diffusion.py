@@ -27,6 +27,7 @@ def model():
     return model
 
 
+@pytest.mark.backend
 def test_images_are_bytes(model):
     images = model.text_to_image("a slice of pizza", batch_size=2, seed=1, **QUICK)
 
@@ -51,6 +52,7 @@ def test_signatures_are_those_of_keras_cv():
         assert parameters[name]["unconditional_guidance_scale"].default is None
 
 
+@pytest.mark.backend
 def test_the_same_seed_is_the_same_image(model):
     first, again, other = (model.text_to_image("a cat", seed=seed, **QUICK) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
@@ -62,6 +64,7 @@ def test_without_a_seed_every_image_is_another(model):
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("sampler", [None, "dpmpp_2m", "euler_ancestral"])
 def test_an_image_of_a_batch_can_be_made_alone(model, sampler):
     batch = model.text_to_image("a cat", batch_size=3, seed=10, sampler=sampler, **QUICK)
@@ -72,6 +75,7 @@ def test_an_image_of_a_batch_can_be_made_alone(model, sampler):
     assert np.abs(batch[[2, 0, 1]].astype(int) - listed).max() <= 1
 
 
+@pytest.mark.backend
 def test_every_image_has_its_prompt_and_negative_prompt(model):
     prompts, negatives = ["a cat", "a dog"], ["blue", "red"]
     both = model.text_to_image(prompts, negatives, seed=[5, 5], **QUICK)
@@ -128,6 +132,7 @@ def words(model, text):
     return model.tokenizer.encode(text)[1:-1]
 
 
+@pytest.mark.backend
 def test_words_have_weights(model):
     (context,) = model.encode_text("a (black cat:1.4), [red]", prompt_weighting=True)
     (plain,) = contexts(model, words(model, "a black cat, red"))
@@ -142,6 +147,7 @@ def test_brackets_are_text_unless_asked(model):
     np.testing.assert_allclose(context, plain, rtol=0, atol=2e-5)
 
 
+@pytest.mark.backend
 def test_clip_skip_leaves_out_blocks(model):
     context = model.encode_text("a cat", clip_skip=1)
     np.testing.assert_allclose(context, contexts(model, words(model, "a cat"), clip_skip=1), rtol=0, atol=2e-5)
@@ -151,6 +157,7 @@ def test_clip_skip_leaves_out_blocks(model):
     np.testing.assert_array_equal(drawn, expected)
 
 
+@pytest.mark.backend
 def test_long_prompts_are_chunks(model):
     long = words(model, "cat dog " * 40)
     found = model.encode_text(["cat dog " * 40, "a BREAK", "a"], long_prompts="chunk")
@@ -197,12 +204,14 @@ def test_noise_may_be_given(model, rank, dtype):
     assert (difference <= 1) == (rank == 3)
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (72, 40), (8, 128)])
 def test_any_size_with_the_same_weights(model, height, width):
     images = model.text_to_image("a cat", seed=0, img_height=height, img_width=width, **QUICK)
     assert images.shape == (1, height, width, 3)
 
 
+@pytest.mark.backend
 def test_variables_are_made_with_the_values_of_the_checkpoint(monkeypatch):
     """And not before, with others."""
     assigned = []
@@ -212,6 +221,7 @@ def test_variables_are_made_with_the_values_of_the_checkpoint(monkeypatch):
     assert np.any(keras.ops.convert_to_numpy(model.decoder.layers[-1].kernel))
 
 
+@pytest.mark.backend
 def test_assigned_networks_take_effect(model):
     before = model.text_to_image("a cat", seed=0, **QUICK)
     text_encoder = model.text_encoder
@@ -224,6 +234,7 @@ def test_assigned_networks_take_effect(model):
     np.testing.assert_array_equal(before, model.text_to_image("a cat", seed=0, **QUICK))
 
 
+@pytest.mark.backend
 def test_callback_sees_every_step_and_may_cancel(model):
     seen = []
     model.text_to_image(
@@ -308,6 +319,7 @@ def test_progress_is_silent_on_request(model, capsys):
     assert "2/2" in capsys.readouterr().out
 
 
+@pytest.mark.backend
 def test_dtype_belongs_to_the_object(model):
     half = StableDiffusion(preset=TINY, dtype="mixed_bfloat16")
     assert half.diffusion_model.layers[-1].compute_dtype == "bfloat16"
@@ -338,6 +350,7 @@ def test_repr_says_preset_size_dtype_and_backend(model):
     assert "preset='emoji'" in repr(StableDiffusion.from_preset("emoji"))
 
 
+@pytest.mark.backend
 def test_damaged_weights_are_an_error_not_a_black_image(model):
     bias = model.decoder.get_layer("conv_out").bias
     value = keras.ops.convert_to_numpy(bias).copy()

@@ -78,6 +78,7 @@ GUIDED = [
 ]
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize(("control", "guidance"), [(GUIDED[0], 1.0), *((control, 3.0) for control in GUIDED)])
 def test_draws_what_diffusers_draws(folders, model, nets, control, guidance):
     diffusers = pytest.importorskip("diffusers")
@@ -149,6 +150,7 @@ def test_an_image_may_be_anything_that_shows_it(draw, nets, tmp_path):
         assert np.abs(draw(control=Control(nets["first"], image)).astype(int) - expected).max() <= 1
 
 
+@pytest.mark.backend
 def test_every_image_of_a_batch_follows_its_own(model, nets):
     network = nets["first"]
     both = model.text_to_image("a cat", batch_size=2, control=(network, np.stack(list(IMAGES.values()))), **QUICK)
@@ -157,6 +159,7 @@ def test_every_image_of_a_batch_follows_its_own(model, nets):
         assert np.abs(both[i].astype(int) - alone[0]).max() <= 1
 
 
+@pytest.mark.backend
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="eager torch compiles nothing")
 def test_nothing_is_compiled_twice(folders, nets):
     plain, network = StableDiffusion.from_preset(folders / "model"), nets["first"]
@@ -169,6 +172,7 @@ def test_nothing_is_compiled_twice(folders, nets):
         assert plain._engine.compilations == compiled + 1
 
 
+@pytest.mark.backend
 def test_weights_that_change_take_effect(draw, nets):
     control = (nets["first"], IMAGES["first"])
     before, bias = draw(control=control), nets["first"].get_layer("controlnet_mid_block").bias
@@ -187,6 +191,7 @@ def test_the_weights_of_a_network_are_loaded_exactly(nets):
         np.testing.assert_array_equal(values, expected[target.name])
 
 
+@pytest.mark.backend
 def test_a_controlnet_has_the_models_dtype(folders):
     model = StableDiffusion.from_preset(folders / "model", dtype="mixed_bfloat16")
     network = model.load_controlnet(folders / "first")

@@ -12,7 +12,6 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.generation.request import make_request
 from keras_diffusion.sampling.registry import SAMPLERS
 
-pytestmark = pytest.mark.backend
 QUICK = {"num_steps": 4, "seed": 5, "verbose": 0}
 PICTURE = np.random.default_rng(1).integers(0, 256, (48, 64, 3), "uint8")
 MASK = np.zeros((48, 64), bool)
@@ -25,6 +24,7 @@ def model():
     return StableDiffusion(preset=TINY)
 
 
+@pytest.mark.backend
 def test_an_image_starts_from_a_picture_and_has_its_size(model):
     images = model.image_to_image(PICTURE, "a cat", strength=0.5, **QUICK)
 
@@ -52,6 +52,7 @@ def test_every_picture_of_a_list_has_its_image(model):
     assert not np.array_equal(*variations)
 
 
+@pytest.mark.backend
 def test_latents_may_take_the_place_of_a_picture(model):
     latents = model._engine.encode_image(model.image_encoder, PICTURE[None] / 127.5 - 1)
     expected = model.image_to_image(PICTURE, "a cat", strength=0.5, **QUICK)
@@ -114,6 +115,7 @@ def test_a_mask_is_scaled_with_its_picture(model):
         make_request(model, "prompt", "a cat", *(None, None, 2, 7.5, 0), image=PICTURE, mask=MASK[:40], img_height=24)
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_what_is_not_repainted_stays_bit_by_bit(model, strength):
     image = model.inpaint(PICTURE, MASK, "a cat", strength, **QUICK)[0]
@@ -134,6 +136,7 @@ def test_known_latents_stay_known(model):
     assert np.abs(latents[0][cells] - known[0][cells]).min() > 0
 
 
+@pytest.mark.backend
 def test_a_model_for_inpainting_draws_with_and_without_a_picture():
     model = StableDiffusion(preset=replace(TINY, diffusion_model=replace(TINY.diffusion_model, in_channels=9)))
     image = model.inpaint(PICTURE, MASK, "a cat", **QUICK)[0]
@@ -187,6 +190,7 @@ def test_timesteps_can_be_chosen(model):
     assert not np.array_equal(noisy, model.text_to_image("a cat", sampler="ddim", **QUICK))
 
 
+@pytest.mark.backend
 def test_guidance_in_an_interval(model):
     calls = {"prompt": "a cat", "num_steps": 4, "seed": 1, "verbose": 0, "output": "latents"}
     everywhere = model.text_to_image(**calls)

@@ -11,7 +11,6 @@ from keras_diffusion.checkpoints.mapping.loading import stored
 
 from ...golden import lora
 
-pytestmark = pytest.mark.backend
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 MATRIX, SECOND_MATRIX, CONV = f"{BLOCK}.ff.net.0.proj", f"{BLOCK}.attn1.to_q", "down_blocks.1.resnets.0.conv1"
 SHAPES = {MATRIX: (128, 16), SECOND_MATRIX: (16, 16), CONV: (32, 16, 3, 3)}

@@ -15,7 +15,6 @@ from keras_diffusion.networks.diffusion_model import timestep_embedding
 
 from ...golden import lora, networks
 
-pytestmark = pytest.mark.backend
 NETWORKS = {"text_encoder": "text_encoder", "unet": "diffusion_model"}  # part of the fixture → network
 PEFT, KOHYA = lora.FILES.values()
 
@@ -57,6 +56,7 @@ def deviation(model, case):
         return max(np.abs(output(model, part) - fixture[f"{case}_{part}"]).max() for part in NETWORKS)
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("case", lora.CASES)
 def test_outputs_are_those_of_diffusers(model, case):
     for name, scale in lora.CASES[case].items():
@@ -80,6 +80,7 @@ def test_the_fixture_shows_a_change(model, monkeypatch, change, case):
     assert deviation(model, case) > 1e-2
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_unloading_leaves_no_trace(dtype):
     model = build(dtype)
@@ -125,6 +126,7 @@ def test_originals_are_kept_once(model):
     assert {layer: id(values) for layer, values in model._loras._originals.items()} == held
 
 
+@pytest.mark.backend
 def test_scales_change_without_reading_the_file(model, tmp_path):
     path = shutil.copy(PEFT, tmp_path / "some.safetensors")
     before = bits(model)
@@ -159,6 +161,7 @@ def by_name(model):
     return {name: np.array(keras.ops.convert_to_numpy(target.variable)) for name, target in targets.items()}
 
 
+@pytest.mark.backend
 def test_nothing_is_compiled_again(model):
     settings = {"seed": 0, "num_steps": 2, "verbose": 0}
     before = model.text_to_image("a cat", **settings)

@@ -14,7 +14,6 @@ from keras_diffusion.checkpoints.formats.tensors import read
 
 from ...golden import lora, networks, textual_inversion
 
-pytestmark = pytest.mark.backend
 WIDTH = lora.ARCHITECTURE.text_encoder.width
 VECTORS = networks.uniform("vectors", (3, WIDTH))
 PROMPTS = ["a cat", "a <thing> and a cat"]
@@ -68,6 +67,7 @@ def deviation(model, folder):
         return np.abs(model.encode_text(textual_inversion.PROMPTS) - fixture["context"]).max()
 
 
+@pytest.mark.backend
 def test_context_is_that_of_diffusers(model, tmp_path):
     assert deviation(model, tmp_path) < 1e-5
 
@@ -102,6 +102,7 @@ def test_a_vector_may_be_alone(model, write):
     np.testing.assert_array_equal(table(model)[-1], VECTORS[0])
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("dtype", ["mixed_float16", "bfloat16"])
 def test_other_prompts_stay_as_they_were(write, dtype):
     model = StableDiffusion(preset=lora.ARCHITECTURE, dtype=dtype)

@@ -16,7 +16,6 @@ from keras_diffusion.networks.controlnet import ControlNet
 
 from ...golden import controlnets
 
-pytestmark = pytest.mark.backend
 CASE = controlnets.case("inpainting", (3, 5, 4), "bgr")
 MODEL = CASE.unet.architecture  # of nine channels; its ControlNet takes four
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -58,6 +57,7 @@ def assert_holds(network, tensors=TENSORS):
         np.testing.assert_array_equal(ops.convert_to_numpy(target.variable), expected)
 
 
+@pytest.mark.backend
 def test_reads_what_diffusers_writes(folder):
     assert_holds(loaded(folder))
 

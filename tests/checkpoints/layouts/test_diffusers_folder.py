@@ -16,7 +16,6 @@ from keras_diffusion.checkpoints.layouts.saving import write_weights
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError, UnsafeCheckpointError
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
-pytestmark = pytest.mark.backend
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 TEXT_ENCODER = "text_encoder/model.safetensors"
 
@@ -66,6 +65,7 @@ def untouched(others, values):
 # ---- What is exact
 
 
+@pytest.mark.backend
 def test_round_trip_is_exact(saved, networks, others, values, small):
     read = DiffusersFolder(saved)
     read.load(**others)
@@ -81,6 +81,7 @@ def test_loads_one_network_alone(saved, networks, others, values, name):
     assert all((array == 7).all() for arrays in rest.values() for array in arrays.values())
 
 
+@pytest.mark.backend
 def test_loads_networks_built_without_values(saved, networks, build, values, small):
     with keras.StatelessScope(initialize_variables=False):
         others = build(small)
@@ -104,6 +105,7 @@ def test_half_precision(networks, small, others, values, tmp_path):
     assert_equal(values(others), rounded)
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_loads_into_half_precision(saved, networks, build, values, small, dtype):
     half = build(small, ["diffusion_model"], dtype=dtype)

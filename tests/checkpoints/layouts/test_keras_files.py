@@ -22,7 +22,6 @@ from keras_diffusion.errors import (
 )
 from keras_diffusion.networks.controlnet import ControlNet
 
-pytestmark = pytest.mark.backend
 NAMES = ["text_encoder", "diffusion_model", "image_encoder", "decoder"]
 WRITERS = {  # suffix → what writes it
     ".weights.h5": lambda network, path: network.save_weights(path),
@@ -60,6 +59,7 @@ def legacy(tmp_path, networks):
 # ---- What is exact
 
 
+@pytest.mark.backend
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.parametrize("suffix", WRITERS)
 @pytest.mark.parametrize("name", NAMES)
@@ -85,6 +85,7 @@ def test_networks_that_keras_cv_has_not_are_loaded_by_keras(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.backend
 def test_an_optimizer_is_restored(small, build, tmp_path):
     first, second = (build(small, ["decoder"])["decoder"] for _ in range(2))
     for network in (first, second):

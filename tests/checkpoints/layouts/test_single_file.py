@@ -26,8 +26,6 @@ from keras_diffusion.checkpoints.mapping.loading import find_targets
 from keras_diffusion.checkpoints.mapping.names import folders, rows
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 
-pytestmark = pytest.mark.backend
-
 SDXL = Architecture(
     "custom",
     TextEncoderShape(width=64, layers=2, heads=1, vocabulary=50, penultimate=True),
@@ -132,6 +130,7 @@ def others(build):
 # ---- What is exact
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("name", LIKE)
 def test_round_trip_is_exact(model, written, others, values, name):
     architecture, networks = model[name]
@@ -324,6 +323,7 @@ def test_reads_pickles(model, written, others, values, tmp_path, legacy):
         assert_equal(values(networks), values(others(tmp_path / "x.safetensors", architecture)))
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_of_others(model, foreign, others, values, dtype):
     import ml_dtypes
