@@ -257,6 +257,18 @@ def test_nothing_is_compiled_twice(network):
     assert engine.compilations == 2  # another batch size
 
 
+@pytest.mark.skipif(not COMPILES, reason="eager torch compiles nothing")
+def test_the_latest_sizes_stay_compiled(monkeypatch):
+    """Each takes memory, and a server may be asked for any number of them."""
+    engine, decoder = Engine(), Decoder(architecture=TINY)
+    monkeypatch.setitem(choice.KEPT_SHAPES, choice.DEFAULT_RUNNERS[keras.backend.backend()], 2)
+    for width, compilations in ((1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4)):
+        engine.decode(decoder, np.zeros((1, 1, width, 4), "float32"))
+        assert engine.compilations == compilations
+    ((_, programs),) = engine._compiled.values()
+    assert [shape[2] for (shape,) in programs] == [1, 2]
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a warning of TensorFlow's")
 def test_many_sizes_raise_no_warning(engine, caplog):
     import tensorflow as tf

@@ -26,6 +26,8 @@ DEFAULT_RUNNERS = {"tensorflow": "graph", "jax": "jit", "torch": "eager"}
 COMPILING_RUNNERS = {"tensorflow": "xla", "jax": "jit", "torch": "inductor"}
 HOLD_WEIGHTS = ("openvino",)  # they hold the weights they were compiled with
 ADDRESS_WEIGHTS = ("eager", "inductor")  # their CUDA graphs read weights from where they lay
+# Runners that compile for the shapes of inputs → for how many a stage stays compiled: each takes memory.
+KEPT_SHAPES = {"graph": 16, "xla": 16, "jit": 16, "inductor": 4}
 # (runner, kind of device) → rows of a sampler's table that one program runs where nobody looks at each: Python takes
 # longer to start a row than an H200 takes to compute it, and what is the same in all rows is then computed once.
 ROWS_AT_ONCE = {("jit", "gpu"): 10}

@@ -16,6 +16,7 @@ from keras_diffusion.engines.choice import (
     ADDRESS_WEIGHTS,
     DEFAULT_RUNNERS,
     HOLD_WEIGHTS,
+    KEPT_SHAPES,
     choose_runner,
     load_runner,
     replaced_operations,
@@ -58,7 +59,7 @@ class Engine:
 
     Attributes:
         compilations: How many times a stage was compiled, once for each network, image size and batch size; eager torch
-            compiles nothing.
+            compiles nothing. Of the sizes of each stage, the latest `choice.KEPT_SHAPES` stay compiled.
         strips: Whether images are decoded in strips of rows, the same image in less memory: True, False, or "auto", for
             eager torch alone.
     """
@@ -124,16 +125,17 @@ class Engine:
         runner = self.runner(network, tuple(inputs[0].shape))
         if stage in ONLY_ON_BACKENDS and runner == "openvino":
             runner = DEFAULT_RUNNERS[keras.backend.backend()]
+        shapes = _shapes(inputs) if runner in KEPT_SHAPES else None
         with self._lock:
-            place = (
-                stage,
-                network.name,
-                runner,
-            )  # a steered diffusion model leaves the plain one what was compiled for it
-            compiled_for, compiled = self._compiled.get(place, (None, None))
+            place = stage, network.name, runner  # one with ControlNets leaves the plain one what was compiled for it
+            compiled_for, programs = self._compiled.get(place, (None, {}))
             if compiled_for is not network:
-                compiled = load_runner(runner)(stage, network, self._traced)
-                self._compiled[place] = network, compiled
+                programs = {}
+                self._compiled[place] = network, programs
+            compiled = programs.pop(shapes, None) or load_runner(runner)(stage, network, self._traced)
+            programs[shapes] = compiled  # the latest last
+            if len(programs) > KEPT_SHAPES.get(runner, 1):
+                del programs[next(iter(programs))]
         with keras_settings(), replace_operations(**replaced_operations(runner)):
             return compiled(*_tensors(inputs))
 
@@ -272,6 +274,10 @@ def _require_finite(row):
         stage, latents, flag = row
         if not bool(ops.convert_to_numpy(flag)):
             finite(stage, latents)
+
+
+def _shapes(structure):
+    return tuple(x if x is None else np.shape(x) for x in keras.tree.flatten(structure))
 
 
 def _tensors(structure):

@@ -20,15 +20,7 @@ def graph(stage, network, traced, jit_compile=False):
         traced()
         return stage(network, *inputs)
 
-    concrete = {}  # TensorFlow warns of a function that is traced for many shapes, unless it is called by them
-
-    def call(*inputs):
-        shapes = tuple(x if x is None else x.shape for x in keras.tree.flatten(inputs))
-        if shapes not in concrete:
-            concrete[shapes] = run.get_concrete_function(*inputs)
-        return concrete[shapes](*inputs)
-
-    return call
+    return run
 
 
 def xla(stage, network, traced):

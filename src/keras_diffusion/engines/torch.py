@@ -40,12 +40,11 @@ def inductor(stage, network, traced):
     """Has `torch.compile` see operations alone: it cannot follow Keras' layers, and gives up on most of them."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    run, compiled = _by_layers(stage, network), {}
+    run, compiled = _by_layers(stage, network), []
 
     @torch.no_grad()
     def call(*inputs):
-        leaves = keras.tree.flatten(inputs)
-        shapes, given = tuple(x if x is None else x.shape for x in leaves), [x for x in leaves if x is not None]
+        given = [x for x in keras.tree.flatten(inputs) if x is not None]
 
         def by_values(values, given):
             given = iter(given)
@@ -54,11 +53,11 @@ def inductor(stage, network, traced):
                 return run(*arrays)
 
         values = [variable.value for variable in network.variables]
-        if shapes not in compiled:
+        if not compiled:
             traced()
             graph = make_fx(by_values, tracing_mode="fake")(values, given)  # without computing
-            compiled[shapes] = torch.compile(graph, dynamic=False)
-        return compiled[shapes](values, given)
+            compiled.append(torch.compile(graph, dynamic=False))
+        return compiled[0](values, given)
 
     return _captured(call)
 
