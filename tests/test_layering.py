@@ -88,7 +88,6 @@ TESTED_BY = {
     "networks.classes": "networks/test_layers.py",
     "networks.graphs": "engines/test_strips.py",
     "images.png": "checkpoints/formats/test_limits.py",
-    "generation.conditions": "test_pipeline.py",
     "generation.refiner": "test_sdxl.py",
     "generation.texts": "test_sdxl.py",
     "checkpoints.adapters.lora_writer": "training/test_lora.py",

@@ -468,10 +468,11 @@ class StableDiffusion(Components):
         known = encode_start(self, self._engine, parts[0][1])
         latents, history = starting_latents(parts[0][1], known), None
         for model, request in parts:
+            conditions, texts = make_conditions(model, model._engine, request, known)
             latents, history = yield from model._engine.denoise(
                 model.diffusion_model,
                 latents,
-                make_conditions(model, model._engine, request, known),
+                conditions,
                 request.table,
                 partial(noise.row_noise, request.seeds, latents.shape[1:], request.table),
                 rows_per_call,
@@ -481,6 +482,7 @@ class StableDiffusion(Components):
                 deep=request.deep,
                 history=history,
                 last=request is parts[-1][1],
+                texts=texts,
             )
 
     def _finish(self, request, latents):

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from keras_diffusion import __version__
@@ -127,9 +127,10 @@ def check(options):
     from keras_diffusion.architectures import SD21
     from keras_diffusion.checkpoints import presets
     from keras_diffusion.checkpoints.adapters import lora_folder
-    from keras_diffusion.prompts import reading as prompts
-    from keras_diffusion.prompts import tags, tokenizer
+    from keras_diffusion.prompts import composing, tags, tokenizer
+    from keras_diffusion.prompts.reading import LONG_PROMPTS
     from keras_diffusion.sampling import names, noise
+    from keras_diffusion.sampling.defaults import USUAL
 
     presets.find(options.preset)
     arguments.batch_size("--batch-size", options.batch_size, 1)
@@ -141,13 +142,15 @@ def check(options):
         names.resolve(options.sampler)
     names.resolve_spacing(options.spacing)
     arguments.whole_number("--clip-skip", options.clip_skip, 0, SD21.text_encoder.layers - 1)
-    arguments.choice("--long-prompts", options.long_prompts, prompts.LONG_PROMPTS)
+    arguments.choice("--long-prompts", options.long_prompts, LONG_PROMPTS)
     if options.long_prompts != "truncate":  # which warns, and once is enough
         prompt, loras = tags.take_loras("prompt", options.prompt) if options.prompt_weighting else (options.prompt, {})
         for name in loras:
             lora_folder.find(options.lora_folder, name)
-        texts, how = [prompt, options.negative_prompt or ""], (options.prompt_weighting, options.long_prompts)
-        prompts.read("prompts", texts, tokenizer.SimpleTokenizer(), SD21.text_encoder, *how)
+        how = {"prompt_weighting": options.prompt_weighting, "long_prompts": options.long_prompts}
+        read = partial(composing.read, evaluations=options.steps or USUAL.num_steps, **how)
+        for name, text in (("prompt", prompt), ("negative_prompt", options.negative_prompt or "")):
+            read(name, text, tokenizer.SimpleTokenizer(), SD21.text_encoder)
     arguments.choice("suffix of --output", options.output.suffix.lower(), FORMATS)
     try:
         if options.output.is_dir():

@@ -188,6 +188,7 @@ class Engine:
         deep=None,
         history=None,
         last=True,
+        texts=None,
     ):
         """Runs a sampler's table, yielding after every step.
 
@@ -208,6 +209,9 @@ class Engine:
                 row before it. None makes all rows deep.
             history: The latest estimates, as another call returned them; None for the first.
             last: Whether no other call follows.
+            texts: Where prompts change between rows: a list of pairs (context, added) to take instead of those in
+                `conditions`, of the same shapes, and int (rows,), which of them each row takes. Nothing is compiled for
+                that. None changes nothing.
 
         Yields:
             (step, timestep, latents): the number of the step just started, from 0, its timestep, and the latents after
@@ -227,7 +231,7 @@ class Engine:
         for each in filter(None, (network, shallow)):
             self._forget_stale(each, latents.shape)
         network_alone = self.runner(network, latents.shape) in HOLD_WEIGHTS
-        if network_alone or shallow or not guided.all():  # the rest is outside, or not all rows are alike
+        if network_alone or shallow or texts or not guided.all():  # the rest is outside, or not all rows are alike
             rows_per_call = 1
         elif rows_per_call is None:
             rows_per_call = rows_at_once(self.runner(network, latents.shape))
@@ -240,10 +244,10 @@ class Engine:
         quiet = ops.zeros((rows_per_call, *latents.shape), "float32")
         history = ops.zeros((HISTORY, *latents.shape), "float32") if history is None else history
         conditions = _tensors(conditions)
-        positive = [None if x is None else x[-len(latents) :] for x in (conditions.context, conditions.added)]
-        unguided = conditions._replace(context=positive[0], added=positive[1], rescale=None)
-        if network_alone:  # it is compiled for one shape: the negative prompts stay, without effect
-            unguided = conditions._replace(guidance=ops.ones_like(conditions.guidance), rescale=None)
+        pairs, which = texts or ([(conditions.context, conditions.added)], np.zeros(count, int))
+        versions = [conditions._replace(context=context, added=added) for context, added in _tensors(pairs)]
+        # OpenVINO compiles for one shape, and several prompts need the negative one: it stays, and without effect.
+        unguided = _unguided_alike if network_alone or conditions.weights is not None else _unguided
         previous = None
         for first in range(0, count, rows_per_call):
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
@@ -252,7 +256,8 @@ class Engine:
             if controlnets:
                 rows = rows._replace(scales=scales[index])
             here = np.int32(min(rows_per_call, count - first))
-            given = conditions if guided[first] else unguided
+            given = versions[which[first]]
+            given = given if guided[first] else unguided(given, len(latents))
             if deep[first]:
                 latents, history, *kept = self.run(denoise, network, latents, history, here, rows, given)
             else:
@@ -266,6 +271,17 @@ class Engine:
                 yield int(step), float(timestep), latents
         _require_finite(previous)
         return latents, history
+
+
+def _unguided(conditions, count):
+    """The conditions of `count` latents for their prompts alone."""
+    context, added = (None if x is None else x[-count:] for x in (conditions.context, conditions.added))
+    return conditions._replace(context=context, added=added, rescale=None)
+
+
+def _unguided_alike(conditions, count):
+    """The same in the same shapes, with the negative prompts."""
+    return conditions._replace(guidance=ops.ones_like(conditions.guidance), rescale=None)
 
 
 def _require_finite(row):

@@ -69,6 +69,8 @@ class Conditions(NamedTuple):
         noise: (b, h, w, c), the unit noise that covers them until the last row.
         controls: The image of each ControlNet, (b, height, width, 3) in [0, 1].
         added: (b, w), or (2b, w) as the context, for a network that takes an added vector.
+        weights: (k, b), those of k prompts for each image, whose contexts follow those of the negative prompts: then
+            `context` has (1 + k) · b rows (Liu et al. 2022, "Composable diffusion", arXiv:2206.01714, equation 11).
     """
 
     context: Any
@@ -80,6 +82,7 @@ class Conditions(NamedTuple):
     noise: Any = None
     controls: Any = ()
     added: Any = None
+    weights: Any = None
 
 
 def denoise(network, latents, history, count, rows, conditions, kept=()):
@@ -97,7 +100,7 @@ def denoise(network, latents, history, count, rows, conditions, kept=()):
     Returns:
         The new `latents` and `history`; then what a network returns beside its prediction, of the only row.
     """
-    context, guidance, rescale, extra, drawn, known, known_noise, controls, added = conditions
+    context, guidance, rescale, extra, drawn, known, known_noise, controls, added, weights = conditions
     copies = context.shape[0] // latents.shape[0]
 
     def row_of(i, latents, history):
@@ -108,8 +111,9 @@ def denoise(network, latents, history, count, rows, conditions, kept=()):
             inputs += [rows.scales[i][None], *controls]
         prediction, *keep = keras.tree.flatten(network([*inputs, *kept]))
         prediction = ops.cast(prediction, "float32")
-        if copies == 2:
-            negative, positive = ops.split(prediction, 2)
+        if copies > 1:
+            negative, *positives = ops.split(prediction, copies)
+            positive = positives[0] if weights is None else _composed(negative, positives, weights)
             prediction = negative + _column(guidance) * (positive - negative)
             if rescale is not None:
                 deviation = _deviation(prediction)
@@ -126,6 +130,11 @@ def denoise(network, latents, history, count, rows, conditions, kept=()):
     if rows.columns.shape[0] == 1:
         return row_of(0, latents, history)
     return ops.fori_loop(0, count, lambda i, state: row_of(i, *state), (latents, history))
+
+
+def _composed(negative, positives, weights):
+    """The prediction for several prompts: the negative one, and the weighted differences from it."""
+    return negative + sum(_column(w) * (x - negative) for w, x in zip(ops.unstack(weights), positives, strict=True))
 
 
 def _column(x):

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_diffusion.engines.stages import Conditions
 from keras_diffusion.generation.size_ids import added_vectors
-from keras_diffusion.generation.texts import EncodedText, encode_prompts
+from keras_diffusion.generation.texts import EncodedText, encode, stack
 from keras_diffusion.prompts.reading import repeat_to_one_length
 
 
@@ -39,32 +39,76 @@ def make_conditions(model, engine, request, known):
         known: What `encode_start` returns.
 
     Returns:
-        `Conditions`.
+        `Conditions`, and the `texts` of `Engine.denoise`: None, or the contexts of the rows.
     """
     count, height, width, channels = request.noise.shape
     factor = model.architecture.autoencoder.factor
     mask = request.mask
-    guided = (request.guidance != 1.0).any()
-    prompts = [request.negative, request.prompt] if guided else [request.prompt]
-    texts = [_repeated(encode_prompts(model, engine, prompt), count) for prompt in prompts]
-    id_width = model.architecture.diffusion_model.id_width
-    ids = request.size_ids[-len(texts) :]
-    added = [added_vectors(text.pooled, row, id_width) for text, row in zip(texts, ids, strict=True) if len(row)]
+    weights, columns = arrange(request)
+    pairs, which = _encode_columns(model, engine, request, columns)
+    context, added = pairs[0]
     result = Conditions(
-        np.concatenate(repeat_to_one_length(*(text.context for text in texts))),
+        context,
         request.guidance,
-        added=np.concatenate(added) if added else None,
+        added=added,
+        weights=weights,
         rescale=request.rescale if request.rescale.any() else None,
         controls=tuple(control.image for control in request.controls),
     )
+    texts = (pairs, which) if len(pairs) > 1 else None
     if model.architecture.diffusion_model.in_channels > channels:  # a model for inpainting sees what is known
         everywhere = np.ones((count, factor * height, factor * width), bool)
         drawn, pixels = (everywhere, np.zeros(3)) if mask is None else (mask, request.pixels)
         rest = _encode_pixels(model, engine, np.where(drawn[..., None], 127.5, pixels))
-        return result._replace(extra=np.concatenate([cover_cells(drawn, factor).astype("float32"), rest], axis=-1))
+        seen = np.concatenate([cover_cells(drawn, factor).astype("float32"), rest], axis=-1)
+        return result._replace(extra=seen), texts
     if mask is None:
-        return result
-    return result._replace(drawn=cover_cells(mask, factor), known=known, noise=request.noise)
+        return result, texts
+    return result._replace(drawn=cover_cells(mask, factor), known=known, noise=request.noise), texts
+
+
+def arrange(request):
+    """Arranges the parts of prompts by the rows of a batch that they take.
+
+    Args:
+        request: A `Request` for b images.
+
+    Returns:
+        float32 (k, b), the weights of k parts for each image, or None where each prompt is one part of weight 1. And a
+        list of columns, each a pair: 1 or b parts, and their size ids. The first are the negative prompts, if they are
+        needed; k follow for the prompts, of which those of fewer parts repeat the first with weight 0.
+    """
+    most = max(map(len, request.prompt))
+    padded = [[*parts, *[parts[0]._replace(weight=0.0)] * (most - len(parts))] for parts in request.prompt]
+    columns = [*zip(*padded, strict=True)]
+    weights = np.array([[part.weight for part in column] for column in columns], "float32")
+    composed = most > 1 or (weights != 1).any()
+    negative, ids = request.size_ids
+    columns = [(column, ids) for column in columns]
+    if composed or (request.guidance != 1.0).any():
+        columns.insert(0, ([part for (part,) in request.negative], negative))
+    return (np.broadcast_to(weights, (most, len(request.guidance))) if composed else None), columns
+
+
+def _encode_columns(model, engine, request, columns):
+    """Encodes what columns take in any row: a list of pairs (context, added), and which of them each row takes."""
+    rows, count = request.first + np.arange(len(request.table.rows)), len(request.guidance)
+    parts = [part for column, _ in columns for part in column]
+    states, which = np.unique([part.at(rows) for part in parts], axis=1, return_inverse=True)
+    texts = {id(part.texts[i]): part.texts[i] for part, taken in zip(parts, states, strict=True) for i in taken}
+    encoded = {key: encode(model, engine, text) for key, text in texts.items()}
+    contexts = repeat_to_one_length(*(text.context for text in encoded.values()))
+    encoded = {
+        key: text._replace(context=context) for (key, text), context in zip(encoded.items(), contexts, strict=True)
+    }
+    pairs, width = [], model.architecture.diffusion_model.id_width
+    for state in states.T:
+        taken = iter([encoded[id(part.texts[i])] for part, i in zip(parts, state, strict=True)])
+        stacked = [(_repeated(stack([next(taken) for _ in column]), count), ids) for column, ids in columns]
+        added = [added_vectors(text.pooled, ids, width) for text, ids in stacked if len(ids)]
+        context = np.concatenate([text.context for text, _ in stacked])
+        pairs.append((context, np.concatenate(added) if added else None))
+    return pairs, which.reshape(-1)
 
 
 def _encode_pixels(model, engine, pixels):

@@ -38,6 +38,7 @@ def make_parts(model, name, *given, refiner=None, refiner_start=0.8, **options):
     factor = model.architecture.autoencoder.factor
     height, width = (factor * side for side in request.noise.shape[1:3])
     for_refiner |= {"img_height": height, "img_width": width}
+    for_refiner |= {"sampler": options.get("sampler") or model.sampler}
     kept = {key: value for key, value in for_refiner.items() if key not in OF_THE_BASE}
     prompt, negative, _, num_steps, guidance, _ = given
     refined = make_request(refiner, name, prompt, negative, len(request.seeds), num_steps, guidance, 0, **kept)
@@ -87,6 +88,7 @@ def _cut(request, first, last):
     deep[0] = True
     ends = slice(first, last + 1)
     return request._replace(
+        first=first,
         table=replace(
             table,
             rows=table.rows[first:last],

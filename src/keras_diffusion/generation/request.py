@@ -13,6 +13,8 @@ from keras_diffusion.generation.texts import read
 from keras_diffusion.images import reading as images
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.sampling import noise
+from keras_diffusion.sampling.names import resolve
+from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.samplers import Table, build, rows_between, rows_of_every
 
 SIZE_OPTIONS = tuple(SizeOptions.__annotations__)
@@ -24,7 +26,7 @@ class Request(NamedTuple):
     """Everything that a call for b images asks for, checked.
 
     Args:
-        prompt: 1 or b prompts that have been read, see `prompts.reading.read`, or an `EncodedText` for each.
+        prompt: 1 or b prompts that have been read, see `texts.read`.
         negative: The same for the negative prompts.
         table: The sampler's.
         seeds: b ints.
@@ -43,6 +45,7 @@ class Request(NamedTuple):
         verbose: 0, 1 or 2.
         output: One of `OUTPUTS`.
         size_ids: float32 (2, k), see `size_ids`.
+        first: How many rows of the table another model has run before.
     """
 
     prompt: list
@@ -64,6 +67,7 @@ class Request(NamedTuple):
     verbose: int
     output: str
     size_ids: np.ndarray
+    first: int = 0
 
 
 def make_request(
@@ -120,8 +124,10 @@ def make_request(
     num_steps = model.defaults.num_steps if num_steps is None else num_steps
     guidance = model.defaults.guidance if unconditional_guidance_scale is None else unconditional_guidance_scale
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
-    prompt = read(model, name, prompt, **reading)
     spread = {"spacing": spacing, "karras": arguments.boolean("karras", karras) or None, "eta": eta}
+    table = _table(model, sampler, num_steps, strength, {**spread, "timesteps": timesteps})
+    reading["evaluations"] = (table.steps[-1] + 1) * SAMPLERS[resolve(sampler or model.sampler)[0]].evaluations
+    prompt = read(model, name, prompt, **reading)
     start = _start(model, image, strength, mask, img_height, img_width)
     if batch_size is None and start and len(prompt) == 1:
         batch_size = len(start.image)
@@ -130,7 +136,6 @@ def make_request(
     seeds, unit_noise = _noise(model, seed, diffusion_noise, count, size)
     negative = read(model, "negative_prompt", negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
-    table = _table(model, sampler, num_steps, strength, {**spread, "timesteps": timesteps})
     asked = controls("control", control, count, size, model.diffusion_model)
     guided = rows_between(table.steps, *arguments.interval("guidance_interval", guidance_interval))
     return Request(

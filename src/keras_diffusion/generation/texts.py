@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_diffusion import arguments
-from keras_diffusion.prompts import reading
+from keras_diffusion.prompts import composing
 from keras_diffusion.prompts.reading import emphasise, repeat_to_one_length
 
 
@@ -23,13 +23,13 @@ class EncodedText(NamedTuple):
 
 
 def read(model, name, value, **options):
-    """Lists prompts that have been read, or an `EncodedText` for each, 1 or more of them.
+    """Lists prompts that have been read, 1 or more: a list of `composing.Part` each, of texts or of an `EncodedText`.
 
     Args:
         model: The `StableDiffusion`.
         name: What to call the prompts in errors; "encoded_text" is encoded already, "negative_prompt" may be.
         value: What was given.
-        **options: Those of `prompts.reading.read`.
+        **options: Those of `composing.read`.
 
     Raises:
         TypeError, ValueError: If the value is none of these, or an option is out of its range.
@@ -39,35 +39,44 @@ def read(model, name, value, **options):
     size = (shape.length, sum(shape.width for shape in shapes))
     if name == "negative_prompt" and value is None:
         if model.architecture.zero_negative:
-            return [EncodedText(np.zeros(size, "float32"), np.zeros(second.projection, "float32"))]
+            zeros = EncodedText(np.zeros(size, "float32"), np.zeros(second.projection, "float32"))
+            return [composing.constant(zeros)]
         value = ""
     encoded = hasattr(value, "shape") or isinstance(value, EncodedText)
     if name != "encoded_text" and not (name == "negative_prompt" and encoded):
-        return reading.read(name, value, model.tokenizer, shape, **options)
+        return composing.read(name, value, model.tokenizer, shape, **options)
     if not second:
-        return list(map(EncodedText, arguments.context(name, value, size)))
+        return [composing.constant(EncodedText(context)) for context in arguments.context(name, value, size)]
     if not isinstance(value, EncodedText):
         raise TypeError(f"`{name}` must be an EncodedText, from `encode_text`. Received: {arguments.shorten(value)}")
     contexts = arguments.context(f"{name}.context", value.context, size)
     pooled = arguments.array(f"{name}.pooled", np.atleast_2d(value.pooled), (len(contexts), second.projection))
-    return list(map(EncodedText, contexts, pooled))
+    return [composing.constant(EncodedText(*pair)) for pair in zip(contexts, pooled, strict=True)]
 
 
 def encode_prompts(model, engine, prompts):
-    """Encodes prompts that have been read, and stacks them with those that are encoded already.
-
-    Every chunk is encoded alone: none depends on its neighbours. The pooled vector is that of the first chunk.
+    """Encodes prompts that have been read and do not change, and stacks them.
 
     Returns:
         An `EncodedText`.
     """
-    encoded = [prompt if isinstance(prompt, EncodedText) else _encode(model, engine, prompt) for prompt in prompts]
+    return stack([encode(model, engine, part.texts[0]) for (part,) in prompts])
+
+
+def stack(encoded):
+    """Stacks the `EncodedText` of several prompts in one."""
     contexts, pooled = zip(*encoded, strict=True)
     return EncodedText(np.stack(repeat_to_one_length(*contexts)), None if pooled[0] is None else np.stack(pooled))
 
 
-def _encode(model, engine, prompt):
-    """Encodes one prompt: the context (k · 77, width), and the pooled vector of the last text encoder."""
+def encode(model, engine, prompt):
+    """Encodes one text: the context (k · 77, width), and the pooled vector of the last text encoder.
+
+    Every chunk is encoded alone: none depends on its neighbours. The pooled vector is that of the first chunk. An
+    `EncodedText` is returned as it is.
+    """
+    if isinstance(prompt, EncodedText):
+        return prompt
     contexts, pooled = [], None
     for name, shape in model.architecture.text_encoders.items():
         tokens = prompt.padded_with(shape.pad_token)

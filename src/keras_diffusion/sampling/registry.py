@@ -22,6 +22,7 @@ class Sampler:
         extremes: Those of levels that are spread anew: of the timesteps "visited", or of those "trained".
         starts_at_sigma: Whether the starting noise has the deviation sigma of the first level, instead of 1; leading
             spacing always has 1.
+        evaluations: How many times a step asks the network.
         spellings: Its other names, see `names.py`: first that in A1111's menu, if it is there, then those in
             k-diffusion, ComfyUI, InvokeAI and diffusers.
     """
@@ -35,6 +36,7 @@ class Sampler:
     rounded_spacings: tuple = ("linspace", "karras")
     extremes: str = "visited"
     starts_at_sigma: bool = False
+    evaluations: int = 1
     spellings: tuple = ()
 
 
@@ -42,7 +44,8 @@ class Sampler:
 DDPM = {"estimate": "denoised", "spacing": "leading"}
 DISTILLED = {"estimate": "denoised", "spacing": "lcm"}
 K_DIFFUSION = {"estimate": "noise", "spacing": "linspace", "rounded_spacings": (), "starts_at_sigma": True}
-DPM2 = {**K_DIFFUSION, "rounded_spacings": ("karras",)}
+TWO_STAGE = {**K_DIFFUSION, "evaluations": 2}
+DPM2 = {**TWO_STAGE, "rounded_spacings": ("karras",)}
 LOG_SNR = {
     "estimate": "denoised",
     "spacing": "linspace",
@@ -79,7 +82,7 @@ SAMPLERS = {
         spellings=("Euler a", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
     ),
     "heun": Sampler(
-        two_stage.heun, **K_DIFFUSION,
+        two_stage.heun, **TWO_STAGE,
         spellings=("Heun", "k_heun", "HeunDiscreteScheduler"),
     ),
     "lms": Sampler(
@@ -102,15 +105,15 @@ SAMPLERS = {
         ),
     ),
     "dpmpp_2s": Sampler(
-        two_stage.dpmpp_2s, **K_DIFFUSION | {"estimate": "denoised"}, options=DETERMINISTIC,
+        two_stage.dpmpp_2s, **TWO_STAGE | {"estimate": "denoised"}, options=DETERMINISTIC,
         spellings=("DPM++ 2S", "k_dpmpp_2s"),
     ),
     "dpmpp_2s_ancestral": Sampler(
-        two_stage.dpmpp_2s, **K_DIFFUSION | {"estimate": "denoised"}, options=STOCHASTIC,
+        two_stage.dpmpp_2s, **TWO_STAGE | {"estimate": "denoised"}, options=STOCHASTIC,
         spellings=("DPM++ 2S a", "k_dpmpp_2s_a", "k_dpmpp_2s_ancestral"),
     ),
     "dpmpp_sde": Sampler(
-        two_stage.dpmpp_sde, **K_DIFFUSION | {"estimate": "denoised"}, options=STOCHASTIC,
+        two_stage.dpmpp_sde, **TWO_STAGE | {"estimate": "denoised"}, options=STOCHASTIC,
         spellings=("DPM++ SDE", "k_dpmpp_sde", "dpmpp_sde_gpu", "DPMSolverSDEScheduler"),
     ),
     "dpmpp_2m": Sampler(
