@@ -17,12 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from keras_diffusion.images import other_tools
 from keras_diffusion.images.png import refuse_many_texts
 from keras_diffusion.system import limits
 from keras_diffusion.system.paths import existing_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+NAMED_TEXTS = (0x010E, 0x010F, 0x0110)  # ImageDescription, Make, Model: ComfyUI writes "workflow:{…}", "prompt:{…}"
 PREFIXES = (b"ASCII\0\0\0", b"UNICODE\0", b"JIS\0\0\0\0\0", b"\0" * 8)  # of a comment, whatever follows
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 LAST_LINES = 100  # among which the settings are
@@ -55,7 +57,14 @@ FIELDS = {
     "Long prompts": Field("long_prompts"),
 }
 KNOWN = {*FIELDS, "Size", "Schedule type", "Version", "Model", "Model hash"} - {*PROMPTS}
-ABOUT_MODEL = {"Prediction type", "Precision", "Sampler settings", "VAE", "VAE hash"}  # which is chosen otherwise
+ABOUT_MODEL = {
+    "Prediction type",
+    "Precision",
+    "Sampler settings",
+    "VAE",
+    "VAE hash",
+    "Made by",
+}  # which is chosen otherwise
 MEANT = {"Clip skip": "1", "Emphasis": "Original", "Long prompts": "chunk"}  # by A1111's silence
 OURS = {"negative_prompt": "", "clip_skip": 0, "prompt_weighting": False, "long_prompts": "error"}
 
@@ -254,7 +263,9 @@ def read(path):
         path: A PNG, JPEG or WebP file, from anyone.
 
     Returns:
-        A dict of str, see `from_text`; empty if the picture does not say.
+        A dict of str, see `from_text`; empty if the picture does not say. If a tool wrote it that does not write as
+        A1111 does (ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI), the tool stands under "Made by", and what cannot be
+        followed under names of its own.
 
     Raises:
         ValueError: If the file is no such picture, is damaged, or holds absurdly much.
@@ -270,16 +281,31 @@ def read(path):
         try:
             refuse_many_texts(file)
             with Image.open(file, formats=sorted(set(FORMATS.values()))) as image:
-                text = image.info.get("parameters") or _decode(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT))
+                texts = _texts(image)
         except Exception as error:  # whatever a damaged file leads Pillow to
             raise ValueError(
                 f"This is no PNG, JPEG or WebP, or a damaged one. Received: path={str(path)!r:.200}"
             ) from error
-    if not isinstance(text, str) or not text:
-        return {}
+    if found := other_tools.settings(texts):
+        return found
+    text = texts.get("parameters", "")
     if len(text) > 2 * limits.IMAGE_TEXT:
         raise ValueError(f"The picture's parameters are too long. Received: {len(text)} characters")
-    return from_text(text)
+    return from_text(text) if text else {}
+
+
+def _texts(image):
+    """The texts of an open image, by name: a PNG's, and of EXIF what A1111, ComfyUI and Fooocus write."""
+    texts = {name: text for name, text in image.info.items() if isinstance(text, str)}
+    exif = image.getexif()
+    comment = _decode(exif.get_ifd(EXIF_IFD).get(USER_COMMENT))
+    if isinstance(comment, str) and comment:
+        texts.setdefault("parameters", comment)
+    for tag in NAMED_TEXTS:
+        name, colon, text = str(exif.get(tag, "")).partition(":")
+        if colon:
+            texts.setdefault(name.lower(), text.rstrip("\0"))
+    return texts
 
 
 def _decode(comment):
