@@ -18,9 +18,9 @@ from keras_diffusion.sampling.samplers import build
 from ..test_sdxl import TINY_SDXL
 
 pytestmark = pytest.mark.backend
-NOISE = np.random.default_rng(0).standard_normal((1, 8, 8, 4), "float32")
+NOISE = np.random.default_rng(0).standard_normal((1, 4, 4, 4), "float32")
 DRAWN = {"num_steps": 4, "unconditional_guidance_scale": 3.0, "verbose": 0, "output": "latents"}
-A1111 = {"prompt_weighting": True, "diffusion_noise": NOISE, "img_height": 64, "img_width": 64}
+A1111 = {"prompt_weighting": True, "diffusion_noise": NOISE, "img_height": 32, "img_width": 32}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def by_hand(model, rows, negative="", sampler="ddim", guidance=3.0, long_prompts
     table = build(sampler, 4, prediction_type=model.architecture.prediction_type)
     latents, history = np.float32(table.initial_scale) * NOISE, np.zeros((5, *NOISE.shape), "float32")
     shape = model.architecture.diffusion_model
-    ids = np.float32([64, 64, 0, 0, 64, 64])[: 6 * bool(shape.added)]
+    ids = np.float32([32, 32, 0, 0, 32, 32])[: 6 * bool(shape.added)]
     negatives = negative if isinstance(negative, list) else [negative] * len(rows)
     encode = cache(lambda text: model.encode_text(text, long_prompts=long_prompts))
 

@@ -217,7 +217,7 @@ def test_exif_holds_the_same(tmp_path, suffix):
 
 LOOP = {
     "class_type": "KSampler",
-    "inputs": dict.fromkeys(("positive", "latent_image", "seed", "model", "clip"), ["1", 0]),
+    "inputs": {name: ["1", 0] for name in ("positive", "latent_image", "seed", "model", "clip")},
 }
 ABSURD = ["[" * 100_000, "{}", "[]", "1", "null", '{"a": {"class_type": 1, "inputs": 2}}', json.dumps({"1": LOOP})]
 

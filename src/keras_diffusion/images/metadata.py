@@ -129,7 +129,7 @@ def call_arguments(settings):
 
 def not_followed(settings):
     """Lists the settings that `call_arguments` does not follow, by name."""
-    return sorted(settings.keys() - KNOWN - ABOUT_MODEL - {*PROMPTS})
+    return sorted(settings.keys() - KNOWN - ABOUT_MODEL - {*PROMPTS, "Made by"})
 
 
 def to_text(settings):
