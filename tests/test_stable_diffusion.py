@@ -95,10 +95,11 @@ def test_guidance_of_one_ignores_the_negative_prompt(model):
     assert not np.array_equal(plain, negative)
 
 
-def test_guidance_of_zero_follows_the_negative_prompt_alone(model):
+def test_guidance_of_zero_follows_the_negative_prompt_alone_with_a_warning(model, caplog):
     settings = {"seed": 0, "unconditional_guidance_scale": 0, **QUICK}
     cat, dog = (model.text_to_image(prompt, "a bird", **settings) for prompt in ("a cat", "a dog"))
     np.testing.assert_array_equal(cat, dog)
+    assert "For the prompt alone, as diffusers takes guidance_scale=0, choose 1." in caplog.text
 
 
 def test_every_image_may_have_its_guidance(model):

@@ -1,5 +1,6 @@
 """Checks all arguments of a call before anything is computed."""
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from keras_diffusion.sampling.samplers import Table, build, rows_between, rows_o
 
 SIZE_OPTIONS = tuple(SizeOptions.__annotations__)
 OUTPUTS = ("array", "pil", "latents")
+logger = logging.getLogger(__name__)
+
 ALWAYS = ("negative_prompt", "batch_size", "num_steps", "unconditional_guidance_scale", "seed")
 
 
@@ -144,7 +147,7 @@ def make_request(
         table=table,
         seeds=seeds,
         noise=unit_noise,
-        guidance=arguments.numbers("unconditional_guidance_scale", guidance, count),
+        guidance=_guidance(guidance, count),
         rescale=arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1),
         guided=guided,
         deep=rows_of_every(table.steps, _deep_cache(model, deep_cache), guided, scales(asked, table.steps)),
@@ -172,6 +175,18 @@ def _table(model, sampler, num_steps, strength, spread):
     return build(
         sampler, num_steps, start=arguments.skipped_steps("strength", strength, table.steps[-1] + 1), **schedule
     )
+
+
+def _guidance(value, count):
+    """Reads the guidance of each image; below 1 it is KerasCV's formula, where diffusers takes the prompt alone."""
+    guidance = arguments.numbers("unconditional_guidance_scale", value, count)
+    if (guidance < 1).any():
+        logger.warning(
+            "A guidance below 1 goes from the prompt towards the negative prompt. For the prompt alone, as diffusers "
+            "takes guidance_scale=0, choose 1. Received: unconditional_guidance_scale=%g",
+            guidance.min(),
+        )
+    return guidance
 
 
 def _deep_cache(model, value):

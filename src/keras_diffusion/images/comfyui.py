@@ -1,7 +1,7 @@
 """Reads the graph of nodes that ComfyUI writes into images, where its nodes say how an image was made.
 
-There are two forms. "prompt" is {id: {"class_type": …, "inputs": {name: value or [id, output]}}}. "workflow" is what the
-editor saves; its values have no names. Source: `nodes.py` and `comfy_extras/nodes_custom_sampler.py` of ComfyUI.
+There are two forms. "prompt" is {id: {"class_type": …, "inputs": {name: value or [id, output]}}}. "workflow" is what
+the editor saves; its values have no names. Source: `nodes.py` and `comfy_extras/nodes_custom_sampler.py` of ComfyUI.
 """
 
 import json

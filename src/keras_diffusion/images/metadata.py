@@ -57,14 +57,7 @@ FIELDS = {
     "Long prompts": Field("long_prompts"),
 }
 KNOWN = {*FIELDS, "Size", "Schedule type", "Version", "Model", "Model hash"} - {*PROMPTS}
-ABOUT_MODEL = {
-    "Prediction type",
-    "Precision",
-    "Sampler settings",
-    "VAE",
-    "VAE hash",
-    "Made by",
-}  # which is chosen otherwise
+ABOUT_MODEL = {"Prediction type", "Precision", "Sampler settings", "VAE", "VAE hash"}  # which is chosen otherwise
 MEANT = {"Clip skip": "1", "Emphasis": "Original", "Long prompts": "chunk"}  # by A1111's silence
 OURS = {"negative_prompt": "", "clip_skip": 0, "prompt_weighting": False, "long_prompts": "error"}
 

@@ -1,7 +1,7 @@
 """Reads what other tools than A1111 write into images: JSON, each under names of its own.
 
-Sources: InvokeAI's texts `invokeai_metadata` and, before version 3, `sd-metadata`; `Comment` of NovelAI; `parameters` of
-Fooocus and SwarmUI.
+Sources: InvokeAI's texts `invokeai_metadata` and, before version 3, `sd-metadata`; `Comment` of NovelAI; `parameters`
+of Fooocus and SwarmUI.
 """
 
 import json
