@@ -88,6 +88,8 @@ TESTED_BY = {
     "networks.classes": "networks/test_layers.py",
     "networks.graphs": "engines/test_strips.py",
     "images.png": "checkpoints/formats/test_limits.py",
+    "images.resizing": "generation/test_hires.py",
+    "images.comfyui": "images/test_other_tools.py",
     "generation.refiner": "test_sdxl.py",
     "generation.texts": "test_sdxl.py",
     "checkpoints.adapters.lora_writer": "training/test_lora.py",

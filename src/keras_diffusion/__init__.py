@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_HO
     from keras_diffusion.generation.controls import Control as Control
     from keras_diffusion.generation.options import Options as Options
     from keras_diffusion.generation.texts import EncodedText as EncodedText
-    from keras_diffusion.images.reading import pad as pad
+    from keras_diffusion.images.resizing import pad as pad
     from keras_diffusion.networks.controlnet import ControlNet as ControlNet
     from keras_diffusion.networks.decoder import Decoder as Decoder
     from keras_diffusion.networks.diffusion_model import DiffusionModel as DiffusionModel
@@ -51,7 +51,7 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
         "OfflineError",
         "UnsafeCheckpointError",
     ),
-    "images.reading": ("pad",),
+    "images.resizing": ("pad",),
     "networks.image_encoder": ("ImageEncoder",),
     "sampling.registry": ("SAMPLERS",),
     "stable_diffusion": ("StableDiffusion",),

@@ -18,6 +18,7 @@ from keras_diffusion.checkpoints.layouts.files import naming
 from keras_diffusion.components import Components
 from keras_diffusion.engines.engine import Engine, JitCompile, finite
 from keras_diffusion.errors import GenerationCancelled
+from keras_diffusion.generation import hires
 from keras_diffusion.generation.conditions import encode_start, make_conditions, starting_latents
 from keras_diffusion.generation.options import Options, OptionsWithImage, OptionsWithMask, OptionsWithNoise
 from keras_diffusion.generation.refiner import make_parts
@@ -207,7 +208,7 @@ class StableDiffusion(Components):
         weighting = options.get("prompt_weighting")
         with self._loras_of_prompt(prompt, weighting) as prompt, self._for_one_call() as model:
             given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-            return model._draw(make_parts(model, "prompt", *given, **options))
+            return hires.draw(model, *given, options)
 
     def image_to_image(
         self,

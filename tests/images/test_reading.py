@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from keras_diffusion.images import reading as images
+from keras_diffusion.images import resizing
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 3), "uint8")
 
@@ -84,7 +85,7 @@ def test_resize_keeps_a_flat_colour_and_the_range():
     np.testing.assert_allclose(
         images.read_images("image", flat / 255, (14, 3)), np.resize(flat, (1, 14, 3, 3)), rtol=1e-5
     )
-    assert images.resize(PIXELS[None], (12, 8)).shape == (1, 12, 8, 3)
+    assert resizing.resize(PIXELS[None], (12, 8)).shape == (1, 12, 8, 3)
 
 
 def bomb(path):
@@ -232,7 +233,7 @@ def test_refuses_bad_masks(value, white, message):
 
 
 def test_pad_says_what_is_new():
-    extended, mask = images.pad(PIXELS[None].astype("float32"), 1, 0, 2, 3)
+    extended, mask = resizing.pad(PIXELS[None].astype("float32"), 1, 0, 2, 3)
 
     assert extended.shape == (1, 7, 9, 3)
     np.testing.assert_array_equal(extended[0, 1:, 2:6], PIXELS)
@@ -243,10 +244,10 @@ def test_pad_says_what_is_new():
 
 
 def test_pad_takes_one_image_and_refuses_other_shapes():
-    np.testing.assert_array_equal(images.pad(PIXELS, 1, 2, 3, 4)[0], images.pad(PIXELS[None], 1, 2, 3, 4)[0])
+    np.testing.assert_array_equal(resizing.pad(PIXELS, 1, 2, 3, 4)[0], resizing.pad(PIXELS[None], 1, 2, 3, 4)[0])
     for image, top in ((PIXELS[..., 0], 1), (PIXELS, -1)):
         with pytest.raises(ValueError, match="at least 0 pixels"):
-            images.pad(image, top, 0, 0, 0)
+            resizing.pad(image, top, 0, 0, 0)
 
 
 def test_reading_a_file_says_nothing_else(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_diffusion.arguments import interval, number, shorten
 from keras_diffusion.images.reading import read_images
+from keras_diffusion.images.resizing import fit, nearest
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.sampling.samplers import rows_between
 
@@ -15,8 +16,9 @@ class Control(NamedTuple):
 
     Args:
         network: What `StableDiffusion.load_controlnet` returns.
-        image: The picture to follow, of the size of the images drawn: a path, a PIL image, or an array of uint8 or of
-            floats in [0, 1], (height, width, 3), or (batch_size, height, width, 3) or a list with one for each image.
+        image: The image to follow: a path, a PIL image, or an array of uint8 or of floats in [0, 1], (h, w, 3), or
+            (batch_size, h, w, 3) or a list with one for each image. It is scaled to the size of the images drawn. For
+            a ControlNet that repaints, pixels of floats are -1 where it is to draw.
         scale: How much to follow it, -100 to 100; 1 is as in training, 0 not at all.
         start: Where in the generation it begins to have a say, as a fraction of the steps.
         end: Where it ends to.
@@ -29,7 +31,7 @@ class Control(NamedTuple):
     end: float = 1.0
 
 
-def controls(name, value, batch_size, size, diffusion_model):
+def controls(name, value, batch_size, size, diffusion_model, how="stretch"):
     """Checks a `Control`, a list of them, or None.
 
     Args:
@@ -38,9 +40,10 @@ def controls(name, value, batch_size, size, diffusion_model):
         batch_size: Number of images.
         size: Their (height, width).
         diffusion_model: The `DiffusionModel` to steer.
+        how: How images get to that size, see `resizing.fit`.
 
     Returns:
-        A list of `Control`, each `image` a float32 array (batch_size, height, width, 3) in [0, 1].
+        A list of `Control`, each `image` a float32 array (batch_size, height, width, 3) in [0, 1], or -1.
 
     Raises:
         TypeError: If anything is of the wrong type.
@@ -49,7 +52,7 @@ def controls(name, value, batch_size, size, diffusion_model):
     entries = [] if value is None else [value] if isinstance(value, tuple) else value
     if not isinstance(entries, list):
         raise TypeError(f"`{name}` must be (network, image, scale) or a list of those. Received: {shorten(value)}")
-    return [_control(f"{name}[{i}]", entry, batch_size, size, diffusion_model) for i, entry in enumerate(entries)]
+    return [_control(f"{name}[{i}]", entry, batch_size, size, diffusion_model, how) for i, entry in enumerate(entries)]
 
 
 def scales(controls, steps):
@@ -66,7 +69,7 @@ def scales(controls, steps):
     return np.reshape(columns, (len(controls), len(steps))).T.astype("float32")
 
 
-def _control(name, entry, batch_size, size, diffusion_model):
+def _control(name, entry, batch_size, size, diffusion_model, how):
     if not (isinstance(entry, tuple) and 2 <= len(entry) <= len(Control._fields)):
         raise TypeError(f"`{name}` must be a tuple ({', '.join(Control._fields)}). Received: {name}={shorten(entry)}")
     network, image, scale, start, end = Control(*entry)
@@ -77,16 +80,23 @@ def _control(name, entry, batch_size, size, diffusion_model):
     ours, theirs = _fitting(diffusion_model), _fitting(network)
     if ours != theirs:
         raise ValueError(f"`{name}` must be a ControlNet for this model, with {ours}. Received: one with {theirs}")
-    image = read_images(f"{name}.image", image)
-    if image.shape[1:3] != tuple(size) or len(image) not in (1, batch_size):
+    image = _followed(f"{name}.image", image, size, how)
+    if len(image) not in (1, batch_size):
         count = f"1 or {batch_size}" if batch_size > 1 else "1"
-        raise ValueError(
-            f"`{name}.image` must hold {count} of the size of the images drawn, {size[0]}×{size[1]} (height × width). "
-            f"Received: {len(image)} of {image.shape[1]}×{image.shape[2]}"
-        )
+        raise ValueError(f"`{name}.image` must hold {count}. Received: {len(image)}")
     start, end = interval(name, (start, end))
-    image = np.broadcast_to(image / np.float32(255), (batch_size, *image.shape[1:]))
+    image = np.broadcast_to(image, (batch_size, *image.shape[1:]))
     return Control(network, image, number(f"{name}.scale", scale, -100, 100), start, end)
+
+
+def _followed(name, value, size, how):
+    """Reads what a ControlNet follows, float32 (b, height, width, 3) in [0, 1], or -1 where that was given."""
+    array = value if hasattr(value, "shape") and np.asarray(value).dtype.kind == "f" else np.zeros(0)
+    drawn = np.asarray(array) == -1  # what a ControlNet for inpainting is to draw (diffusers' `make_inpaint_condition`)
+    image = read_images(name, np.where(drawn, 0, array) if drawn.any() else value, size, how) / np.float32(255)
+    if drawn.any():
+        image[fit(drawn.reshape(-1, *drawn.shape[-3:]), size, how, nearest)] = -1
+    return image
 
 
 def _fitting(network):

@@ -49,6 +49,7 @@ class CommonOptions(SizeOptions, total=False):
     mask_white: Literal["repaint", "keep"]
     img_height: int | None
     img_width: int | None
+    resize: Literal["stretch", "crop", "pad"] | None
     sampler: str | None
     spacing: str | None
     karras: bool
@@ -77,11 +78,15 @@ class ImageOptions(TypedDict, total=False):
     strength: float | None
 
 
+class OutpaintOptions(TypedDict, total=False):
+    outpaint: tuple[int, int, int, int] | list[int] | None
+
+
 class MaskOptions(TypedDict, total=False):
     mask: Any
 
 
-class OptionsWithImage(CommonOptions, ImageOptions, MaskOptions, total=False):
+class OptionsWithImage(CommonOptions, ImageOptions, MaskOptions, OutpaintOptions, total=False):
     """`Options` for a method that has `diffusion_noise` as an argument."""
 
 
@@ -89,16 +94,30 @@ class OptionsWithNoise(CommonOptions, NoiseOptions, total=False):
     """`Options` for a method that has `image`, `strength` and `mask` as arguments."""
 
 
-class OptionsWithMask(OptionsWithNoise, MaskOptions, total=False):
+class OptionsWithMask(OptionsWithNoise, MaskOptions, OutpaintOptions, total=False):
     """`Options` for a method that has `image` and `strength` as arguments."""
 
 
-class Options(OptionsWithMask, ImageOptions, total=False):
+class HiresOptions(TypedDict, total=False):
+    hires: float | None
+    hires_strength: float
+
+
+class Options(OptionsWithMask, ImageOptions, HiresOptions, total=False):
     """The options of `text_to_image` and of the other methods that draw.
 
     Attributes:
         img_height: Height of these images in pixels; None takes the model's.
         img_width: Width of these images in pixels; None takes the model's.
+        resize: How an image and its mask get to the size of the result: "stretch", as without this option; "crop" or
+            "pad", which keep the proportions and cut off or repeat the edges. It then has the model's size unless
+            `img_height` and `img_width` give another. Without it, an image keeps its own size, which must be a multiple
+            of the latent factor. ControlNets' images follow it too.
+        outpaint: (top, bottom, left, right), how many pixels to add to the image at its edges and to draw there; the
+            rest stays as it is. A `strength` of 1 draws them from noise alone.
+        hires: For `text_to_image`: draws a second time, from the image enlarged by this factor, so that large images
+            keep one composition. As A1111's "Hires. fix" with the upscaler Lanczos.
+        hires_strength: How much the second time changes, see `strength`; 0.5 unless given.
         sampler: Name of a sampler in `SAMPLERS`, or another spelling of it; None takes the model's.
         spacing: How the timesteps are spread, see `sampling.samplers.build`.
         karras: Whether to spread the noise levels as Karras et al. 2022 do.

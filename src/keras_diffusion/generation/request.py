@@ -12,6 +12,8 @@ from keras_diffusion.generation.options import Options, SizeOptions, refuse_unkn
 from keras_diffusion.generation.size_ids import read_size_ids
 from keras_diffusion.generation.texts import read
 from keras_diffusion.images import reading as images
+from keras_diffusion.images import resizing
+from keras_diffusion.images.resizing import HOW
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.names import resolve
@@ -90,6 +92,8 @@ def make_request(
     mask_white="repaint",
     img_height=None,
     img_width=None,
+    resize=None,
+    outpaint=None,
     sampler=None,
     spacing=None,
     karras=False,
@@ -105,6 +109,7 @@ def make_request(
     prompt_weighting=False,
     long_prompts="error",
     clip_skip=0,
+    passed=0,
     **others,
 ):
     """Checks a call; the arguments are those of `StableDiffusion.generate_image`.
@@ -113,6 +118,7 @@ def make_request(
         model: The `StableDiffusion`, of which nothing is changed.
         name: What to call the prompt in errors.
         prompt: Prompts or contexts.
+        passed: How many evaluations of the network a first pass took, of which this is the second.
 
     Returns:
         A `Request`.
@@ -129,9 +135,11 @@ def make_request(
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
     spread = {"spacing": spacing, "karras": arguments.boolean("karras", karras) or None, "eta": eta}
     table = _table(model, sampler, num_steps, strength, {**spread, "timesteps": timesteps})
-    reading["evaluations"] = (table.steps[-1] + 1) * SAMPLERS[resolve(sampler or model.sampler)[0]].evaluations
+    reading["passed"] = passed
+    reading["evaluations"] = count_evaluations(sampler or model.sampler, table)
     prompt = read(model, name, prompt, **reading)
-    start = _start(model, image, strength, mask, img_height, img_width)
+    image, mask = _extended(image, mask, outpaint)
+    start = _start(model, image, strength, mask, img_height, img_width, resize)
     if batch_size is None and start and len(prompt) == 1:
         batch_size = len(start.image)
     count = arguments.batch_size("batch_size", batch_size, len(prompt))
@@ -139,7 +147,7 @@ def make_request(
     seeds, unit_noise = _noise(model, seed, diffusion_noise, count, size)
     negative = read(model, "negative_prompt", negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
-    asked = controls("control", control, count, size, model.diffusion_model)
+    asked = controls("control", control, count, size, model.diffusion_model, resize or HOW[0])
     guided = rows_between(table.steps, *arguments.interval("guidance_interval", guidance_interval))
     return Request(
         prompt=prompt,
@@ -151,7 +159,7 @@ def make_request(
         rescale=arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1),
         guided=guided,
         deep=rows_of_every(table.steps, _deep_cache(model, deep_cache), guided, scales(asked, table.steps)),
-        **_for_each_image(start, mask, mask_white, count),
+        **_for_each_image(start, mask, mask_white, count, resize or HOW[0]),
         controls=asked,
         scales=scales(asked, table.steps),
         callback=arguments.function("callback", callback),
@@ -175,6 +183,11 @@ def _table(model, sampler, num_steps, strength, spread):
     return build(
         sampler, num_steps, start=arguments.skipped_steps("strength", strength, table.steps[-1] + 1), **schedule
     )
+
+
+def count_evaluations(sampler, table):
+    """How many times all steps of a sampler ask the network, as A1111 counts it."""
+    return (table.steps[-1] + 1) * SAMPLERS[resolve(sampler)[0]].evaluations
 
 
 def _guidance(value, count):
@@ -216,8 +229,23 @@ class Start(NamedTuple):
     in_pixels: bool
 
 
-def _start(model, image, strength, mask, height, width):
+def _extended(image, mask, outpaint):
+    """The image with more pixels at its edges, and the mask of those, where `outpaint` asks for it."""
+    if outpaint is None:
+        return image, mask
+    if image is None or mask is not None:
+        raise ValueError("`outpaint` needs an `image`, and takes the place of a `mask`. Received: a mask or no image")
+    if not (isinstance(outpaint, tuple | list) and len(outpaint) == 4):
+        raise TypeError(f"`outpaint` must be (top, bottom, left, right). Received: {arguments.shorten(outpaint)}")
+    sides = [arguments.whole_number("outpaint", side, 0, arguments.LARGEST_SIDE) for side in outpaint]
+    pixels, mask = resizing.pad(images.read_images("image", image), *sides)
+    return pixels.astype("float32") / 255, mask
+
+
+def _start(model, image, strength, mask, height, width, how):
     """Reads what to start from, a `Start` or None; pixels are scaled to the sides that are given."""
+    if how is not None:
+        arguments.choice("resize", how, HOW)
     if image is None:
         if mask is not None or strength is not None:
             raise ValueError("`mask` and `strength` need an `image`. Received: no image")
@@ -235,11 +263,11 @@ def _start(model, image, strength, mask, height, width):
         return Start(latents, size, size, in_pixels=False)
     pixels = images.read_images("image", image)
     size = pixels.shape[1:3]
-    wanted = tuple(side if given is None else given for given, side in zip((height, width), size, strict=True))
+    usual = size if how is None else (model.img_height, model.img_width)
+    wanted = tuple(side if given is None else given for given, side in zip((height, width), usual, strict=True))
     for name, side in zip(("height of image", "width of image"), wanted, strict=True):
         model.side(name, side)
-    scaled = pixels if wanted == size else images.resize(pixels, wanted).clip(0, 255)
-    return Start(scaled, wanted, size, in_pixels=True)
+    return Start(resizing.fit(pixels, wanted, how or HOW[0]).clip(0, 255), wanted, size, in_pixels=True)
 
 
 def _are_latents(image, channels):
@@ -253,7 +281,7 @@ def _are_latents(image, channels):
     return channels != 3 or (array.dtype.kind == "f" and not ((array >= 0) & (array <= 1)).all())
 
 
-def _for_each_image(start, mask, mask_white, count):
+def _for_each_image(start, mask, mask_white, count, how):
     """The pixels or the latents, and the mask, of each of `count` images: a dict of three fields of `Request`."""
     fields = {"pixels": None, "latents": None, "mask": None}
     if start:
@@ -261,7 +289,7 @@ def _for_each_image(start, mask, mask_white, count):
         fields["pixels" if start.in_pixels else "latents"] = image
     if mask is not None:
         white = arguments.choice("mask_white", mask_white, images.MASK_WHITE)
-        read_mask = images.read_mask("mask", mask, start.size, white, start.given_size)
+        read_mask = images.read_mask("mask", mask, start.size, white, start.given_size, how)
         fields["mask"] = np.stack(arguments.repeated("mask", list(read_mask), count))
     return fields
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from keras_diffusion.arguments import LARGEST_SIDE, shorten
 from keras_diffusion.images.png import refuse_many_texts
+from keras_diffusion.images.resizing import fit, nearest
 from keras_diffusion.system.paths import existing_file
 
 FILE_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -36,7 +37,7 @@ MASK_WHITE = ("repaint", "keep")
 logger = logging.getLogger(__name__)
 
 
-def read_images(name, value, size=None):
+def read_images(name, value, size=None, how="stretch"):
     """Reads images.
 
     Files and PIL images are turned as their EXIF orientation says; transparency is laid on white; 16-bit greys are
@@ -47,6 +48,7 @@ def read_images(name, value, size=None):
         value: A path to a PNG, JPEG or WebP file; a PIL image; a list of them, all of one size; or an array (h, w, 3)
             or (b, h, w, 3), uint8 or floats in [0, 1].
         size: (height, width) to scale to, None for as they are.
+        how: How to scale, see `resizing.fit`.
 
     Returns:
         A float32 array (b, h, w, 3) in [0, 255]; whole numbers where `value` has 8 bits and is not scaled.
@@ -64,10 +66,10 @@ def read_images(name, value, size=None):
         sizes = ", ".join(f"{array.shape[1]}×{array.shape[2]}" for array in read)
         raise ValueError(f"`{name}` must hold images of one size. Received: {sizes}"[:300])
     read = np.concatenate(read)
-    return read if size is None or size == read.shape[1:3] else resize(read, size)
+    return read if size is None else fit(read, size, how).clip(0, 255)
 
 
-def read_mask(name, value, size, white="repaint", given_size=None):
+def read_mask(name, value, size, white="repaint", given_size=None, how="stretch"):
     """Reads the mask of an image: what is at least half white there is repainted.
 
     Args:
@@ -79,6 +81,7 @@ def read_mask(name, value, size, white="repaint", given_size=None):
         white: "repaint", or "keep" for the opposite.
         given_size: (height, width) that the image had before it was scaled; a mask of that size is scaled likewise, to
             the nearest pixel.
+        how: How the image was scaled, see `resizing.fit`.
 
     Returns:
         A bool array (1 or b, height, width), true where the image is repainted.
@@ -96,60 +99,11 @@ def read_mask(name, value, size, white="repaint", given_size=None):
             f"`{name}` must have the size of the image, {size[0]}×{size[1]} (height × width){scaled}. "
             f"Received: {name} of {' and '.join('×'.join(map(str, shape)) for shape in sorted(sizes))}"[:300]
         )
-    chosen = np.concatenate([_nearest(array, size) for array in chosen])
+    chosen = np.concatenate([fit(array, size, how, nearest) for array in chosen])
     chosen = chosen if white == "repaint" else ~chosen
     if not chosen.any(axis=(1, 2)).all():
         raise ValueError(f"`{name}` must be {'white' if white == 'repaint' else 'black'} somewhere, to be repainted.")
     return chosen
-
-
-def resize(images, size):
-    """Scales float images (b, h, w, c) to `size`, (height, width), with Lanczos' filter of length 3."""
-    height, width = size
-
-    def channel(plane):
-        return np.asarray(Image.fromarray(plane, "F").resize((width, height), Image.Resampling.LANCZOS))
-
-    planes = np.moveaxis(np.asarray(images, "float32"), -1, 1)
-    scaled = [[channel(np.ascontiguousarray(plane)) for plane in image] for image in planes]
-    return np.moveaxis(np.array(scaled), 1, -1)
-
-
-def _nearest(masks, size):
-    """Scales masks (b, h, w) to `size`, taking of each new pixel what is at its middle."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, masks.shape[1:], strict=True)
-    )
-    return masks[:, rows][:, :, columns]
-
-
-def pad(images: np.ndarray, top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, np.ndarray]:
-    """Extends images (b, h, w, 3), or one of (h, w, 3), by pixels like those at their edges.
-
-    Args:
-        images: The images, of any dtype.
-        top: Number of rows to add above, at least 0.
-        bottom: Number of rows to add below, at least 0.
-        left: Number of columns to add on the left, at least 0.
-        right: Number of columns to add on the right, at least 0.
-
-    Returns:
-        The images (b, h + top + bottom, w + left + right, 3), of the same dtype, and the mask of what is new, bool
-        (1, …).
-
-    Raises:
-        ValueError: If the images have another shape or a number is negative.
-    """
-    images = np.asarray(images)
-    images = images[None] if images.ndim == 3 else images
-    if images.ndim != 4 or min(top, bottom, left, right) < 0:
-        raise ValueError(
-            "`images` must be of shape (b, h, w, 3) or (h, w, 3), extended by at least 0 pixels on each side. "
-            f"Received: shape {images.shape}, {top=}, {bottom=}, {left=}, {right=}"
-        )
-    borders = ((0, 0), (top, bottom), (left, right))
-    extended = np.pad(images, (*borders, (0, 0)), mode="edge")
-    return extended, np.pad(np.zeros((1, *images.shape[1:3]), bool), borders, constant_values=True)
 
 
 def _is_image(value):

@@ -78,7 +78,7 @@ def constant(text):
     return [Part(1.0, [text], np.zeros(1, int))]
 
 
-def read(name, prompts, *given, prompt_weighting=False, evaluations=None, **options):
+def read(name, prompts, *given, prompt_weighting=False, evaluations=None, passed=0, **options):
     """Reads prompts as a text encoder takes them.
 
     Args:
@@ -87,6 +87,7 @@ def read(name, prompts, *given, prompt_weighting=False, evaluations=None, **opti
         *given: The tokenizer and the shape, see `reading.read`.
         prompt_weighting: Whether brackets and AND have a meaning.
         evaluations: How many times the network is asked, or None if that is not known.
+        passed: How many times it was asked before, in a first pass over a smaller image.
         **options: The other options of `reading.read`.
 
     Returns:
@@ -101,7 +102,7 @@ def read(name, prompts, *given, prompt_weighting=False, evaluations=None, **opti
     found = []
     for prompt in arguments.texts(name, prompts):
         split = split_parts(prompt) if name == "prompt" else [(prompt, 1.0)]
-        changing = [changes(text, evaluations or 1) for text, _ in split]
+        changing = [changes(text, evaluations or 1, passed) for text, _ in split]
         if evaluations is None and (len(split) > 1 or split[0][1] != 1 or any(map(_has_change, changing))):
             raise ValueError(
                 f"Only what draws can follow AND and what changes between steps, such as [a:b:0.5]; call "
@@ -147,12 +148,13 @@ def split_parts(prompt):
     return parts
 
 
-def changes(prompt, evaluations):
+def changes(prompt, evaluations, passed=0):
     """Finds what changes in a prompt.
 
     Args:
         prompt: A str, whatever is in it.
         evaluations: How many times the network is asked.
+        passed: How many times it was asked in a first pass: whole numbers count on from there, and fractions from 1.
 
     Returns:
         A list of str and `Change`.
@@ -171,7 +173,7 @@ def changes(prompt, evaluations):
             group.separators.append(token)
             group.options.append([])
         elif token in OPENING:
-            closed = group.close(evaluations) if group.bracket == OPENING[token] else None
+            closed = group.close(evaluations, passed) if group.bracket == OPENING[token] else None
             if closed:
                 groups.pop()
                 groups[-1].options[-1] += closed
@@ -204,7 +206,7 @@ class _Group:
         rest = [[separator, *option] for separator, option in zip(self.separators, others, strict=True)]
         return _joined([self.bracket, *first, *chain(*rest)])
 
-    def close(self, evaluations):
+    def close(self, evaluations, passed):
         """The pieces that a closed group becomes, or None if its brackets are text after all."""
         kinds = set(self.separators)
         if not kinds or (self.bracket == "(" and self.separators == [":"]):
@@ -215,7 +217,8 @@ class _Group:
         number = _WHEN.fullmatch(text_at(when, 1)) if not _has_change(when) else None
         if self.bracket == "(" or kinds != {":"} or len(options) > 2 or not number:
             return None
-        last = float(number[1]) * (evaluations if "." in number[1] else 1)
+        last = float(number[1])
+        last = (last - bool(passed)) * evaluations if "." in number[1] else last - passed
         return [_change([[], *options][-2:], int(min(evaluations, last)))]
 
 
