@@ -607,3 +607,59 @@ def test_train_hands_its_options_on_and_writes_the_lora(tmp_path, monkeypatch, c
     assert cli.main(words) == 1
     with pytest.raises(SystemExit):
         cli.main(["train", "lora", "photos", "--output", "dog.ckpt"])
+
+
+def test_all_that_the_library_does_can_be_asked_for(generate, fake, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(fake, "load_lora", lambda self, *given: loaded.append(given), raising=False)
+    monkeypatch.setattr(fake, "load_textual_inversion", lambda self, *given: loaded.append(given), raising=False)
+    monkeypatch.setattr(fake, "load_controlnet", lambda self, path: f"network of {path}", raising=False)
+    for name in ("a.png", "mask.png", "edges.png"):
+        Image.fromarray(IMAGES[0]).save(name)
+    for name in ("canny.pth", "style.safetensors", "word.pt", "vae.pt"):
+        Path(name).touch()
+    Path("prompts.txt").write_text("a cat\n\na dög\n", "utf-8")
+    options = "--prompts prompts.txt --batch-size 2 --seed 7 --steps 3 --image a.png --mask mask.png --resize crop "
+    options += "--control canny.pth=edges.png=0.5 --control canny.pth=a.png --lora style.safetensors=0.8 "
+    options += "--embedding word.pt --vae vae.pt --jit-compile off"
+    assert generate(*options.split()) == 0
+
+    [model] = fake.made
+    assert (model.built["jit_compile"], model.built["vae"]) == (False, Path("vae.pt"))
+    assert loaded == [(Path("style.safetensors"), 0.8), (Path("word.pt"),)]
+    expected = {"prompt": "a dög", "seed": 9, "image": Path("a.png"), "mask": Path("mask.png"), "resize": "crop"}
+    expected |= {"strength": 1.0, "batch_size": 2}
+    expected["control"] = [
+        ("network of canny.pth", Path("edges.png"), 0.5),
+        ("network of canny.pth", Path("a.png"), 1.0),
+    ]
+    assert {name: model.call.get(name) for name in expected} == expected
+    assert sorted(path.name for path in Path().glob("pizza-*")) == [f"pizza-{i}.png" for i in (1, 2, 3, 4)]
+    found = metadata.read("pizza-4.png")
+    assert [found[name] for name in ("Prompt", "Seed", "Size")] == ["a dög", "10", "24x16"]
+    assert metadata.not_followed(found) == ["Denoising strength", "Lora files"]
+
+
+def test_a_second_pass_is_drawn_again(generate, fake):
+    assert generate("--hires", "1.5", "--hires-strength", "0.4", "--width", "24", "--height", "16") == 0
+    assert generate("--like", "pizza.png") == 0
+    for model in fake.made:
+        assert (model.call["hires"], model.call["hires_strength"]) == (1.5, 0.4)
+    assert not metadata.not_followed(metadata.read("pizza.png"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--mask a.png", "need an --image"),
+        ("--image none.png", "There is no such file"),
+        ("--control one", "invalid control value"),
+        ("--lora a=b", "invalid with_scale value"),
+        ("--jit-compile fast", "invalid choice"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(generate, fake, capsys, options, message):
+    with pytest.raises(SystemExit):
+        generate(*options.split())
+    assert message in capsys.readouterr().err
+    assert not fake.made

@@ -17,7 +17,6 @@ from keras_diffusion.sampling.samplers import build
 
 from ..test_sdxl import TINY_SDXL
 
-pytestmark = pytest.mark.backend
 NOISE = np.random.default_rng(0).standard_normal((1, 4, 4, 4), "float32")
 DRAWN = {"num_steps": 4, "unconditional_guidance_scale": 3.0, "verbose": 0, "output": "latents"}
 A1111 = {"prompt_weighting": True, "diffusion_noise": NOISE, "img_height": 32, "img_width": 32}
@@ -64,6 +63,7 @@ def repeated(*pairs):
     return [[(text, 1)] for text, count in pairs for _ in range(count)]
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize(
     ("prompt", "rows"),
     [
@@ -123,6 +123,7 @@ def test_joined_prompts_without_guidance_are_their_sum(model):
     np.testing.assert_allclose(outside, expected, atol=1e-4)  # before the interval, the whole of these steps
 
 
+@pytest.mark.backend
 def test_nothing_is_compiled_for_another_change(model):
     model.text_to_image("a cat", **DRAWN, **A1111)
     model.text_to_image("a AND b", **DRAWN, **A1111)

@@ -10,7 +10,7 @@ from pathlib import Path
 from keras_diffusion import __version__
 from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
 from keras_diffusion.cli.convert import STORED, convert
-from keras_diffusion.cli.generate import generate
+from keras_diffusion.cli.generate import JIT_COMPILE, control, generate, with_scale
 from keras_diffusion.cli.info import info
 from keras_diffusion.cli.train import train
 from keras_diffusion.errors import NumericalError
@@ -56,6 +56,18 @@ def parser():
     add = command.add_argument
     add("prompt", nargs="?", help="what to draw; with --like, by default that of the image")
     add("--output", type=Path, metavar="FILE", required=True, help=".png, .jpg or .webp; several are NAME-1, NAME-2")
+    add("--prompts", type=Path, metavar="FILE", help="a text file with a prompt in each line, instead of one prompt")
+    add("--image", type=Path, help="an image to start from")
+    add("--strength", type=float, help="how much to change it, 0 to 1 (default: 0.8; 1 with --mask or --outpaint)")
+    add("--mask", type=Path, metavar="IMAGE", help="white where the image is to be repainted")
+    add("--outpaint", type=int, nargs=4, metavar=("TOP", "BOTTOM", "LEFT", "RIGHT"), help="pixels to add to the image")
+    add("--resize", metavar="HOW", help="bring the image to the size of the result: stretch, crop, pad")
+    add("--hires", type=float, metavar="FACTOR", help="draw a second time from the image enlarged, such as by 2")
+    add("--hires-strength", type=float, metavar="STRENGTH", help="how much that changes (default: 0.5)")
+    add("--control", type=control, action="append", default=[], metavar="FILE=IMAGE[=SCALE]", help="a ControlNet")
+    add("--lora", type=with_scale, action="append", default=[], metavar="FILE[=SCALE]", help="a LoRA")
+    add("--embedding", type=Path, action="append", default=[], metavar="FILE", help="a textual inversion")
+    add("--vae", type=Path, metavar="FILE", help="another autoencoder, a file or a folder")
     add("--like", type=Path, metavar="IMAGE", help="an image whose settings to use, unless other options say otherwise")
     add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
     add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
@@ -73,7 +85,14 @@ def parser():
     add("--height", type=int, help="in pixels (default: the model's)")
     add("--no-metadata", action="store_true", help="do not write into the files how they were made")
     add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
-    add("--jit-compile", action="store_const", const=True, default="auto", help="compile for longer, to run faster")
+    add(
+        "--jit-compile",
+        choices=JIT_COMPILE,
+        nargs="?",
+        const="xla",
+        default="auto",
+        help="compile for longer, to run faster: auto (default), xla, which is meant without a value, openvino, off",
+    )
 
     command = commands.add_parser("info", help="describe installation, model or picture", description=info.__doc__)
     command.set_defaults(run=info)

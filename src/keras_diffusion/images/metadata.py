@@ -55,9 +55,11 @@ FIELDS = {
     "Clip skip": Field("clip_skip", lambda blocks: str(blocks + 1), lambda text: int(text) - 1),
     "Emphasis": Field("prompt_weighting", list(EMPHASIS).__getitem__, EMPHASIS.__getitem__),
     "Long prompts": Field("long_prompts"),
+    "Hires upscale": Field("hires", read=float),
 }
 KNOWN = {*FIELDS, "Size", "Schedule type", "Version", "Model", "Model hash"} - {*PROMPTS}
 ABOUT_MODEL = {"Prediction type", "Precision", "Sampler settings", "VAE", "VAE hash"}  # which is chosen otherwise
+HIRES = {"Hires upscale", "Hires upscaler", "Denoising strength"}
 MEANT = {"Clip skip": "1", "Emphasis": "Original", "Long prompts": "chunk"}  # by A1111's silence
 OURS = {"negative_prompt": "", "clip_skip": 0, "prompt_weighting": False, "long_prompts": "error"}
 
@@ -77,6 +79,8 @@ def settings(img_width, img_height, version, **arguments):
     """
     given = OURS | {name: value for name, value in arguments.items() if value is not None}
     named = {name: field.write(given[field.argument]) for name, field in FIELDS.items() if field.argument in given}
+    if "hires" in given:
+        named |= {"Hires upscaler": "Lanczos", "Denoising strength": str(given.get("hires_strength", 0.5))}
     return named | {"Size": f"{img_width}x{img_height}", "Version": f"keras-diffusion {version}"}
 
 
@@ -94,7 +98,7 @@ def call_arguments(settings):
     """
     from keras_diffusion.sampling.names import from_a1111  # imports NumPy, which --help does without
 
-    settings = MEANT | settings
+    settings = {name: value for name, value in (MEANT | settings).items() if name not in not_followed(settings)}
     found = {}
     try:
         for name, field in FIELDS.items():
@@ -103,6 +107,9 @@ def call_arguments(settings):
         if "Size" in settings:
             name = "Size"
             found["img_width"], found["img_height"] = map(int, settings[name].split("x"))
+        if "Hires upscale" in settings and "Denoising strength" in settings:
+            name = "Denoising strength"
+            found["hires_strength"] = float(settings[name])
         if "Sampler" in settings:
             name = "Sampler"
             found["sampler"], spacing = from_a1111(settings[name])
@@ -122,7 +129,9 @@ def call_arguments(settings):
 
 def not_followed(settings):
     """Lists the settings that `call_arguments` does not follow, by name."""
-    return sorted(settings.keys() - KNOWN - ABOUT_MODEL - {*PROMPTS, "Made by"})
+    twice = HIRES if settings.get("Hires upscaler") == "Lanczos" and "Hires steps" not in settings else set()
+    known = KNOWN - HIRES | ABOUT_MODEL | twice | {*PROMPTS, "Made by"}
+    return sorted(settings.keys() - known)
 
 
 def to_text(settings):
