@@ -99,6 +99,7 @@ TESTED_BY = {
     "engines.stages": "engines/test_engine.py",
     "engines.tensorflow": "engines/test_engine.py",
     "checkpoints.adapters.layer_names": "checkpoints/adapters/test_lora_file.py",
+    "checkpoints.layouts.tokenizer_files": "checkpoints/adapters/test_textual_inversion.py",
     "checkpoints.adapters.peft_config": "checkpoints/adapters/test_lora_file.py",
     "sampling.recurrence": "sampling/test_solvers.py",
     "sampling.registry": "sampling/test_samplers.py",

@@ -19,6 +19,7 @@ from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
 from keras_diffusion.checkpoints.layouts.controlnet_files import ControlNetFiles
 from keras_diffusion.checkpoints.layouts.files import naming
 from keras_diffusion.checkpoints.layouts.part_files import PARTS, PartFiles, read_scheduler
+from keras_diffusion.checkpoints.layouts.tokenizer_files import read_tokenizer
 from keras_diffusion.checkpoints.mapping.loading import require_tensors
 from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.networks.classes import CLASSES, make
@@ -30,7 +31,6 @@ from keras_diffusion.networks.keras_internals import no_leftovers
 from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.prompts.tags import take_loras
-from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 from keras_diffusion.system.locks import Unchanged, changing, reading, reads
 
 ALONE = ("image_encoder",)  # loaded when first needed; all others at the start, and after `unload`
@@ -52,7 +52,9 @@ class Components:
     decoder: Decoder
     image_encoder: ImageEncoder
 
-    def __init__(self, preset, dtype, prediction_type, ema, vae=None, text_encoder=None, scheduler=None):
+    def __init__(
+        self, preset, dtype, prediction_type, ema, vae=None, text_encoder=None, scheduler=None, tokenizer=None
+    ):
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
         if prediction_type is not None:
@@ -83,9 +85,17 @@ class Components:
                 self.architecture = replace(self.architecture, prediction_type=predicted)
             for files in self._parts.values():
                 self.architecture = files.architecture(self.architecture)
-        self.tokenizer, self._loras = SimpleTokenizer(), Loras()
+        folder = self._checkpoint and self._checkpoint.path / "tokenizer"
+        self._tokenizer_source = folder if tokenizer is None and folder and folder.is_dir() else tokenizer
+        self.tokenizer, self._loras = self._make_tokenizer(), Loras()
         self.lora_folder: str | os.PathLike[str] | None = None
         self._loaded = {}
+
+    def _make_tokenizer(self):
+        shape = self.architecture.text_encoder
+        tokenizer = read_tokenizer(self._tokenizer_source, shape.vocabulary if shape and self._checkpoint else None)
+        self._words = tokenizer.added_tokens
+        return tokenizer
 
     def __getattr__(self, name):
         if name not in CLASSES:
@@ -154,7 +164,8 @@ class Components:
         with nullcontext() if reads(self) else changing(self), _loading_lock:
             lost = [] if self._checkpoint else ["random weights, which have no preset to be loaded from"]
             lost += [f"the LoRAs {[*self.loras]}"] if self.loras else []
-            lost += [f"the words {list(self.tokenizer.added_tokens)}"] if self.tokenizer.added_tokens else []
+            learned = [word for word in self.tokenizer.added_tokens if word not in self._words]
+            lost += [f"the words {learned}"] if learned else []
             present = self._present()
             replaced = [name for name, network in present.items() if network is not self._loaded.get(name)]
             lost += [f"the networks assigned to {', '.join(replaced)}"] if replaced else []
@@ -165,8 +176,8 @@ class Components:
             for name in present:
                 del vars(self)[name]
             self._loaded, self._loras = {}, Loras()
-            if self.tokenizer.added_tokens:
-                self.tokenizer = SimpleTokenizer()
+            if learned:
+                self.tokenizer = self._make_tokenizer()
 
     def load_vae(self, path: str | os.PathLike[str]) -> None:
         """Loads another autoencoder (VAE), the decoder and the image encoder; `unload` keeps to it.
@@ -222,10 +233,9 @@ class Components:
 
         Raises:
             FileExistsError: If there is something at `path`.
-            ValueError: If `dtype` is another one, a weight is not finite in it, or the model has learned words, for
-                which the folder has no place: save it before `load_textual_inversion`.
+            ValueError: If `dtype` is another one, or a weight is not finite in it.
         """
-        self._save(diffusers_folder.save, path, dtype)
+        self._save(diffusers_folder.save, path, dtype, words=self.tokenizer)
 
     def export_checkpoint(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
         """Writes the model as one safetensors file in the original (LDM) layout, which most other tools load.
@@ -235,18 +245,24 @@ class Components:
             dtype: What the weights are stored in, "float32", "float16" or "bfloat16".
 
         Raises:
-            FileExistsError, ValueError: As `save_to_preset`; also if the name ends otherwise.
+            FileExistsError, ValueError: As `save_to_preset`; also if the name ends otherwise, or the model has learned
+                words, for which the file has no place: save it before `load_textual_inversion`.
         """
         if Path(path).suffix.lower() != ".safetensors":
             raise ValueError(f"The file's name must end in .safetensors. Received: path={str(path)!r:.200}")
+        textual_inversion.refuse_words(self.tokenizer)
         self._save(single_file.save, path, dtype)
 
-    def _save(self, save, path, dtype):
+    def _save(self, save, path, dtype, **others):
         with self._for_one_call() as model:
-            textual_inversion.refuse_words(model.tokenizer)
+            architecture = model.architecture
+            if architecture.text_encoder and self.tokenizer.added_tokens:
+                known = replace(architecture.text_encoder, vocabulary=self.tokenizer.vocab_size)
+                architecture = replace(architecture, text_encoder=known)
             save(
                 path,
-                model.architecture,
+                architecture,
+                **others,
                 dtype=dtype,
                 scheduler_config=model._checkpoint and model._checkpoint.scheduler_config,
                 **{name: getattr(model, name) for name in model.architecture.networks},

@@ -25,6 +25,7 @@ from keras_diffusion.generation.refiner import make_parts
 from keras_diffusion.generation.texts import EncodedText, encode_prompts, read
 from keras_diffusion.images import previews
 from keras_diffusion.images.safety import refuse_flagged
+from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.defaults import find_defaults
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
@@ -65,6 +66,8 @@ class StableDiffusion(Components):
         text_encoder: Likewise the text encoder, of the same width.
         scheduler: Likewise the noise schedule and sampler: a scheduler_config.json of diffusers, its folder, or its
             contents as a dict.
+        tokenizer: Likewise the words that the tokenizer has beyond CLIP's: a folder as transformers saves it, or a
+            `SimpleTokenizer`.
 
     Attributes:
         architecture: The `Architecture` of the networks.
@@ -101,11 +104,12 @@ class StableDiffusion(Components):
         vae: Source = None,
         text_encoder: Source = None,
         scheduler: Source | dict[str, Any] = None,
+        tokenizer: Source | SimpleTokenizer = None,
     ) -> None:
         for name, side in (("img_height", img_height), ("img_width", img_width)):  # where a preset is given by mistake
             if side is not None:
                 arguments.whole_number(name, side, 1, arguments.LARGEST_SIDE)
-        super().__init__(preset, dtype, prediction_type, ema, vae, text_encoder, scheduler)
+        super().__init__(preset, dtype, prediction_type, ema, vae, text_encoder, scheduler, tokenizer)
         self._engine = Engine(jit_compile)
         self.safety: Callable[[np.ndarray], ArrayLike] | None = None
         self.img_height = self.img_width = self.architecture.image_size
@@ -131,6 +135,7 @@ class StableDiffusion(Components):
         vae: Source = None,
         text_encoder: Source = None,
         scheduler: Source | dict[str, Any] = None,
+        tokenizer: Source | SimpleTokenizer = None,
     ) -> Self:
         """Loads a model, and downloads it first where `preset` names one that is not at hand.
 
@@ -138,7 +143,7 @@ class StableDiffusion(Components):
         "hf://owner/repository" or "hf://owner/repository@revision", in diffusers layout or KerasCV's .h5 files; that
         needs the package huggingface_hub. Size and licence are logged before a built-in model is downloaded.
         """
-        parts = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler}
+        parts = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler, "tokenizer": tokenizer}
         if isinstance(preset, Architecture):
             return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema, **parts)
         path = presets.find(preset, may_download=True)

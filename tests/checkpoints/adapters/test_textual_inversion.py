@@ -1,16 +1,24 @@
 """Textual inversions: files of every form, and what prompts become with them."""
 
 import copy
+import json
 
 import keras
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from keras_diffusion import CheckpointMismatchError, CorruptCheckpointError, SimpleTokenizer, StableDiffusion
+from keras_diffusion import (
+    CheckpointError,
+    CheckpointMismatchError,
+    CorruptCheckpointError,
+    SimpleTokenizer,
+    StableDiffusion,
+)
 from keras_diffusion.checkpoints.adapters import textual_inversion as reader
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras
 from keras_diffusion.checkpoints.formats.tensors import read
+from keras_diffusion.checkpoints.layouts.tokenizer_files import read_tokenizer
 
 from ...golden import lora, networks, textual_inversion
 
@@ -137,11 +145,57 @@ def test_the_larger_text_encoder_can_be_saved_alone(model, write, tmp_path):
         np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(variable) for variable in (ours, theirs)))
 
 
-def test_a_folder_has_no_place_for_words(model, write, tmp_path):
+def test_a_single_file_has_no_place_for_words(model, write, tmp_path):
     model.load_textual_inversion(write({"<thing>": VECTORS}))
     with pytest.raises(ValueError, match=r"no place for the words.*Received: .*<thing>"):
-        model.save_to_preset(tmp_path / "folder")
-    assert not (tmp_path / "folder").exists()
+        model.export_checkpoint(tmp_path / "model.safetensors")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_folder_keeps_words_and_gives_them_to_all(model, write, tmp_path):
+    """What is saved, transformers and this library read alike, also after `unload`."""
+    transformers = pytest.importorskip("transformers")
+    model.load_textual_inversion(write({"<thing>": VECTORS}))
+    expected = model.encode_text("a <thing>, b")
+    model.save_to_preset(tmp_path / "folder")
+
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / "folder" / "tokenizer")
+    assert theirs("a <thing> <thing>_1 <thing>_2")["input_ids"][2:5] == [49408, 49409, 49410]
+    again = StableDiffusion.from_preset(tmp_path / "folder")
+    again.unload()
+    np.testing.assert_array_equal(again.encode_text("a <thing>, b"), expected)
+    again.load_textual_inversion(write({"<thing two>": VECTORS[:1]}))
+    assert again.tokenizer.encode("<thing two>")[1:-1] == [49411]
+    with pytest.raises(ValueError, match=r"would lose the words \['<thing two>'\]"):
+        again.unload()
+
+    words = tmp_path / "folder/tokenizer/added_tokens.json"
+    words.rename(tmp_path / "added_tokens.json")
+    with pytest.raises(CheckpointMismatchError, match="knows 49411 tokens and the tokenizer 49408"):
+        StableDiffusion.from_preset(tmp_path / "folder")
+    own = SimpleTokenizer()
+    own.add_tokens("<thing>", 3)
+    for tokenizer in (tmp_path / "added_tokens.json", own):
+        given = StableDiffusion.from_preset(tmp_path / "folder", tokenizer=tokenizer)
+        np.testing.assert_array_equal(given.encode_text("a <thing>, b"), expected)
+
+
+def test_words_are_found_wherever_a_tokenizer_lists_them(tmp_path):
+    entries = {
+        "tokenizer_config.json": {"added_tokens_decoder": {"49408": {"content": "<a>"}, "0": {"content": "!"}}},
+        "tokenizer.json": {"added_tokens": [{"id": 49408, "content": "<a>"}, {"id": 49409, "content": "<a>_1"}]},
+        "added_tokens.json": {"<A>": 49408},
+    }
+    for name, content in entries.items():
+        (tmp_path / name).write_text(json.dumps(content))
+        assert read_tokenizer(tmp_path).encode("<a>")[1] == 49408
+        (tmp_path / name).unlink()
+    for wrong in ({"<a>": 49410}, {"<a>": "x"}):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match=r"Received|lists no words"):
+            read_tokenizer(tmp_path)
+    with pytest.raises(TypeError, match="where its files are"):
+        read_tokenizer(3)
 
 
 WRONG = {  # what is wrong → (tensors, words of the message)

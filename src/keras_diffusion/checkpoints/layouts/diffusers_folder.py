@@ -17,6 +17,7 @@ from keras_diffusion.checkpoints.layouts.files import (
     write_json,
 )
 from keras_diffusion.checkpoints.layouts.saving import describe, write_weights
+from keras_diffusion.checkpoints.layouts.tokenizer_files import write_words
 from keras_diffusion.checkpoints.mapping.loading import Part, find_targets, load, warn_of_unused
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CorruptCheckpointError
@@ -134,7 +135,7 @@ def stored_name(part, name):
     return f"text_model.{name}" if part in TOKENIZERS and not name.startswith("text_projection") else name
 
 
-def save(path, architecture, dtype="float32", scheduler_config=None, **networks):
+def save(path, architecture, dtype="float32", scheduler_config=None, words=None, **networks):
     """Writes a model as a folder that `StableDiffusionPipeline.from_pretrained` of diffusers loads.
 
     The folder appears when it is complete; the same weights make the same bytes.
@@ -144,6 +145,7 @@ def save(path, architecture, dtype="float32", scheduler_config=None, **networks)
         architecture: The `Architecture` of the networks.
         dtype: How tensors are stored, "float32", "float16" or "bfloat16".
         scheduler_config: A dict for scheduler_config.json; None takes DDIM on Stable Diffusion's schedule.
+        words: A `SimpleTokenizer` with added words, or None.
         **networks: All networks of the architecture, by name.
 
     Raises:
@@ -159,6 +161,8 @@ def save(path, architecture, dtype="float32", scheduler_config=None, **networks)
             write_json(folder / CONFIGS[part][0], config)
         for name, shape in architecture.text_encoders.items():
             write_tokenizer(folder / TOKENIZERS[name], configs[TOKENIZERS[name]], shape.length)
+            if words:
+                write_words(folder / TOKENIZERS[name], words)
         for part, targets in wanted.items():
             targets = [target._replace(name=stored_name(part, target.name)) for target in targets]
             write_weights(folder / part / f"{WEIGHTS[part]}.safetensors", targets, dtype)

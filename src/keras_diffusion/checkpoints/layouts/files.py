@@ -108,17 +108,21 @@ def is_keras_cv(folder):
     return all(keras_cv_file(folder, network) for network in KERAS_CV if network != "image_encoder")
 
 
-def read_json(path):
+def read_json(path, largest=limits.JSON):
     """Reads a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        largest: How many bytes it may have.
 
     Raises:
         CorruptCheckpointError: If it holds anything else.
     """
     try:
         with open(existing_file(path), "rb") as file:
-            text = file.read(limits.JSON + 1)
-        if len(text) > limits.JSON:
-            raise ValueError(f"it has more than {limits.JSON} bytes")
+            text = file.read(largest + 1)
+        if len(text) > largest:
+            raise ValueError(f"it has more than {largest} bytes")
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} is not JSON: {error!s:.200}. Fetch it again.") from error
