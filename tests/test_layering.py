@@ -31,6 +31,7 @@ LEVELS = {
     "components": 3,
     "generation": 3,
     "stable_diffusion": 4,
+    "models": 5,
     "training": 5,
     PACKAGE: 6,  # the public names, __init__.py
     "cli": 7,
@@ -71,11 +72,13 @@ for name in sys.argv[1:]:
         failures.append(name)
 sys.exit(", ".join(failures) or None)
 """
-PUBLIC = (PACKAGE, "training")  # whose __init__.py holds what users import
+PUBLIC = (PACKAGE, "models", "models.stable_diffusion", "training")  # whose __init__.py holds what users import
 CORE = ("networks.text_encoder", "networks.diffusion_model", "networks.decoder", "stable_diffusion")
 # Solvers, paths and URLs.
 UNKNOWN_TO_NETWORKS = {"huggingface_hub", "os", "pathlib", "safetensors", "sampling", "urllib"}
 # Modules without a test file of their name, and the one that tests them.
+KERAS_CV = ("clip_tokenizer", "constants", "decoder", "diffusion_model", "image_encoder", "networks")
+KERAS_CV += ("noise_scheduler", "stable_diffusion", "text_encoder")
 TESTED_BY = {
     PACKAGE: "test_import.py",
     "__main__": "cli/test_main.py",
@@ -100,6 +103,9 @@ TESTED_BY = {
     "engines.tensorflow": "engines/test_engine.py",
     "checkpoints.adapters.layer_names": "checkpoints/adapters/test_lora_file.py",
     "checkpoints.layouts.tokenizer_files": "checkpoints/adapters/test_textual_inversion.py",
+    **{f"models.stable_diffusion.{name}": "models/test_stable_diffusion.py" for name in KERAS_CV},
+    "models": "models/test_stable_diffusion.py",
+    "models.stable_diffusion": "models/test_stable_diffusion.py",
     "checkpoints.adapters.peft_config": "checkpoints/adapters/test_lora_file.py",
     "sampling.recurrence": "sampling/test_solvers.py",
     "sampling.registry": "sampling/test_samplers.py",

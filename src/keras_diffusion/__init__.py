@@ -59,6 +59,7 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
     "networks.operations": ("replace_operations",),
     "prompts.tokenizer": ("SimpleTokenizer",),
 }
+_BACKENDS = ("tensorflow", "jax", "torch")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
 
@@ -66,7 +67,15 @@ __all__ = sorted(_HOME_OF)
 def __getattr__(name):
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in _BACKENDS:
+            raise
+        raise ImportError(
+            f"Keras computes with {error.name}, which is not installed. Install it, or set the environment variable "
+            f"KERAS_BACKEND to another one of {', '.join(_BACKENDS)} before the first import."
+        ) from error
 
 
 def __dir__():

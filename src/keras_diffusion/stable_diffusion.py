@@ -30,6 +30,7 @@ from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.defaults import find_defaults
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 from keras_diffusion.system.locks import resumed
+from keras_diffusion.terminal import bar_or_line
 
 Preset = str | os.PathLike[str] | Architecture
 Source = str | os.PathLike[str] | None  # of a part of a model
@@ -459,7 +460,7 @@ class StableDiffusion(Components):
         """Runs the denoising loop, shows how far it is, and decodes."""
         request, last = parts[0][1], parts[-1][1]
         callback, steps = request.callback, last.table.steps[-1] + 1
-        progress = keras.utils.Progbar(steps, verbose=request.verbose)
+        progress = keras.utils.Progbar(steps, verbose=bar_or_line(request.verbose))
         with ExitStack() as refiners:
             for refiner, _ in parts[1:]:
                 refiners.enter_context(refiner._for_one_call())

@@ -31,3 +31,16 @@ def show(text):
     """Replaces the last line of a terminal; a log gets none of it."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def bar_or_line(verbose):
+    """Returns the `verbose` of a progress bar: a bar becomes a last line where there is no terminal and no notebook.
+
+    `keras.config.disable_interactive_logging()` switches all of them off.
+    """
+    import keras
+
+    if not keras.config.is_interactive_logging_enabled():
+        return 0
+    notebook = "ipykernel" in sys.modules
+    return 2 if verbose == 1 and not (notebook or sys.stdout.isatty()) else verbose
