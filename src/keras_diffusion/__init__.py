@@ -59,7 +59,6 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
     "networks.operations": ("replace_operations",),
     "prompts.tokenizer": ("SimpleTokenizer",),
 }
-_BACKENDS = ("tensorflow", "jax", "torch")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
 
@@ -70,11 +69,13 @@ def __getattr__(name):
     try:
         return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name not in _BACKENDS:
+        from keras_diffusion.engines.ways import BACKENDS
+
+        if error.name not in BACKENDS:
             raise
         raise ImportError(
             f"Keras computes with {error.name}, which is not installed. Install it, or set the environment variable "
-            f"KERAS_BACKEND to another one of {', '.join(_BACKENDS)} before the first import."
+            f"KERAS_BACKEND to another one of {', '.join(BACKENDS)} before the first import."
         ) from error
 
 

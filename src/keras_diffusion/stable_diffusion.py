@@ -20,7 +20,7 @@ from keras_diffusion.engines.engine import Engine, JitCompile, finite
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.generation import hires
 from keras_diffusion.generation.conditions import encode_start, make_conditions, starting_latents
-from keras_diffusion.generation.options import Options, OptionsWithImage, OptionsWithMask, OptionsWithNoise
+from keras_diffusion.generation.options import Options, OptionsOnce, OptionsWithImage, OptionsWithMask, OptionsWithNoise
 from keras_diffusion.generation.refiner import make_parts
 from keras_diffusion.generation.texts import EncodedText, encode_prompts, read
 from keras_diffusion.images import previews
@@ -387,7 +387,7 @@ class StableDiffusion(Components):
         num_steps: int | None = None,
         unconditional_guidance_scale: Guidance | None = None,
         seed: int | Sequence[int] | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[OptionsOnce],
     ) -> Iterator[tuple[int, float, np.ndarray]]:
         """Draws images of a prompt step by step, as the caller asks for them.
 

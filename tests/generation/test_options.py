@@ -8,7 +8,9 @@ import pytest
 from keras_diffusion import StableDiffusion
 from keras_diffusion.generation.options import (
     OTHER_NAMES,
+    HiresOptions,
     Options,
+    OptionsOnce,
     OptionsWithImage,
     OptionsWithMask,
     OptionsWithNoise,
@@ -24,7 +26,8 @@ PARAMETERS = inspect.signature(make_request).parameters
 def test_options_are_what_a_request_takes():
     own = {x.name for x in PARAMETERS.values() if x.kind is x.KEYWORD_ONLY}
     refining = {"refiner", "refiner_start"}  # which `make_parts` takes
-    assert set(Options.__annotations__) == own | set(SizeOptions.__annotations__) | refining
+    others = set(SizeOptions.__annotations__) | refining | set(HiresOptions.__annotations__)
+    assert set(Options.__annotations__) == own - {"passed"} | others
     assert set(ALWAYS) < set(PARAMETERS)
 
 
@@ -36,7 +39,7 @@ def test_every_option_is_documented():
     ("method", "options"),
     [
         ("text_to_image", Options),
-        ("denoise", Options),
+        ("denoise", OptionsOnce),
         ("image_to_image", OptionsWithMask),
         ("inpaint", OptionsWithNoise),
         ("generate_image", OptionsWithImage),
@@ -45,6 +48,8 @@ def test_every_option_is_documented():
 def test_methods_take_every_option_once(method, options):
     method = getattr(StableDiffusion, method)
     named = set(inspect.signature(method).parameters) & set(Options.__annotations__)
+    named |= {"outpaint"} if "mask" in named else set()  # which takes its place
+    named |= set() if options is Options else set(HiresOptions.__annotations__)
     assert set(options.__annotations__) == set(Options.__annotations__) - named
     assert options in inspect.signature(method).parameters["options"].annotation.__args__
     assert "keras_diffusion.Options" in method.__doc__

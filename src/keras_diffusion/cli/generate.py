@@ -7,6 +7,7 @@ from pathlib import Path
 
 from keras_diffusion import __version__
 from keras_diffusion.cli.model import load
+from keras_diffusion.engines.ways import JIT_COMPILE
 from keras_diffusion.errors import CheckpointError
 from keras_diffusion.images import metadata
 from keras_diffusion.images.metadata import FORMATS
@@ -32,7 +33,6 @@ SETTINGS = {  # argument of a call, as `metadata.call_arguments` names it → op
 SIZES = ("prompt", "seed", "img_width", "img_height")  # that the model or a call for one prompt has
 
 
-JIT_COMPILE = {"auto": "auto", "xla": True, "openvino": "openvino", "off": False}
 STRENGTHS = {False: 0.8, True: 1.0}  # as `image_to_image` and `inpaint` have them
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from keras_diffusion import __version__
 from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
 from keras_diffusion.cli.convert import STORED, convert
-from keras_diffusion.cli.generate import JIT_COMPILE, control, generate, with_scale
+from keras_diffusion.cli.generate import control, generate, with_scale
 from keras_diffusion.cli.info import info
 from keras_diffusion.cli.train import train
+from keras_diffusion.engines.ways import COMPILED, EXPLAINED, JIT_COMPILE
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.terminal import show
 
@@ -85,14 +86,8 @@ def parser():
     add("--height", type=int, help="in pixels (default: the model's)")
     add("--no-metadata", action="store_true", help="do not write into the files how they were made")
     add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
-    add(
-        "--jit-compile",
-        choices=JIT_COMPILE,
-        nargs="?",
-        const="xla",
-        default="auto",
-        help="compile for longer, to run faster: auto (default), xla, which is meant without a value, openvino, off",
-    )
+    how = {"choices": JIT_COMPILE, "nargs": "?", "const": COMPILED, "default": "auto"}
+    add("--jit-compile", **how, help=f"compile for longer, to run faster: {EXPLAINED}")
 
     command = commands.add_parser("info", help="describe installation, model or picture", description=info.__doc__)
     command.set_defaults(run=info)

@@ -98,12 +98,16 @@ class OptionsWithMask(OptionsWithNoise, MaskOptions, OutpaintOptions, total=Fals
     """`Options` for a method that has `image` and `strength` as arguments."""
 
 
+class OptionsOnce(OptionsWithMask, ImageOptions, total=False):
+    """`Options` for a method that draws once."""
+
+
 class HiresOptions(TypedDict, total=False):
     hires: float | None
     hires_strength: float
 
 
-class Options(OptionsWithMask, ImageOptions, HiresOptions, total=False):
+class Options(OptionsOnce, HiresOptions, total=False):
     """The options of `text_to_image` and of the other methods that draw.
 
     Attributes:
