@@ -15,6 +15,7 @@ from peers import ours
 
 from keras_diffusion import DiffusionModel
 from keras_diffusion.engines.engine import Engine
+from keras_diffusion.engines.plan import Plan
 from keras_diffusion.engines.stages import Conditions
 from keras_diffusion.networks import operations
 from keras_diffusion.sampling.samplers import build
@@ -37,7 +38,7 @@ def main():
     for name in ["plain", *options.engines]:
         operations.SCORES = chunks if exact else np.inf
         start = time.perf_counter()
-        steps = [x for *_, x in Engine(ENGINES[name]).denoise(network, latents, conditions, table, None)]
+        steps = [x for *_, x in Engine(ENGINES[name]).denoise(network, latents, conditions, Plan(table))]
         exact = exact or steps
         largest = [np.abs(x - y).max() for x, y in zip(steps, exact, strict=True)]
         print(

@@ -16,6 +16,7 @@ from peers import ours
 
 from keras_diffusion import DiffusionModel
 from keras_diffusion.engines.engine import Engine
+from keras_diffusion.engines.plan import Plan
 from keras_diffusion.engines.stages import Conditions
 from keras_diffusion.sampling.samplers import build, rows_between, rows_of_every
 
@@ -47,7 +48,7 @@ def main():
     def timed(table, rows):
         """Seconds of each row."""
         guided, deep = rows
-        loop = engine.denoise(plain, latents, conditions, table, None, guided=guided, deep=deep)
+        loop = engine.denoise(plain, latents, conditions, Plan(table, guided=guided, deep=deep))
         seconds = []
         for _ in rows.T:
             start = time.perf_counter()

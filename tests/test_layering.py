@@ -89,6 +89,7 @@ TESTED_BY = {
     "system.limits": "checkpoints/formats/test_limits.py",
     "terminal": "cli/test_main.py",
     **{f"cli.{name}": "cli/test_main.py" for name in ("convert", "generate", "info", "model", "train")},
+    "engines.plan": "engines/test_engine.py",
     "networks.classes": "networks/test_layers.py",
     "networks.graphs": "engines/test_strips.py",
     "images.png": "checkpoints/formats/test_limits.py",

@@ -12,13 +12,14 @@ DTYPES = {"float32": "float32", "float16": "mixed_float16", "stored": "float32_f
 def step(size, batch, dtype, jit_compile, **_):
     from keras_diffusion import DiffusionModel
     from keras_diffusion.engines.engine import Engine
+    from keras_diffusion.engines.plan import Plan
     from keras_diffusion.engines.stages import Conditions
     from keras_diffusion.sampling.samplers import build
 
     latents, context = arrays(size, batch)
     conditions = Conditions(context, np.full(batch, GUIDANCE, "float32"))
     network, table = DiffusionModel(dtype=DTYPES[dtype]), build("ddim", 1000)
-    steps = Engine(jit_compile).denoise(network, latents, conditions, table, None)
+    steps = Engine(jit_compile).denoise(network, latents, conditions, Plan(table))
     return lambda: next(steps)
 
 

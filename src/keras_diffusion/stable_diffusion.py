@@ -17,6 +17,7 @@ from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.layouts.files import naming
 from keras_diffusion.components import Components
 from keras_diffusion.engines.engine import Engine, JitCompile, finite
+from keras_diffusion.engines.plan import Plan
 from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.generation import hires
 from keras_diffusion.generation.conditions import encode_start, make_conditions, starting_latents
@@ -476,20 +477,18 @@ class StableDiffusion(Components):
         latents, history = starting_latents(parts[0][1], known), None
         for model, request in parts:
             conditions, texts = make_conditions(model, model._engine, request, known)
-            latents, history = yield from model._engine.denoise(
-                model.diffusion_model,
-                latents,
-                conditions,
+            plan = Plan(
                 request.table,
                 partial(noise.row_noise, request.seeds, latents.shape[1:], request.table),
-                rows_per_call,
-                controlnets=tuple(control.network for control in request.controls),
-                scales=request.scales,
-                guided=request.guided,
-                deep=request.deep,
-                history=history,
+                request.guided,
+                request.deep,
+                request.scales if request.controls else None,
+                texts,
                 last=request is parts[-1][1],
-                texts=texts,
+            )
+            controlnets = tuple(control.network for control in request.controls)
+            latents, history = yield from model._engine.denoise(
+                model.diffusion_model, latents, conditions, plan, rows_per_call, controlnets, history
             )
 
     def _finish(self, request, latents):

@@ -18,6 +18,7 @@ from keras_diffusion.components import VAE_DTYPE
 from keras_diffusion.engines import choice
 from keras_diffusion.engines.choice import replaced_operations
 from keras_diffusion.engines.engine import Engine, checksum
+from keras_diffusion.engines.plan import Plan
 from keras_diffusion.engines.stages import Conditions, Rows, decode
 from keras_diffusion.engines.stages import denoise as stage
 from keras_diffusion.errors import NumericalError
@@ -52,16 +53,26 @@ def engine():
 
 
 def denoise(
-    engine, network, sampler="dpmpp_2m", num_steps=5, guidance=3.0, copies=2, seeds=(0, 1), images=(), **options
+    engine,
+    network,
+    sampler="dpmpp_2m",
+    num_steps=5,
+    guidance=3.0,
+    copies=2,
+    seeds=(0, 1),
+    images=(),
+    rows_per_call=1,
+    controlnets=(),
+    **plan,
 ):
     context = np.random.default_rng(0).standard_normal((copies * len(seeds), 77, TINY.text_encoder.width), "float32")
     loop = engine.denoise(
         network,
         noise.starting_noise(seeds, SHAPE),
         Conditions(context, np.full(len(seeds), guidance, "float32"), controls=images),
-        build(sampler, num_steps),
-        lambda steps: noise.step_noise(seeds, SHAPE, steps),
-        **options,
+        Plan(build(sampler, num_steps), lambda steps: noise.step_noise(seeds, SHAPE, steps), **plan),
+        rows_per_call,
+        controlnets,
     )
     return [(step, timestep, ops.convert_to_numpy(latents)) for step, timestep, latents in loop]
 
@@ -134,7 +145,7 @@ def test_no_row_is_waited_for_before_the_next_is_started(engine, network, monkey
     monkeypatch.setattr(engine, "run", lambda *inputs: events.append("start") or run(*inputs))
     context = np.zeros((2, 77, TINY.text_encoder.width), "float32")
     loop = engine.denoise(
-        network, noise.starting_noise((0,), SHAPE), Conditions(context, np.float32([3.0])), build("ddim", 3), None
+        network, noise.starting_noise((0,), SHAPE), Conditions(context, np.float32([3.0])), Plan(build("ddim", 3))
     )
     monkeypatch.setattr(ops, "convert_to_numpy", lambda x: events.append("wait") or convert(x))
     for _ in loop:
@@ -349,7 +360,7 @@ def test_attention_scores_stay_small(network, engine, monkeypatch):
     monkeypatch.setattr(ops, "softmax", lambda x: sizes.append(np.prod(x.shape)) or softmax(x))
     latents = noise.starting_noise((0,), (64, 64, 4))
     context = np.zeros((2, 77, TINY.text_encoder.width), "float32")
-    next(engine.denoise(network, latents, Conditions(context, np.float32([3.0])), build("ddim", 1), None))
+    next(engine.denoise(network, latents, Conditions(context, np.float32([3.0])), Plan(build("ddim", 1))))
     assert all(size < 2 * operations.SCORES for size in sizes)
     assert sizes or keras.backend.backend() == "torch"
 

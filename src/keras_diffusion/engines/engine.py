@@ -25,7 +25,6 @@ from keras_diffusion.engines.choice import (
 )
 from keras_diffusion.engines.compile_cache import use_compile_cache
 from keras_diffusion.engines.stages import (
-    Rows,
     decode,
     decode_in_strips,
     denoise,
@@ -36,7 +35,6 @@ from keras_diffusion.engines.stages import (
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.networks.controlnet import with_controlnets
 from keras_diffusion.networks.deep_cache import deep_and_shallow
-from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling.recurrence import HISTORY
@@ -107,9 +105,9 @@ class Engine:
             self._made[make] = given, made
         return made
 
-    def _networks(self, diffusion_model, controlnets, deep):
+    def _networks(self, diffusion_model, controlnets, all_deep):
         """The network of the deep rows, and that of the others or None; both include the ControlNets."""
-        if not deep.all():
+        if not all_deep:
             return self.make_once(deep_and_shallow, diffusion_model, controlnets)
         return self.make_once(with_controlnets, diffusion_model, controlnets) if controlnets else diffusion_model, None
 
@@ -174,44 +172,18 @@ class Engine:
         trim()
         return finite("decoding", self.run(stage, decoder, latents)).round().astype("uint8")
 
-    def denoise(
-        self,
-        diffusion_model,
-        latents,
-        conditions,
-        table,
-        step_noise,
-        rows_per_call=1,
-        controlnets=(),
-        scales=None,
-        guided=None,
-        deep=None,
-        history=None,
-        last=True,
-        texts=None,
-    ):
+    def denoise(self, diffusion_model, latents, conditions, plan, rows_per_call=1, controlnets=(), history=None):
         """Runs a sampler's table, yielding after every step.
 
         Args:
             diffusion_model: The network, a `DiffusionModel` if there are ControlNets or rows that are not deep.
             latents: float32 (b, h, w, c), where the table starts.
             conditions: `Conditions`, of float32 arrays.
-            table: A `samplers.Table`.
-            step_noise: Function of the indices of k rows that returns their unit noise (k, b, h, w, c).
+            plan: A `Plan`.
             rows_per_call: How many rows one call runs: 1 to see every one, more to leave them to one graph, None for
                 as many as suit the runner. The result is the same.
             controlnets: A tuple of n `ControlNet`, whose images are `conditions.controls`.
-            scales: float32 (rows, n), the scale of each ControlNet in every row.
-            guided: bool (rows,), which rows follow the guidance; the others take the prompt alone, in half the time
-                but with OpenVINO, which would compile for it. None guides all.
-            deep: bool (rows,), which rows run the whole network; the others reuse its deep features, see
-                `deep_cache.deep_and_shallow`. The first row must be deep, and each that is guided otherwise than the
-                row before it. None makes all rows deep.
             history: The latest estimates, as another call returned them; None for the first.
-            last: Whether no other call follows.
-            texts: Where prompts change between rows: a list of pairs (context, added) to take instead of those in
-                `conditions`, of the same shapes, and int (rows,), which of them each row takes. Nothing is compiled for
-                that. None changes nothing.
 
         Yields:
             (step, timestep, latents): the number of the step just started, from 0, its timestep, and the latents after
@@ -225,50 +197,33 @@ class Engine:
             NumericalError: If latents are not finite, one step later or at the end.
         """
         trim()
-        count = len(table.rows)
-        guided, deep = (np.ones(count, bool) if which is None else which for which in (guided, deep))
-        network, shallow = self._networks(diffusion_model, controlnets, deep)
+        network, shallow = self._networks(diffusion_model, controlnets, plan.all_deep)
         for each in filter(None, (network, shallow)):
             self._forget_stale(each, latents.shape)
-        network_alone = self.runner(network, latents.shape) in HOLD_WEIGHTS
-        if network_alone or shallow or texts or not guided.all():  # the rest is outside, or not all rows are alike
+        runner = self.runner(network, latents.shape)
+        network_alone = runner in HOLD_WEIGHTS
+        if network_alone or not plan.alike:  # the loop is outside
             rows_per_call = 1
-        elif rows_per_call is None:
-            rows_per_call = rows_at_once(self.runner(network, latents.shape))
-        frequencies = diffusion_model.architecture.diffusion_model.frequencies
-        columns = table.rows.astype("float32")
-        levels = np.stack([table.alphas, table.sigmas], axis=-1)[1:].astype("float32")
-        if last:
-            levels[-1] = 1.0, 0.0  # what is known ends as it was, also where a sampler leaves a trace of noise
-        embeddings = timestep_embedding(table.rows[:, 0], frequencies)
-        quiet = ops.zeros((rows_per_call, *latents.shape), "float32")
+        rows_per_call = rows_per_call or rows_at_once(runner)
         history = ops.zeros((HISTORY, *latents.shape), "float32") if history is None else history
         conditions = _tensors(conditions)
-        pairs, which = texts or ([(conditions.context, conditions.added)], np.zeros(count, int))
-        versions = [conditions._replace(context=context, added=added) for context, added in _tensors(pairs)]
+        pairs = _tensors(plan.texts[0]) if plan.texts else [(conditions.context, conditions.added)]
+        versions = [conditions._replace(context=context, added=added) for context, added in pairs]
         # OpenVINO compiles for one shape, and several prompts need the negative one: it stays, and without effect.
         unguided = _unguided_alike if network_alone or conditions.weights is not None else _unguided
         previous = None
-        for first in range(0, count, rows_per_call):
-            index = np.arange(first, first + rows_per_call).clip(max=count - 1)
-            noise = step_noise(index) if table.stochastic else quiet
-            rows = Rows(columns[index], levels[index], embeddings[index], noise)
-            if controlnets:
-                rows = rows._replace(scales=scales[index])
-            here = np.int32(min(rows_per_call, count - first))
-            given = versions[which[first]]
-            given = given if guided[first] else unguided(given, len(latents))
-            if deep[first]:
-                latents, history, *kept = self.run(denoise, network, latents, history, here, rows, given)
+        for call in plan.calls(rows_per_call, latents.shape, diffusion_model.architecture.diffusion_model.frequencies):
+            given = versions[call.text] if call.guided else unguided(versions[call.text], len(latents))
+            state = latents, history, call.count, call.rows
+            if call.deep:
+                latents, history, *kept = self.run(denoise, network, *state, given)
             else:
-                given = given._replace(controls=())
-                latents, history = self.run(denoise, shallow, latents, history, here, rows, given, tuple(kept))
-            step, timestep = table.steps[index[-1]], table.rows[index[-1], 0]
-            current = f"denoising step {step + 1}", latents, ops.all(ops.isfinite(latents))
+                latents, history = self.run(denoise, shallow, *state, given._replace(controls=()), tuple(kept))
+            current = f"denoising step {call.step + 1}", latents, ops.all(ops.isfinite(latents))
             _require_finite(previous)
             previous = current
-            if step not in table.steps[index[-1] + 1 :]:  # some solvers take two rows for a step
-                yield int(step), float(timestep), latents
+            if call.ends_step:
+                yield call.step, call.timestep, latents
         _require_finite(previous)
         return latents, history
 

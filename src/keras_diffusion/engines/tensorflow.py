@@ -20,7 +20,14 @@ def graph(stage, network, traced, jit_compile=False):
         traced()
         return stage(network, *inputs)
 
-    return run
+    concrete = []  # TensorFlow warns of many functions that trace unless they are called by this
+
+    def call(*inputs):
+        if not concrete:
+            concrete.append(run.get_concrete_function(*inputs))
+        return concrete[0](*inputs)
+
+    return call
 
 
 def xla(stage, network, traced):

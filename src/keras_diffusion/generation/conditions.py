@@ -39,7 +39,7 @@ def make_conditions(model, engine, request, known):
         known: What `encode_start` returns.
 
     Returns:
-        `Conditions`, and the `texts` of `Engine.denoise`: None, or the contexts of the rows.
+        `Conditions`, and the `texts` of a `Plan`: None, or the contexts of the rows.
     """
     count, height, width, channels = request.noise.shape
     factor = model.architecture.autoencoder.factor
