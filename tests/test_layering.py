@@ -33,8 +33,9 @@ LEVELS = {
     "stable_diffusion": 4,
     "training": 5,
     PACKAGE: 6,  # the public names, __init__.py
-    "cli": 7,
-    "__main__": 8,
+    "serving": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 # `load_weights` of a network calls the reader of files, so that it does the same however the network was imported.
 # `train_lora` of a model calls the trainer, which trains models.
@@ -57,6 +58,7 @@ KERAS_FREE = (
     "checkpoints.download",
     "checkpoints.presets",
     PACKAGE,
+    "serving",
     "cli",
     "__main__",
 )
@@ -84,7 +86,7 @@ TESTED_BY = {
     "errors": "test_stable_diffusion.py",
     "system.limits": "checkpoints/formats/test_limits.py",
     "terminal": "cli/test_main.py",
-    **{f"cli.{name}": "cli/test_main.py" for name in ("convert", "generate", "info", "model", "train")},
+    **{f"cli.{name}": "cli/test_main.py" for name in ("convert", "generate", "info", "model", "serve", "train")},
     "networks.classes": "networks/test_layers.py",
     "networks.graphs": "engines/test_strips.py",
     "images.png": "checkpoints/formats/test_limits.py",

@@ -251,7 +251,7 @@ def read(path):
     """Reads how a picture was made; its pixels are not decoded.
 
     Args:
-        path: A PNG, JPEG or WebP file, from anyone.
+        path: A PNG, JPEG or WebP file, from anyone; or its bytes.
 
     Returns:
         A dict of str, see `from_text`; empty if the picture does not say.
@@ -262,10 +262,14 @@ def read(path):
     """
     from PIL import Image
 
-    path = existing_file(path)
-    if path.stat().st_size > limits.IMAGE_FILE:
-        raise ValueError(f"An image has at most {limits.IMAGE_FILE} bytes. Received: path={str(path)!r:.200}")
-    with open(path, "rb") as file, warnings.catch_warnings():
+    if isinstance(path, bytes):
+        file, size, path = io.BytesIO(path), len(path), f"{len(path)} bytes"
+    else:
+        path = existing_file(path)
+        file, size = open(path, "rb"), path.stat().st_size
+    with file, warnings.catch_warnings():
+        if size > limits.IMAGE_FILE:
+            raise ValueError(f"An image has at most {limits.IMAGE_FILE} bytes. Received: path={str(path)!r:.200}")
         warnings.simplefilter("ignore")
         try:
             refuse_many_texts(file)
