@@ -266,7 +266,7 @@ def read(path):
         file, size, path = io.BytesIO(path), len(path), f"{len(path)} bytes"
     else:
         path = existing_file(path)
-        file, size = open(path, "rb"), path.stat().st_size
+        file, size = path.open("rb"), path.stat().st_size
     with file, warnings.catch_warnings():
         if size > limits.IMAGE_FILE:
             raise ValueError(f"An image has at most {limits.IMAGE_FILE} bytes. Received: path={str(path)!r:.200}")

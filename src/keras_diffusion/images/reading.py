@@ -219,7 +219,7 @@ def open_image(name, source):
         file, source = io.BytesIO(source), f"{len(source)} bytes"
     else:
         try:
-            file = open(existing_file(source, name), "rb")
+            file = existing_file(source, name).open("rb")
         except FileNotFoundError as error:
             raise ValueError(f"`{name}` must be a PNG, JPEG or WebP file. {error}") from error
     with file:

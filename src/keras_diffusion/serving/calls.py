@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import secrets
+import threading
 from typing import NamedTuple
 
 from keras_diffusion import arguments
@@ -16,6 +17,7 @@ TASKS = {"text_to_image": (), "image_to_image": ("image",), "inpaint": ("image",
 SEEDS = 2**32  # that are drawn; those of A1111
 LARGEST_SEED = 2**53 - 1024  # that a client in JavaScript can tell from its neighbours, also those of a batch
 LONGEST_PROMPT = 20_000  # characters
+DEEPEST = 16  # lists and objects within each other in JSON
 MOST_LORAS = 16
 
 
@@ -48,7 +50,7 @@ def text(name, value, limits):
         raise TypeError(f"`{name}` must be a str. Received: {name}={arguments.shorten(value)}")
     if len(value) > LONGEST_PROMPT:
         raise ValueError(f"`{name}` must have at most {LONGEST_PROMPT} characters. Received: {len(value)} characters")
-    return value
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # without halves of pairs
 
 
 def sampler(name, value, limits):
@@ -120,6 +122,7 @@ ARGUMENTS = {  # name → function of the name, the value and the limits that re
     "loras": loras,
 }
 ONLY_FROM_AN_IMAGE = ("strength", "mask_white")
+DECODING = threading.Semaphore(2)  # how many images are decoded at a time, each of up to 64 MB
 
 
 def read_json(body):
@@ -130,8 +133,9 @@ def read_json(body):
     """
     try:
         value = json.loads(body, parse_constant=_no_constant)
+        _require_shallow(value)
     except (ValueError, RecursionError) as error:
-        raise Problem("The body must be a JSON object, which cannot be read.", code="invalid_json") from error
+        raise Problem("The body must be a JSON object, and not nested too deep.", code="invalid_json") from error
     if not isinstance(value, dict):
         raise Problem(f"The body must be a JSON object. Received: {type(value).__name__}", code="invalid_json")
     return value
@@ -139,6 +143,14 @@ def read_json(body):
 
 def _no_constant(name):
     raise ValueError(name)
+
+
+def _require_shallow(value, depth=DEEPEST):
+    if isinstance(value, dict | list):
+        if not depth:
+            raise RecursionError
+        for inner in value.values() if isinstance(value, dict) else value:
+            _require_shallow(inner, depth - 1)
 
 
 def check(task, given, model, limits, adapters):
@@ -160,10 +172,12 @@ def check(task, given, model, limits, adapters):
     given = {name: value for name, value in given.items() if value is not None}
     if unknown := given.keys() - ARGUMENTS.keys():
         listed = ", ".join(ARGUMENTS)
-        raise Problem(f"The arguments are {listed}. Received: {', '.join(sorted(unknown))!s:.200}", param=min(unknown))
+        raise Problem(f"The arguments are {listed}. Received: {sorted(unknown)!r:.200}", param=min(unknown))
     name = None
     try:
-        checked = {name: ARGUMENTS[name](name, value, limits) for name, value in given.items()}
+        checked = {}
+        for name, value in given.items():
+            checked[name] = ARGUMENTS[name](name, value, limits)
         name = "prompt"
         text(name, checked.get(name), limits)
         if not TASKS[task] and (wrong := checked.keys() & {*ONLY_FROM_AN_IMAGE}):
@@ -176,6 +190,8 @@ def check(task, given, model, limits, adapters):
         adapters.require(row["name"] for row in checked.get("loras", ()))
     except (TypeError, ValueError) as error:
         raise Problem(str(error), param=name) from error
+    except OverflowError as error:
+        raise Problem(f"`{name}` is too large a number.", param=name) from error
     filled = {"num_steps": model.num_steps, "seed": secrets.randbelow(SEEDS), "batch_size": 1}
     return filled | checked
 
@@ -227,7 +243,7 @@ def decode_image(name, value, limits):
 def image_size(name, content, limits):
     """Decodes the bytes of an image file, and returns its (width, height)."""
     try:
-        with open_image(name, content) as image:
+        with DECODING, open_image(name, content) as image:
             return image.size
     except ValueError as error:
         raise Problem(str(error), param=name) from error

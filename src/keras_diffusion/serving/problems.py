@@ -23,5 +23,6 @@ class Problem(Exception):
     def response(self):
         """Returns the answer: `error` for clients of OpenAI's API, and `detail` for those of A1111's."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return JSONResponse({"error": error, "detail": self.message}, self.status, self.headers)
+        message = self.message.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
+        error = {"message": message, "type": kind, "param": self.param, "code": self.code}
+        return JSONResponse({"error": error, "detail": message}, self.status, self.headers)

@@ -40,8 +40,9 @@ def settings(job, model, shape, preset, version):
     others = {OTHERS[name]: json.dumps(call.pop(name)) for name in OTHERS if name in call}
     about = {"Model": preset, "Prediction type": model.architecture.prediction_type}
     about |= {} if sampler or spacing else metadata.MODELS_OWN
-    del call["batch_size"]
     seed = call.pop("seed")
+    for name in ("batch_size", "img_width", "img_height"):
+        call.pop(name, None)
     return [metadata.settings(width, height, version, **call, seed=seed + i) | about | others for i in range(count)]
 
 

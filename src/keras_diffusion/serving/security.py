@@ -20,6 +20,7 @@ CONTENT_TYPES = {  # of a body, by path; all others take JSON
     "/v1/images/edits": ("multipart/form-data",),
 }
 JSON = ("application/json",)
+BODIES = 3  # how many bodies of the largest size are held at a time
 PAGE_MAY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -57,7 +58,7 @@ class Gate:
     """
 
     def __init__(self, app, rules, limits):
-        self.app, self.rules, self.limits = app, rules, limits
+        self.app, self.rules, self.limits, self._held = app, rules, limits, 0
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -78,17 +79,19 @@ class Gate:
                     answer.add_vary_header("Origin")
             await send(message)
 
+        body = bytearray()
         try:
             self._check(scope, headers, origin)
             if named and scope["method"] == "OPTIONS":
                 await _allow(scope, receive, send_with_headers)
                 return
             self._check_token(scope, headers)
-            body = await self._body(scope, headers, receive)
+            await self._read(scope, headers, receive, body)
+            await self.app(scope, _replay(body, receive), send_with_headers)
         except Problem as problem:
             await problem.response()(scope, receive, send_with_headers)
-            return
-        await self.app(scope, _replay(body, receive), send_with_headers)
+        finally:
+            self._held -= len(body)
 
     def _check(self, scope, headers, origin):
         """Refuses requests under other names, and those of other web pages."""
@@ -104,7 +107,8 @@ class Gate:
                 403,
                 code="wrong_origin",
             )
-        if origin is None and headers.get("sec-fetch-site") == "cross-site" and scope["path"] != "/":
+        site = headers.get("sec-fetch-site", "none")
+        if origin is None and site not in ("same-origin", "none") and scope["path"] != "/":
             raise Problem("Other web pages may not use the server.", 403, code="wrong_origin")
 
     def _check_token(self, scope, headers):
@@ -118,9 +122,9 @@ class Gate:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
-    async def _body(self, scope, headers, receive):
-        """Reads the body within the limits of size and time, and returns it."""
-        body, largest = bytearray(), self.limits.max_body
+    async def _read(self, scope, headers, receive, body):
+        """Reads a body, into a bytearray, within the limits of size and time."""
+        largest = self.limits.max_body
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length[:18]) > largest:
             raise Problem(f"The body may have {largest} bytes.", 413, code="too_large", headers={"Connection": "close"})
@@ -130,9 +134,12 @@ class Gate:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Problem("The client has gone.")
-                    body += message.get("body", b"")
+                    body += (part := message.get("body", b""))
+                    self._held += len(part)
                     if len(body) > largest:
                         raise Problem(f"The body may have {largest} bytes.", 413, code="too_large")
+                    if self._held > BODIES * largest:
+                        raise Problem("The server is reading too much at once. Try again later.", 429, code="busy")
                     if not message.get("more_body"):
                         break
         except TimeoutError as error:
@@ -144,7 +151,6 @@ class Gate:
             if given not in allowed:
                 listed = ", ".join(allowed)
                 raise Problem(f"The Content-Type must be {listed}. Received: {given!r:.99}", 415, code="content_type")
-        return bytes(body)
 
 
 def host_name(address):
@@ -176,7 +182,7 @@ def _replay(body, receive):
         nonlocal first
         if first:
             first = False
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
         return await receive()
 
     return replay

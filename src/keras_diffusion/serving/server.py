@@ -49,6 +49,7 @@ def serve(listener, store, models, adapters, limits, rules, model, secret=()):
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
             limit_concurrency=limits.max_connections,

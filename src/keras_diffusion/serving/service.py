@@ -79,7 +79,7 @@ class Service:
             if name not in names:
                 raise Problem(f"{task} needs `{name}`, an image in base64.", param=name)
         for name in names - {*calls.TASKS[task]}:
-            raise Problem(f"{task} takes no `{name}`; task inpaint takes both.", param=name)
+            raise Problem(f"{task} takes no `{name}`. Received: `{name}`", param=name)
         call = calls.check(task, given, description, self.limits, self.adapters)
         start = next(((width, height) for name, _, width, height in images if name == "image"), None)
         calls.check_size(call, start, description, self.limits)

@@ -138,14 +138,14 @@ class Store:
 
     def finish(self, id, state, error=None, error_type=None, images=0):
         """Ends a job that has not ended, and deletes those that are too old to keep."""
-        self._run(
-            f"update jobs set state = ?, error = ?, error_type = ?, images = ?, finished = ? "
-            f"where id = ? and state in {UNFINISHED}",
-            *(state, error, error_type, images, time.time(), id),
-        )
-        condition = f"where state not in {UNFINISHED} order by number desc limit -1 offset ?"
-        for job in self._jobs(condition, self._keep):
-            self.delete(job.id)
+        statement = "update jobs set state = ?, error = ?, error_type = ?, images = ?, finished = ?"
+        values = state, error, error_type, images, time.time(), id
+        with self._lock:
+            self._run(f"{statement} where id = ? and state in {UNFINISHED}", *values)
+            for job in self._jobs(
+                f"where state not in {UNFINISHED} order by number desc limit -1 offset ?", self._keep
+            ):
+                self.delete(job.id)
 
     def cancel_queued(self, id):
         """Takes a job out of the queue; one that is running or has ended stays as it is."""

@@ -138,7 +138,7 @@ class Worker(threading.Thread):
         """Notes how far the job is; returns False where it is to stop."""
         now = self.progress
         started = time.monotonic() if step == 1 else now.started
-        self.progress = now._replace(step=step, preview=self.models.preview(latents))
+        self.progress = now._replace(step=step, started=started, preview=self.models.preview(latents))
         return not (self._stopping or now.id in self._cancelled)
 
     def _message(self, error):
