@@ -89,9 +89,19 @@ class Client(TestClient):
         return job
 
 
+@pytest.fixture(scope="module")
+def module_start(tmp_path_factory):
+    """`start` for a server that all tests of a module share."""
+    yield from starting(tmp_path_factory.mktemp("server"))
+
+
 @pytest.fixture
 def start(tmp_path):
     """Gives a function of limits, rules and folders that starts a server and returns its `Client`."""
+    yield from starting(tmp_path)
+
+
+def starting(tmp_path):
     started = []
 
     def start(limits=None, rules=None, keep=100, jobs="jobs", **folders):

@@ -30,7 +30,11 @@ def make_app(service, rules):
     Returns:
         An ASGI application.
     """
-    routes = [*jobs_api.ROUTES, Route("/", page), Mount("/page", StaticFiles(directory=PAGE, check_dir=False))]
+    routes = (
+        [*jobs_api.ROUTES, Route("/", page), Mount("/page", StaticFiles(directory=PAGE))]
+        if PAGE.is_dir()
+        else [*jobs_api.ROUTES]
+    )
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Gate, rules=rules, limits=service.limits)],

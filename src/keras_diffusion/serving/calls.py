@@ -196,17 +196,23 @@ def check(task, given, model, limits, adapters):
     return filled | checked
 
 
-def check_size(call, start, model, limits):
-    """Refuses a call of too many pixels.
+def check_sizes(call, inputs, model, limits):
+    """Refuses a call of too many pixels, of a size that the model cannot draw, or with a mask of another size.
 
     Args:
         call: What `check` returns.
-        start: (width, height) of the image that it starts from, or None.
+        inputs: A list of `Input`, what the call starts from.
         model: The `Description` of the model.
         limits: The `Limits`.
     """
-    width, height = start or (model.img_width, model.img_height)
-    width, height = call.get("img_width", width), call.get("img_height", height)
+    given, *others = [it.size for it in inputs if it.name == "image"] or [(model.img_width, model.img_height)]
+    width, height = call.get("img_width", given[0]), call.get("img_height", given[1])
+    if any(size != given for size in others):
+        raise Problem("The images of a job must have one size.", param="image")
+    for it in inputs:
+        if it.name == "mask" and it.size not in (given, (width, height)):
+            mask, image = ("×".join(map(str, size)) for size in (it.size, given))
+            raise Problem(f"`mask` must have the size of the image, {image}. Received: {mask}", param="mask")
     if (size := width * height * call["batch_size"]) > limits.max_pixels:
         raise Problem(
             f"The images of a job must have at most {limits.max_pixels} pixels together. "
@@ -220,11 +226,22 @@ def check_size(call, start, model, limits):
             raise Problem(f"{error}. Give `img_width` and `img_height` to scale the image.", param=name) from error
 
 
-def decode_image(name, value, limits):
-    """Decodes an image in base64, with or without a `data:` prefix.
+class Input(NamedTuple):
+    """An image that a call starts from.
 
-    Returns:
-        (bytes, width, height) of the file.
+    Args:
+        name: The argument, "image" or "mask".
+        content: The bytes of the file.
+        size: (width, height) in pixels.
+    """
+
+    name: str
+    content: bytes
+    size: tuple
+
+
+def read_base64(name, value):
+    """Reads an `Input` in base64, with or without a `data:` prefix.
 
     Raises:
         Problem: If it is no PNG, JPEG or WebP, or is damaged or too large. A URL is none: the server fetches nothing.
@@ -237,13 +254,17 @@ def decode_image(name, value, limits):
     except (ValueError, binascii.Error) as error:
         message = f"`{name}` must be an image in base64, no URL and no path. Received: {value!r:.60}"
         raise Problem(message, param=name) from error
-    return content, *image_size(name, content, limits)
+    return read_image(name, content)
 
 
-def image_size(name, content, limits):
-    """Decodes the bytes of an image file, and returns its (width, height)."""
+def read_image(name, content):
+    """Reads an `Input` from the bytes of a file, which it decodes to see that it is whole.
+
+    Raises:
+        Problem: As `read_base64`.
+    """
     try:
         with DECODING, open_image(name, content) as image:
-            return image.size
+            return Input(name, content, image.size)
     except ValueError as error:
         raise Problem(str(error), param=name) from error

@@ -14,6 +14,7 @@ from keras_diffusion.serving import calls, recipes
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.service import EVERY, preview_png
 from keras_diffusion.serving.store import STATES
+from keras_diffusion.system.memory import resident_memory
 
 MOST_JOBS = 500  # of an answer
 QUIET = 15  # seconds without an event, after which a comment shows that the server is there
@@ -61,21 +62,18 @@ async def options(request):
 async def submit(request):
     """POST /v1/jobs."""
     service, body = request.app.state.service, await request.body()
-    given, images = await run_in_threadpool(_read, body, service.limits)
+    given, inputs = await run_in_threadpool(_read, body)
     task, model = given.pop("task", "text_to_image"), given.pop("model", None)
-    job = await service.submit(task, given, images, model)
+    job = await service.submit(task, given, inputs, model)
     place = await run_in_threadpool(service.store.place, job)
     return JSONResponse({"id": job.id, "state": job.state, "place": place}, 202)
 
 
-def _read(body, limits):
-    """Reads a job: its fields, and its images as rows for `Service.submit`."""
+def _read(body):
+    """Reads a job: a dict of its fields, and a list of what it starts from."""
     given = calls.read_json(body)
-    images = []
-    for name in ("image", "mask"):
-        if (value := given.pop(name, None)) is not None:
-            images.append((name, *calls.decode_image(name, value, limits)))
-    return given, images
+    images = {name: given.pop(name, None) for name in ("image", "mask")}
+    return given, [calls.read_base64(name, value) for name, value in images.items() if value is not None]
 
 
 async def jobs(request):
@@ -196,6 +194,8 @@ async def metrics(request):
         ("keras_diffusion_images_total", service.worker.images),
         ("keras_diffusion_drawing_seconds_total", round(service.worker.seconds, 3)),
     ]
+    if memory := resident_memory():
+        rows.append(("process_resident_memory_bytes", memory))
     text = "".join(f"{name} {value}\n" for name, value in rows)
     return Response(text, media_type="text/plain; version=0.0.4")
 

@@ -20,6 +20,7 @@ CONTENT_TYPES = {  # of a body, by path; all others take JSON
     "/v1/images/edits": ("multipart/form-data",),
 }
 JSON = ("application/json",)
+HEAD = 2**15  # bytes of all headers
 BODIES = 3  # how many bodies of the largest size are held at a time
 PAGE_MAY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -95,6 +96,8 @@ class Gate:
 
     def _check(self, scope, headers, origin):
         """Refuses requests under other names, and those of other web pages."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD:
+            raise Problem(f"The headers may have {HEAD} bytes together.", 431)
         match = HOST.fullmatch(headers.get("host", ""))
         if not match or match["name"].lower() not in self.rules.hosts or len(headers.getlist("host")) != 1:
             raise Problem(

@@ -41,8 +41,18 @@ def serve(listener, store, models, adapters, limits, rules, model, secret=()):
         secret: Names of folders that clients do not get to see.
     """
     worker = Worker(store, models, secret)
-    app = make_app(Service(store, worker, adapters, limits, model), rules)
-    server = uvicorn.Server(
+    server = make_server(make_app(Service(store, worker, adapters, limits, model), rules), limits)
+    worker.start()
+    try:
+        server.run(sockets=[listener])
+    finally:
+        worker.stop()
+        store.close()
+
+
+def make_server(app, limits):
+    """Returns the `uvicorn.Server` of an application, with time limits for those who send slowly."""
+    return uvicorn.Server(
         uvicorn.Config(
             app,
             http=patient(limits.seconds_to_send),
@@ -56,12 +66,6 @@ def serve(listener, store, models, adapters, limits, rules, model, secret=()):
             timeout_graceful_shutdown=STOP,
         )
     )
-    worker.start()
-    try:
-        server.run(sockets=[listener])
-    finally:
-        worker.stop()
-        store.close()
 
 
 def patient(seconds):

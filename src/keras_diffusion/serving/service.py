@@ -53,13 +53,13 @@ class Service:
             raise Problem(message, 404, param="model", code="model_not_found")
         return known[name]
 
-    async def submit(self, task, given, images=(), model=None):
+    async def submit(self, task, given, inputs=(), model=None):
         """Hands in a job.
 
         Args:
             task: The name of the method that draws.
             given: Its arguments as the client gave them, a dict.
-            images: What it starts from: rows of (name of the argument, bytes of a file, width, height).
+            inputs: A list of `calls.Input`, what it starts from.
             model: The name of the model, or None.
 
         Returns:
@@ -69,24 +69,23 @@ class Service:
             Problem: If anything of it is wrong, or the queue is full.
         """
         description = await self.describe(model)
-        return await run_in_threadpool(self._submit, task, given, images, description)
+        return await run_in_threadpool(self._submit, task, given, inputs, description)
 
-    def _submit(self, task, given, images, description):
+    def _submit(self, task, given, inputs, description):
         if task not in calls.TASKS:
             raise Problem(f"`task` must be one of {', '.join(calls.TASKS)}. Received: {task!r:.200}", param="task")
-        names = {name for name, *_ in images}
+        names = {it.name for it in inputs}
         for name in calls.TASKS[task]:
             if name not in names:
                 raise Problem(f"{task} needs `{name}`, an image in base64.", param=name)
         for name in names - {*calls.TASKS[task]}:
             raise Problem(f"{task} takes no `{name}`. Received: `{name}`", param=name)
         call = calls.check(task, given, description, self.limits, self.adapters)
-        start = next(((width, height) for name, _, width, height in images if name == "image"), None)
-        calls.check_size(call, start, description, self.limits)
+        calls.check_sizes(call, inputs, description, self.limits)
         if self.store.counts()[QUEUED] >= self.limits.max_queue:
             message = f"The queue is full, {self.limits.max_queue} jobs wait. Try again later."
             raise Problem(message, 429, code="queue_full", headers={"Retry-After": "10"})
-        numbered = {f"{name}.{i}": content for i, (name, content, *_) in enumerate(images)}
+        numbered = {f"{it.name}.{i}": it.content for i, it in enumerate(inputs)}
         job = self.store.add(task, description.name, call, numbered)
         self.worker.wake()
         return job
