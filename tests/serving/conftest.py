@@ -82,11 +82,15 @@ class Client(TestClient):
 
     def until(self, id, condition):
         """Returns a job as soon as a condition holds."""
+        return self.wait_for(f"/v1/jobs/{id}", condition)
+
+    def wait_for(self, path, condition):
+        """Returns what is at a path as soon as a condition holds."""
         deadline = time.monotonic() + 20
-        while not condition(job := self.get(f"/v1/jobs/{id}").json()):
-            assert time.monotonic() < deadline, job
+        while not condition(found := self.get(path).json()):
+            assert time.monotonic() < deadline, found
             time.sleep(0.01)
-        return job
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from keras_diffusion.serving import jobs_api
+from keras_diffusion.serving import a1111_api, jobs_api
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.security import Gate
 
@@ -30,11 +30,8 @@ def make_app(service, rules):
     Returns:
         An ASGI application.
     """
-    routes = (
-        [*jobs_api.ROUTES, Route("/", page), Mount("/page", StaticFiles(directory=PAGE))]
-        if PAGE.is_dir()
-        else [*jobs_api.ROUTES]
-    )
+    pages = [Route("/", page), Mount("/page", StaticFiles(directory=PAGE, check_dir=False))]
+    routes = [*jobs_api.ROUTES, *a1111_api.ROUTES, *pages]
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Gate, rules=rules, limits=service.limits)],
@@ -45,6 +42,7 @@ def make_app(service, rules):
         },
     )
     app.state.service = service
+    app.state.a1111_settings, app.state.a1111_interrupted = dict(a1111_api.SETTINGS), set()
     return app
 
 

@@ -18,7 +18,7 @@ SEEDS = 2**32  # that are drawn; those of A1111
 LARGEST_SEED = 2**53 - 1024  # that a client in JavaScript can tell from its neighbours, also those of a batch
 LONGEST_PROMPT = 20_000  # characters
 DEEPEST = 16  # lists and objects within each other in JSON
-MOST_LORAS = 16
+MOST_LORAS = MOST_IMAGES = 16
 
 
 class Limits(NamedTuple):

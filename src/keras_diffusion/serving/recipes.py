@@ -53,6 +53,12 @@ def png(image, settings):
     return content.getvalue()
 
 
+def read_text(content):
+    """Returns the text in an image's file that says how it was made; "" if it does not say."""
+    found = metadata.read(content)
+    return metadata.to_text(found) if found else ""
+
+
 def read(content):
     """Reads how an image was made.
 

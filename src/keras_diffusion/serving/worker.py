@@ -26,13 +26,15 @@ class Progress(NamedTuple):
         step: How many steps are done.
         num_steps: Of how many.
         started: When the first step was done, in seconds of `time.monotonic`: it is the one that may compile.
-        preview: Rough images, uint8 (b, h, w, 3), or None.
+        latents: What it has come to, or None.
+        preview: Rough images of that, uint8 (b, h, w, 3), or None.
     """
 
     id: str
     step: int
     num_steps: int
     started: float
+    latents: np.ndarray | None
     preview: np.ndarray | None
 
     @property
@@ -65,7 +67,7 @@ class Worker(threading.Thread):
         self.store, self.models, self._secret = store, models, [str(folder) for folder in secret if folder]
         self.descriptions, self.ready, self.failure, self.progress = {}, threading.Event(), None, None
         self.images, self.seconds = 0, 0.0
-        self._wake, self._stopping, self._cancelled, self._unload = threading.Event(), False, set(), False
+        self._wake, self._stopping, self._cancelled, self._unload = threading.Event(), False, {}, False
 
     def run(self):
         try:
@@ -88,12 +90,17 @@ class Worker(threading.Thread):
         """Has the worker look into the store."""
         self._wake.set()
 
-    def cancel(self, id):
-        """Cancels a job: one that waits at once, one that is running after its step."""
-        self._cancelled.add(id)
+    def cancel(self, id, keep=False):
+        """Cancels a job: one that waits at once, one that is running after its step.
+
+        Args:
+            id: Its id.
+            keep: Whether a job that is running keeps the images that it has come to.
+        """
+        self._cancelled[id] = keep
         self.store.cancel_queued(id)
         if not (job := self.store.get(id)) or job.ended:
-            self._cancelled.discard(id)
+            self._cancelled.pop(id, None)
 
     def unload(self):
         """Frees the memory of the model, after the job that is running."""
@@ -108,37 +115,54 @@ class Worker(threading.Thread):
 
     def _work(self, job):
         begun = time.monotonic()
-        self.progress = Progress(job.id, 0, steps(job.arguments), begun, None)
+        self.progress = Progress(job.id, 0, steps(job.arguments), begun, None, None)
         state, error, error_type, count = DONE, None, None, 0
         try:
-            inputs = {}
-            for name in job.inputs:
-                inputs.setdefault(name.partition(".")[0], []).append(self.store.read(job.id, name))
-            images, settings = self.models.draw(job, inputs, self._step)
-            for i, (image, its) in enumerate(zip(images, settings, strict=True)):
-                self.store.write(job.id, f"{i}.png", recipes.png(image, its))
-            count = len(images)
+            count = self._draw(job)
         except GenerationCancelled:
             if job.id not in self._cancelled:
                 self.store.put_back(job.id)
                 return
             state = CANCELLED
+            count = self._keep(job) if self._cancelled[job.id] else 0
         except Exception as failure:
             state, error = FAILED, self._message(failure)
             error_type = "invalid_request_error" if isinstance(failure, ValueError | TypeError) else "server_error"
         finally:
             self.progress = None
-            self._cancelled.discard(job.id)
+            self._cancelled.pop(job.id, None)
         self.store.finish(job.id, state, error, error_type, count)
         seconds = time.monotonic() - begun
         self.images, self.seconds = self.images + count, self.seconds + seconds
         logger.info("job %s: %s, %d images in %.1f s", job.id, state, count, seconds)
 
+    def _draw(self, job):
+        """Draws the images of a job and writes them; returns how many there are."""
+        inputs = {}
+        for name in job.inputs:
+            inputs.setdefault(name.partition(".")[0], []).append(self.store.read(job.id, name))
+        return self._write(job, *self.models.draw(job, inputs, self._step))
+
+    def _keep(self, job):
+        """Writes the images that a cancelled job has come to, if that can be done; returns how many there are."""
+        try:
+            return self._write(job, self.models.decode(self.progress.latents))
+        except EXPLAINED as error:
+            logger.warning("job %s: %s", job.id, self._message(error))
+            return 0
+
+    def _write(self, job, images, settings=None):
+        """Writes the images of a job, with their settings if they are whole; returns how many there are."""
+        for i, image in enumerate(images):
+            self.store.write(job.id, f"{i}.png", recipes.png(image, settings and settings[i]))
+        return len(images)
+
     def _step(self, step, latents):
         """Notes how far the job is; returns False where it is to stop."""
         now = self.progress
         started = time.monotonic() if step == 1 else now.started
-        self.progress = now._replace(step=step, started=started, preview=self.models.preview(latents))
+        preview = self.models.preview(latents)
+        self.progress = now._replace(step=step, started=started, latents=latents, preview=preview)
         return not (self._stopping or now.id in self._cancelled)
 
     def _message(self, error):
