@@ -28,12 +28,14 @@ class FakeModels:
     Attributes:
         go: Cleared by tests that want jobs to wait before each step.
         drawn: (job, inputs) of each call of `draw`.
+        pause: Seconds that a step takes.
         error: What the next call raises, or None.
     """
 
     def __init__(self):
         self.go, self.drawn, self.error, self.loaded, self.names = threading.Event(), [], None, None, [*DESCRIPTIONS]
         self.go.set()
+        self.pause = 0
 
     def describe(self):
         return DESCRIPTIONS
@@ -47,6 +49,7 @@ class FakeModels:
         call = job.arguments
         for step in range(call["num_steps"]):
             self.go.wait(10)
+            time.sleep(self.pause)
             if on_step(step + 1, np.zeros((call["batch_size"], 8, 8, 4), "float32")) is False:
                 raise GenerationCancelled
         shape = call["batch_size"], call.get("img_height", 64), call.get("img_width", 64), 3

@@ -12,7 +12,7 @@ from keras_diffusion.serving.calls import ARGUMENTS
 
 JSON = "application/json"
 JOBS = "/v1/jobs"
-POSTS = (JOBS,)  # what takes JSON
+POSTS = (JOBS, "/sdapi/v1/txt2img", "/v1/images/generations")  # what takes JSON
 SECRET = "secret words"  # that no log may show
 
 

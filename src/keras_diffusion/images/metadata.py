@@ -214,7 +214,7 @@ def _unquote(value):
         return value
 
 
-def write(path, image, settings=None, format=None):
+def write(path, image, settings=None, format=None, quality=95):
     """Saves an image, with how it was made if that is given.
 
     Args:
@@ -222,6 +222,7 @@ def write(path, image, settings=None, format=None):
         image: uint8 array (h, w, 3).
         settings: A dict of str, see `settings`; None writes nothing but the image.
         format: "PNG", "JPEG" or "WEBP"; None takes the one that the suffix of `path` says.
+        quality: That of a JPEG or WebP, 0 to 100.
 
     Raises:
         ValueError: If the settings cannot be written, or there is no such format.
@@ -240,7 +241,7 @@ def write(path, image, settings=None, format=None):
         extras["exif"] = Image.Exif()
         extras["exif"].get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + to_text(settings).encode("utf-16-be")
     content = io.BytesIO()  # Pillow says nothing of a JPEG that it could not write to its end
-    Image.fromarray(image).save(content, format, quality=95, **extras)
+    Image.fromarray(image).save(content, format, quality=quality, **extras)
     if hasattr(path, "write"):
         path.write(content.getvalue())
     else:

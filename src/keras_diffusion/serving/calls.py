@@ -50,7 +50,7 @@ def text(name, value, limits):
         raise TypeError(f"`{name}` must be a str. Received: {name}={arguments.shorten(value)}")
     if len(value) > LONGEST_PROMPT:
         raise ValueError(f"`{name}` must have at most {LONGEST_PROMPT} characters. Received: {len(value)} characters")
-    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # without halves of pairs
+    return value
 
 
 def sampler(name, value, limits):
@@ -121,6 +121,7 @@ ARGUMENTS = {  # name → function of the name, the value and the limits that re
     "aesthetic_score": number(0, 10),
     "loras": loras,
 }
+STRENGTHS = {"image_to_image": {"strength": 0.8}, "inpaint": {"strength": 1.0}}  # the defaults of those methods
 ONLY_FROM_AN_IMAGE = ("strength", "mask_white")
 DECODING = threading.Semaphore(2)  # how many images are decoded at a time, each of up to 64 MB
 
@@ -133,9 +134,10 @@ def read_json(body):
     """
     try:
         value = json.loads(body, parse_constant=_no_constant)
-        _require_shallow(value)
+        _require_plain(value)
     except (ValueError, RecursionError) as error:
-        raise Problem("The body must be a JSON object, and not nested too deep.", code="invalid_json") from error
+        message = "The body must be a JSON object of Unicode text and finite numbers, and not nested too deep."
+        raise Problem(message, code="invalid_json") from error
     if not isinstance(value, dict):
         raise Problem(f"The body must be a JSON object. Received: {type(value).__name__}", code="invalid_json")
     return value
@@ -145,12 +147,16 @@ def _no_constant(name):
     raise ValueError(name)
 
 
-def _require_shallow(value, depth=DEEPEST):
-    if isinstance(value, dict | list):
+def _require_plain(value, depth=DEEPEST):
+    if isinstance(value, str):
+        value.encode()  # fails on half of a surrogate pair
+    elif isinstance(value, dict | list):
         if not depth:
             raise RecursionError
-        for inner in value.values() if isinstance(value, dict) else value:
-            _require_shallow(inner, depth - 1)
+        for inner in value:
+            _require_plain(inner, depth - 1)
+        for inner in value.values() if isinstance(value, dict) else ():
+            _require_plain(inner, depth - 1)
 
 
 def check(task, given, model, limits, adapters):
@@ -193,7 +199,7 @@ def check(task, given, model, limits, adapters):
     except OverflowError as error:
         raise Problem(f"`{name}` is too large a number.", param=name) from error
     filled = {"num_steps": model.num_steps, "seed": secrets.randbelow(SEEDS), "batch_size": 1}
-    return filled | checked
+    return filled | STRENGTHS.get(task, {}) | checked
 
 
 def check_sizes(call, inputs, model, limits):

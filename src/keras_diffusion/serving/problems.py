@@ -20,9 +20,12 @@ class Problem(Exception):
         super().__init__(message)
         self.message, self.status, self.param, self.code, self.headers = message, status, param, code, headers
 
+    def error(self):
+        """Returns the error as OpenAI's clients read it, a dict."""
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+
     def response(self):
         """Returns the answer: `error` for clients of OpenAI's API, and `detail` for those of A1111's."""
-        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        message = self.message.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
-        error = {"message": message, "type": kind, "param": self.param, "code": self.code}
-        return JSONResponse({"error": error, "detail": message}, self.status, self.headers)
+        error = self.error()
+        return JSONResponse({"error": error, "detail": error["message"]}, self.status, self.headers)

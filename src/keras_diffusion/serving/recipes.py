@@ -3,6 +3,9 @@
 import io
 import json
 
+import numpy as np
+from PIL import Image
+
 from keras_diffusion.images import metadata
 from keras_diffusion.sampling import names
 
@@ -51,6 +54,20 @@ def png(image, settings):
     content = io.BytesIO()
     metadata.write(content, image, settings, "PNG")
     return content.getvalue()
+
+
+def convert(content, format, quality):
+    """Returns an image's file as a JPEG or WebP, with the settings that are in it.
+
+    Args:
+        content: The bytes of a PNG.
+        format: "JPEG" or "WEBP".
+        quality: 0 to 100.
+    """
+    converted = io.BytesIO()
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        metadata.write(converted, np.asarray(image), metadata.read(content) or None, format, quality)
+    return converted.getvalue()
 
 
 def read_text(content):

@@ -4,7 +4,9 @@ import asyncio
 import base64
 import binascii
 import hmac
+import logging
 import re
+import traceback
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -33,6 +35,9 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+
+
+logger = logging.getLogger(__name__)
 
 
 class Rules(NamedTuple):
@@ -70,6 +75,8 @@ class Gate:
         named = origin in self.rules.origins
 
         async def send_with_headers(message):
+            nonlocal started
+            started = True
             if message["type"] == "http.response.start":
                 answer = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -80,7 +87,7 @@ class Gate:
                     answer.add_vary_header("Origin")
             await send(message)
 
-        body = bytearray()
+        body, started = bytearray(), False
         try:
             self._check(scope, headers, origin)
             if named and scope["method"] == "OPTIONS":
@@ -91,6 +98,12 @@ class Gate:
             await self.app(scope, _replay(body, receive), send_with_headers)
         except Problem as problem:
             await problem.response()(scope, receive, send_with_headers)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            logger.error("%s in %s, line %d", type(error).__name__, place.filename, place.lineno)
+            if not started:
+                problem = Problem(f"The server has a defect ({type(error).__name__}); its log says where.", 500)
+                await problem.response()(scope, receive, send_with_headers)
         finally:
             self._held -= len(body)
 
