@@ -57,7 +57,7 @@ class FakeModels:
         its = DESCRIPTIONS[job.model]
         architecture = SimpleNamespace(prediction_type="epsilon")
         model = SimpleNamespace(defaults=its, sampler=its.sampler, architecture=architecture)
-        return images, recipes.settings(job, model, shape, job.model, "0")
+        return images, recipes.settings(job, model, shape, {"Model": job.model}, "0")
 
     def preview(self, latents):
         return np.zeros((*latents.shape[:3], 3), "uint8")

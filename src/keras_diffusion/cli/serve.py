@@ -16,6 +16,7 @@ def serve(options):
             f"The server needs packages that are not installed ({error.name}); install them with: "
             'pip install "keras-diffusion[serve]"'
         ) from error
+    from keras_diffusion import arguments
     from keras_diffusion.checkpoints import presets
     from keras_diffusion.serving.adapters import Adapters
     from keras_diffusion.serving.calls import Limits
@@ -33,7 +34,9 @@ def serve(options):
     for folder in filter(None, (options.loras, options.embeddings)):
         if not folder.is_dir():
             raise ValueError(f"There is no such folder. Received: {str(folder)!r:.200}")
-    limits = Limits()._replace(**{name: getattr(options, name) for name in LIMITS if getattr(options, name)})
+    given = {name: getattr(options, name) for name in LIMITS if getattr(options, name) is not None}
+    for name, value in {**given, "keep": options.keep}.items():
+        arguments.whole_number(f"--{name.replace('_', '-')}", value, 1, 2**31)
     hosts = LOCAL | {host_name(name) for name in (options.host, *options.allow_host)}
     rules = Rules(frozenset(hosts), frozenset(options.allow_origin), token)
     adapters = Adapters(options.loras, options.embeddings)
@@ -44,7 +47,7 @@ def serve(options):
     print(f"http://{host_name(host)}:{port}", flush=True)
     models = Models(paths, adapters, options.dtype, options.jit_compile)
     secret = [options.jobs or default_folder(), options.loras, options.embeddings, *paths.values()]
-    server.serve(listener, store, models, adapters, limits, rules, next(iter(paths)), secret)
+    server.serve(listener, store, models, adapters, Limits(**given), rules, next(iter(paths)), secret)
 
 
 LIMITS = ("max_pixels", "max_steps", "max_batch", "max_queue")

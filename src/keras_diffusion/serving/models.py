@@ -76,7 +76,7 @@ class Models:
         images = getattr(model, job.task)(
             **start, **call, callback=lambda step, _, latents: on_step(step, latents), verbose=0
         )
-        return images, recipes.settings(job, model, images.shape, Path(str(self._paths[job.model])).name, __version__)
+        return images, recipes.settings(job, model, images.shape, self._about(job.model), __version__)
 
     def preview(self, latents):
         """Returns rough images of latents, uint8 (b, h, w, 3)."""
@@ -103,6 +103,11 @@ class Models:
             self._models[name] = StableDiffusion(preset=self._paths[name], **self._options)
         self.loaded = name
         return self._models[name]
+
+    def _about(self, name):
+        path, dtype = self._paths[name], self._options["dtype"]
+        about = {"Model": Path(str(path)).name, "Model hash": presets.model_hash(path), "Precision": dtype or "float32"}
+        return {key: value for key, value in about.items() if value}
 
     def _fuse(self, model, loras):
         """Gives a model these LoRAs, a dict from names to scales, and no others."""

@@ -26,14 +26,14 @@ OTHERS = {
 }
 
 
-def settings(job, model, shape, preset, version):
+def settings(job, model, shape, about, version):
     """Returns the settings of each image of a job, dicts of str.
 
     Args:
         job: A `Job`.
         model: The `StableDiffusion`.
         shape: That of the images, (b, h, w, 3).
-        preset: The name of the model's file or folder.
+        about: Settings that say which model it is, a dict of str.
         version: That of this package.
     """
     count, height, width, _ = shape
@@ -41,7 +41,7 @@ def settings(job, model, shape, preset, version):
     sampler, spacing = call.pop("sampler", None), call.pop("spacing", None)
     call["sampler"] = names.label(sampler or model.sampler, spacing)
     others = {OTHERS[name]: json.dumps(call.pop(name)) for name in OTHERS if name in call}
-    about = {"Model": preset, "Prediction type": model.architecture.prediction_type}
+    about = about | {"Prediction type": model.architecture.prediction_type}
     about |= {} if sampler or spacing else metadata.MODELS_OWN
     seed = call.pop("seed")
     for name in ("batch_size", "img_width", "img_height"):

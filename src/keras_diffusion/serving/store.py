@@ -77,7 +77,8 @@ class Store:
     def __init__(self, folder, keep):
         folder = Path(folder)
         self._files, self._keep, self._lock = folder / "files", keep, threading.RLock()
-        self._files.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._files.mkdir(exist_ok=True)
         self._owner = _own(folder)
         self._database = sqlite3.connect(folder / "jobs.sqlite", check_same_thread=False, isolation_level=None)
         self._database.execute("pragma journal_mode=wal")
