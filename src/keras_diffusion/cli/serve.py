@@ -30,23 +30,25 @@ def serve(options):
             f"another --host than this computer needs a token: set {TOKEN} or give --token-file. "
             f"Received: --host {options.host}"
         )
-    paths = {name_of(preset): presets.find(preset) for preset in options.preset or ["emoji"]}
-    for folder in filter(None, (options.loras, options.embeddings)):
+    paths = {name_of(preset): presets.find(preset).resolve() for preset in options.preset or ["emoji"]}
+    loras, embeddings = (folder and folder.resolve() for folder in (options.loras, options.embeddings))
+    for folder in filter(None, (loras, embeddings)):
         if not folder.is_dir():
             raise ValueError(f"There is no such folder. Received: {str(folder)!r:.200}")
+    jobs = (options.jobs or default_folder()).resolve()
     given = {name: getattr(options, name) for name in LIMITS if getattr(options, name) is not None}
     for name, value in {**given, "keep": options.keep}.items():
         arguments.whole_number(f"--{name.replace('_', '-')}", value, 1, 2**31)
     hosts = LOCAL | {host_name(name) for name in (options.host, *options.allow_host)}
     rules = Rules(frozenset(hosts), frozenset(options.allow_origin), token)
-    adapters = Adapters(options.loras, options.embeddings)
-    store = Store(options.jobs or default_folder(), options.keep)
+    adapters = Adapters(loras, embeddings)
+    store = Store(jobs, options.keep)
     listener = server.bind(options.host, options.port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     host, port = listener.getsockname()[:2]
     print(f"http://{host_name(host)}:{port}", flush=True)
     models = Models(paths, adapters, options.dtype, options.jit_compile)
-    secret = [options.jobs or default_folder(), options.loras, options.embeddings, *paths.values()]
+    secret = [jobs, loras, embeddings, *paths.values()]
     server.serve(listener, store, models, adapters, Limits(**given), rules, next(iter(paths)), secret)
 
 

@@ -15,16 +15,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from keras_diffusion.checkpoints.formats import tensor_index
 from keras_diffusion.images import metadata
-from keras_diffusion.sampling import names
-from keras_diffusion.sampling.registry import SAMPLERS
-from keras_diffusion.sampling.spacings import ALL_SPACINGS
-from keras_diffusion.serving import a1111_extras, a1111_fields, calls, recipes
+from keras_diffusion.serving import a1111_extras, a1111_fields, a1111_lists, calls, recipes, uploads
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.service import preview_png
 from keras_diffusion.serving.store import DONE
-from keras_diffusion.system.memory import physical_memory, resident_memory
 
 SETTINGS = {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic", "samples_format": "png"}  # at the start
 HASH = re.compile(r"(\.safetensors|\.ckpt)?\s*(\[[0-9a-f]+\])?$")  # behind the name of a model
@@ -52,7 +47,8 @@ async def draw(request, from_image):
             ended.append(await service.ended(job.id))
             if plan.hires and ended[-1].state == DONE:
                 ended[-1] = await enlarge(service, ended[-1], plan.hires)
-            if ended[-1].id in request.app.state.a1111_interrupted:
+            if job.id in request.app.state.a1111_interrupted:
+                request.app.state.a1111_interrupted.discard(job.id)
                 break
     finally:
         for job in jobs[len(ended) :]:
@@ -67,7 +63,7 @@ async def draw(request, from_image):
 async def enlarge(service, job, hires):
     """Draws the images of a job once more, larger, and returns the job that did."""
     images = await run_in_threadpool(service.images, job)
-    inputs = [await run_in_threadpool(calls.read_image, "image", image) for image in images]
+    inputs = [await run_in_threadpool(uploads.read_image, "image", image) for image in images]
     (width, height), factor = inputs[0].size, (await service.describe(job.model)).size_multiple
     sides = {"img_width": width, "img_height": height}
     sides = {name: int(side * hires["scale"]) // factor * factor for name, side in sides.items()} | hires["sides"]
@@ -89,7 +85,7 @@ def describe(jobs, images, not_followed):
     read = [metadata.from_text(text) for text in texts]
     seeds = [job.arguments["seed"] + i for job in jobs for i in range(job.arguments["batch_size"])][: len(images)]
     read = read or [{}]
-    width, height = calls.read_image("image", images[0]).size if images else (0, 0)
+    width, height = uploads.read_image("image", images[0]).size if images else (0, 0)
     negative = call.get("negative_prompt", "")
     return {
         "prompt": call["prompt"],
@@ -188,56 +184,10 @@ async def set_options(request):
         logger.warning("A1111's settings that were not followed: %.300s", ", ".join(map(ascii, sorted(unknown))))
 
 
-async def models(request):
-    """GET sd-models."""
-    row = {"hash": None, "sha256": None, "config": None}
-    known = await request.app.state.service.descriptions()
-    return [{"title": name, "model_name": name, "filename": name, **row} for name in known]
-
-
-async def samplers(request):
-    """GET samplers."""
-    return [
-        {"name": row.spellings[0], "aliases": [name, *row.spellings[1:]], "options": {}}
-        for name, row in SAMPLERS.items()
-    ]
-
-
-async def schedulers(request):
-    """GET schedulers."""
-    row = {"aliases": None, "default_rho": -1, "need_inner_model": False}
-    labels = {name: names.LABELS.get(name, name.replace("_", " ").title()) for name in ("automatic", *ALL_SPACINGS)}
-    return [{"name": name, "label": label, **row} for name, label in labels.items()]
-
-
-async def loras(request):
-    """GET loras."""
-    found = await run_in_threadpool(request.app.state.service.adapters.loras)
-    return [{"name": name, "alias": name, "path": path.name, "metadata": {}} for name, path in sorted(found.items())]
-
-
-async def embeddings(request):
-    """GET embeddings."""
-    found = await run_in_threadpool(request.app.state.service.adapters.embeddings)
-    shapes = {name: await run_in_threadpool(shape_of, path) for name, path in sorted(found.items())}
-    row = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
-    loaded = {name: row | {"vectors": shape[0], "shape": shape[1]} for name, shape in shapes.items() if shape}
-    return {"loaded": loaded, "skipped": {name: {} for name, shape in shapes.items() if not shape}}
-
-
-def shape_of(path):
-    """Returns the number of vectors of an embedding and their width, or None if the file holds none."""
-    try:
-        tensor = max(tensor_index.index(path).values(), key=lambda tensor: tensor.size)
-    except (ValueError, OSError):
-        return None
-    return (tensor.size // tensor.shape[-1], tensor.shape[-1]) if tensor.size else None
-
-
 async def png_info(request):
     """POST png-info."""
     image = calls.read_json(await request.body()).get("image")
-    content = (await run_in_threadpool(calls.read_base64, "image", image)).content
+    content = (await run_in_threadpool(uploads.read_base64, "image", image)).content
     text = await run_in_threadpool(recipes.read_text, content)
     return {"info": text, "items": {"parameters": text} if text else {}, "parameters": metadata.from_text(text)}
 
@@ -246,12 +196,6 @@ async def unload(request):
     """POST unload-checkpoint."""
     request.app.state.service.worker.unload()
     return {}
-
-
-async def memory(request):
-    """GET memory."""
-    used, total = resident_memory() or 0, min(physical_memory(), 2**62)
-    return {"ram": {"free": total - used, "used": used, "total": total}, "cuda": {}}
 
 
 async def interrogate(request):
@@ -268,12 +212,12 @@ def constant(value):
 
 GET = {
     "options": options,
-    "samplers": samplers,
-    "schedulers": schedulers,
-    "sd-models": models,
-    "loras": loras,
-    "embeddings": embeddings,
-    "memory": memory,
+    "samplers": a1111_lists.samplers,
+    "schedulers": a1111_lists.schedulers,
+    "sd-models": a1111_lists.models,
+    "loras": a1111_lists.loras,
+    "embeddings": a1111_lists.embeddings,
+    "memory": a1111_lists.memory,
     "upscalers": constant(a1111_extras.UPSCALERS),
     "cmd-flags": constant({"api": True}),
     "scripts": constant({"txt2img": [], "img2img": []}),

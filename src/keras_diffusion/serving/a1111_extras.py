@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from keras_diffusion import arguments
 from keras_diffusion.images.reading import open_image
-from keras_diffusion.serving import calls
+from keras_diffusion.serving import calls, uploads
 from keras_diffusion.serving.problems import Problem
 
 FILTERS = {"None": None, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
@@ -46,8 +46,8 @@ def _enlarge(value, given, limits):
     if not isinstance(kind, str) or kind not in FILTERS:
         message = f"`upscaler_1` must be one of {', '.join(FILTERS)}. Received: {kind!r:.99}"
         raise Problem(message, 422, "upscaler_1")
-    content = calls.read_base64("image", value).content
-    with calls.DECODING:
+    content = uploads.read_base64("image", value).content
+    with uploads.DECODING:
         image = open_image("image", content).convert("RGB")
         if FILTERS[kind] is not None:
             image = _resize(image, given, FILTERS[kind], limits)

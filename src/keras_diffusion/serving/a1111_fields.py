@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from keras_diffusion.sampling import names
 from keras_diffusion.sampling.registry import SAMPLERS
-from keras_diffusion.serving import calls
+from keras_diffusion.serving import calls, uploads
 from keras_diffusion.serving.problems import Problem
 
 ARGUMENTS = {  # field → argument
@@ -81,7 +81,7 @@ class Translation(NamedTuple):
         task: The name of the method that draws.
         model: The name of the model, or None.
         rounds: The arguments of each of `n_iter` jobs, dicts.
-        inputs: A list of `calls.Input`.
+        inputs: A list of `uploads.Input`.
         hires: The arguments of the second pass of each job, a dict, or None.
         send_images: Whether the answer has images in it.
         not_followed: Names of fields that were not followed.
@@ -191,8 +191,8 @@ def _inputs(given):
     images = given.get("init_images")
     if not (isinstance(images, list) and images):
         raise Problem("Init image not found: `init_images` must be a list of images in base64.", 422, "init_images")
-    inputs = [calls.read_base64("image", image) for image in images[: calls.MOST_IMAGES]]
-    return inputs + ([calls.read_base64("mask", given["mask"])] if given.get("mask") else [])
+    inputs = [uploads.read_base64("image", image) for image in images[: uploads.MOST]]
+    return inputs + ([uploads.read_base64("mask", given["mask"])] if given.get("mask") else [])
 
 
 def _hires(given, call):

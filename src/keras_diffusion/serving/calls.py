@@ -1,14 +1,11 @@
 """Checks what clients ask for: the arguments of a call, as JSON."""
 
-import base64
-import binascii
 import json
 import secrets
-import threading
 from typing import NamedTuple
 
 from keras_diffusion import arguments
-from keras_diffusion.images.reading import MASK_WHITE, open_image
+from keras_diffusion.images.reading import MASK_WHITE
 from keras_diffusion.prompts.reading import LONG_PROMPTS
 from keras_diffusion.sampling import names
 from keras_diffusion.serving.problems import Problem
@@ -18,7 +15,7 @@ SEEDS = 2**32  # that are drawn; those of A1111
 LARGEST_SEED = 2**53 - 1024  # that a client in JavaScript can tell from its neighbours, also those of a batch
 LONGEST_PROMPT = 20_000  # characters
 DEEPEST = 16  # lists and objects within each other in JSON
-MOST_LORAS = MOST_IMAGES = 16
+MOST_LORAS = 16
 
 
 class Limits(NamedTuple):
@@ -123,7 +120,6 @@ ARGUMENTS = {  # name → function of the name, the value and the limits that re
 }
 STRENGTHS = {"image_to_image": {"strength": 0.8}, "inpaint": {"strength": 1.0}}  # the defaults of those methods
 ONLY_FROM_AN_IMAGE = ("strength", "mask_white")
-DECODING = threading.Semaphore(2)  # how many images are decoded at a time, each of up to 64 MB
 
 
 def read_json(body):
@@ -207,7 +203,7 @@ def check_sizes(call, inputs, model, limits):
 
     Args:
         call: What `check` returns.
-        inputs: A list of `Input`, what the call starts from.
+        inputs: A list of `uploads.Input`, what the call starts from.
         model: The `Description` of the model.
         limits: The `Limits`.
     """
@@ -230,47 +226,3 @@ def check_sizes(call, inputs, model, limits):
             arguments.image_side(name, side, model.size_multiple)
         except ValueError as error:
             raise Problem(f"{error}. Give `img_width` and `img_height` to scale the image.", param=name) from error
-
-
-class Input(NamedTuple):
-    """An image that a call starts from.
-
-    Args:
-        name: The argument, "image" or "mask".
-        content: The bytes of the file.
-        size: (width, height) in pixels.
-    """
-
-    name: str
-    content: bytes
-    size: tuple
-
-
-def read_base64(name, value):
-    """Reads an `Input` in base64, with or without a `data:` prefix.
-
-    Raises:
-        Problem: If it is no PNG, JPEG or WebP, or is damaged or too large. A URL is none: the server fetches nothing.
-    """
-    if not isinstance(value, str):
-        raise Problem(f"`{name}` must be a str: an image in base64. Received: {type(value).__name__}", param=name)
-    head, comma, rest = value.partition(",")
-    try:
-        content = base64.b64decode(rest if comma and head.startswith("data:") else value, validate=True)
-    except (ValueError, binascii.Error) as error:
-        message = f"`{name}` must be an image in base64, no URL and no path. Received: {value!r:.60}"
-        raise Problem(message, param=name) from error
-    return read_image(name, content)
-
-
-def read_image(name, content):
-    """Reads an `Input` from the bytes of a file, which it decodes to see that it is whole.
-
-    Raises:
-        Problem: As `read_base64`.
-    """
-    try:
-        with DECODING, open_image(name, content) as image:
-            return Input(name, content, image.size)
-    except ValueError as error:
-        raise Problem(str(error), param=name) from error

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.spacings import ALL_SPACINGS
-from keras_diffusion.serving import calls, recipes
+from keras_diffusion.serving import calls, recipes, uploads
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.service import EVERY, preview_png
 from keras_diffusion.serving.store import STATES
@@ -73,7 +73,7 @@ def _read(body):
     """Reads a job: a dict of its fields, and a list of what it starts from."""
     given = calls.read_json(body)
     images = {name: given.pop(name, None) for name in ("image", "mask")}
-    return given, [calls.read_base64(name, value) for name, value in images.items() if value is not None]
+    return given, [uploads.read_base64(name, value) for name, value in images.items() if value is not None]
 
 
 async def jobs(request):
@@ -132,18 +132,21 @@ def event(name, data):
 
 async def _events(service, id):
     """Yields a job at every change until it has ended or is deleted."""
-    shown, sent = None, time.monotonic()
-    while job := await run_in_threadpool(service.store.get, id):
-        now = await run_in_threadpool(service.show, job)
-        change = {name: value for name, value in now.items() if name != "seconds_left"}
-        if change != shown:
-            shown, sent = change, time.monotonic()
-            yield event("job", now)
+    seen, shown, sent = None, None, time.monotonic()
+    while True:
+        progress = service.progress(id)
+        if seen != (seen := (service.store.changes, progress and progress.step)):
+            if not (job := await run_in_threadpool(service.store.get, id)):
+                return
+            now = await run_in_threadpool(service.show, job)
+            if shown != (shown := now | {"seconds_left": None}):
+                sent = time.monotonic()
+                yield event("job", now)
+            if job.ended:
+                return
         elif time.monotonic() - sent > QUIET:
             sent = time.monotonic()
             yield ": waiting\n\n"
-        if job.ended:
-            return
         await asyncio.sleep(EVERY)
 
 

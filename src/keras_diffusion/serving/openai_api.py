@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from keras_diffusion import arguments
 from keras_diffusion.images.reading import OPAQUE
-from keras_diffusion.serving import calls, recipes
+from keras_diffusion.serving import calls, recipes, uploads
 from keras_diffusion.serving.jobs_api import event, event_stream
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.service import EVERY
@@ -77,7 +77,7 @@ async def generations(request):
 
 async def edits(request):
     """POST /v1/images/edits: transparent pixels of the mask, or else of the image, are repainted."""
-    async with request.form(max_files=calls.MOST_IMAGES + 1, max_fields=100) as form:
+    async with request.form(max_files=uploads.MOST + 1, max_fields=100) as form:
         images = [file for name in ("image", "image[]") for file in form.getlist(name)]
         masks = form.getlist("mask")
         given = {name: value for name, value in form.items() if name not in ("image", "image[]", "mask")}
@@ -105,15 +105,15 @@ def _value(name, value):
 
 def _inputs(image, mask=None):
     """The image of an edit, and its mask if it or the image has transparent pixels."""
-    inputs = [calls.read_image("image", image)]
+    inputs = [uploads.read_image("image", image)]
     seen = image if mask is None else mask
     if mask is not None:
-        calls.read_image("mask", mask)
+        uploads.read_image("mask", mask)
     with Image.open(io.BytesIO(seen)) as opened:
         alpha = opened.convert("RGBA").getchannel("A").getextrema()[0] if opened.has_transparency_data else OPAQUE
     if alpha == OPAQUE and mask is not None:
         raise Problem("`mask` must be an image with transparent pixels; those are repainted.", param="mask")
-    return inputs if alpha == OPAQUE else [*inputs, calls.read_image("mask", seen)]
+    return inputs if alpha == OPAQUE else [*inputs, uploads.read_image("mask", seen)]
 
 
 async def draw(request, kind, task, given, inputs):
@@ -124,7 +124,7 @@ async def draw(request, kind, task, given, inputs):
         kind: How the events of a stream begin, "image_generation" or "image_edit".
         task: The name of the method that draws.
         given: The fields, a dict.
-        inputs: A list of `calls.Input`.
+        inputs: A list of `uploads.Input`.
     """
     service = request.app.state.service
     given = {name: value for name, value in given.items() if value is not None}

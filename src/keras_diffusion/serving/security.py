@@ -67,8 +67,7 @@ class Gate:
         self.app, self.rules, self.limits, self._held = app, rules, limits, 0
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        if scope["type"] != "http":  # there are no websockets
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")

@@ -59,7 +59,7 @@ class Service:
         Args:
             task: The name of the method that draws.
             given: Its arguments as the client gave them, a dict.
-            inputs: A list of `calls.Input`, what it starts from.
+            inputs: A list of `uploads.Input`, what it starts from.
             model: The name of the model, or None.
 
         Returns:
@@ -101,13 +101,15 @@ class Service:
         Raises:
             Problem: If it failed, or was deleted.
         """
-        while True:
-            job = await run_in_threadpool(self.store.get, id)
-            if not job:
-                raise Problem("The job was deleted.", 410, code="job_deleted")
-            if job.ended:
-                break
-            await asyncio.sleep(EVERY)
+        job, seen = None, None
+        while not job or not job.ended:
+            if seen != self.store.changes:
+                seen = self.store.changes
+                job = await run_in_threadpool(self.store.get, id)
+                if not job:
+                    raise Problem("The job was deleted.", 410, code="job_deleted")
+            if not job.ended:
+                await asyncio.sleep(EVERY / 2)
         if job.state == FAILED:
             raise Problem(job.error, 400 if job.error_type == "invalid_request_error" else 500, code="job_failed")
         return job
@@ -125,7 +127,6 @@ class Service:
         """Returns a job as clients see it, a dict."""
         progress, total = self.progress(job.id), steps(job.arguments)
         running = job.state == RUNNING and progress
-        step = progress.step if running else total if job.state == "done" else 0
         path = f"/v1/jobs/{job.id}"
         return {
             "id": job.id,
@@ -133,7 +134,7 @@ class Service:
             "model": job.model,
             "state": job.state,
             "place": self.store.place(job),
-            "step": step,
+            "step": progress.step if running else job.steps,
             "num_steps": total,
             "seconds_left": round(progress.seconds_left, 2) if running and progress.step > 1 else None,
             "error": job.error,

@@ -33,6 +33,7 @@ create table if not exists jobs (
     error text, -- what is wrong, for people
     error_type text,
     images integer not null default 0,
+    steps integer not null default 0, -- that were done when it ended
     created real not null, -- seconds since 1970
     started real,
     finished real
@@ -54,6 +55,7 @@ class Job(NamedTuple):
     error: str | None
     error_type: str | None
     images: int
+    steps: int
     created: float
     started: float | None
     finished: float | None
@@ -137,16 +139,19 @@ class Store:
         """Puts a job that is running back into the queue, where it was."""
         self._run("update jobs set state = ?, started = null where id = ? and state = ?", QUEUED, id, RUNNING)
 
-    def finish(self, id, state, error=None, error_type=None, images=0):
-        """Ends a job that has not ended, and deletes those that are too old to keep."""
-        statement = "update jobs set state = ?, error = ?, error_type = ?, images = ?, finished = ?"
-        values = state, error, error_type, images, time.time(), id
+    def finish(self, id, state, error=None, error_type=None, images=0, steps=0):
+        """Ends a job that has not ended, deletes what it started from, and the jobs that are too old to keep."""
+        statement = "update jobs set state = ?, error = ?, error_type = ?, images = ?, steps = ?, finished = ?"
+        values = state, error, error_type, images, steps, time.time(), id
         with self._lock:
             self._run(f"{statement} where id = ? and state in {UNFINISHED}", *values)
             for job in self._jobs(
                 f"where state not in {UNFINISHED} order by number desc limit -1 offset ?", self._keep
             ):
                 self.delete(job.id)
+        if job := self.get(id):
+            for name in job.inputs:
+                (self._files / id / name).unlink(missing_ok=True)
 
     def cancel_queued(self, id):
         """Takes a job out of the queue; one that is running or has ended stays as it is."""
@@ -163,6 +168,11 @@ class Store:
         if job.state == QUEUED:
             return self._run("select count(*) from jobs where state = ? and number <= ?", QUEUED, job.number)[0][0]
         return 0 if job.state == RUNNING else None
+
+    @property
+    def changes(self):
+        """A number that grows whenever a job changes."""
+        return self._database.total_changes
 
     def counts(self):
         """Returns how many jobs there are in each state, a dict."""

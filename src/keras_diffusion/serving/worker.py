@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sqlite3
 import threading
 import time
 import traceback
@@ -13,6 +14,7 @@ from keras_diffusion.errors import FlaggedImagesError, GenerationCancelled, Nume
 from keras_diffusion.serving import recipes
 from keras_diffusion.serving.store import CANCELLED, DONE, FAILED
 
+PAUSE = 5  # seconds until what failed is tried again
 EXPLAINED = (ValueError, TypeError, NumericalError, FlaggedImagesError, OSError, MemoryError)  # say what is wrong
 
 logger = logging.getLogger(__name__)
@@ -77,14 +79,22 @@ class Worker(threading.Thread):
             logger.error("The models cannot be read: %s", error)
         self.ready.set()
         while not (self._stopping or self.failure):
-            self._wake.clear()
-            if self._unload:
-                self.models.unload()
-                self._unload = False
-            if job := self.store.take():
-                self._work(job)
-            else:
-                self._wake.wait()
+            try:
+                self._next()
+            except sqlite3.Error as error:  # such as a full disk
+                logger.error("The jobs cannot be read or written: %s", error)
+                self._wake.wait(PAUSE)
+
+    def _next(self):
+        """Draws the next job, or waits for one."""
+        self._wake.clear()
+        if self._unload:
+            self.models.unload()
+            self._unload = False
+        if job := self.store.take():
+            self._work(job)
+        else:
+            self._wake.wait()
 
     def wake(self):
         """Has the worker look into the store."""
@@ -116,7 +126,7 @@ class Worker(threading.Thread):
     def _work(self, job):
         begun = time.monotonic()
         self.progress = Progress(job.id, 0, steps(job.arguments), begun, None, None)
-        state, error, error_type, count = DONE, None, None, 0
+        state, error, error_type, count, done = DONE, None, None, 0, 0
         try:
             count = self._draw(job)
         except GenerationCancelled:
@@ -129,9 +139,9 @@ class Worker(threading.Thread):
             state, error = FAILED, self._message(failure)
             error_type = "invalid_request_error" if isinstance(failure, ValueError | TypeError) else "server_error"
         finally:
-            self.progress = None
+            done, self.progress = self.progress.step, None
             self._cancelled.pop(job.id, None)
-        self.store.finish(job.id, state, error, error_type, count)
+        self.store.finish(job.id, state, error, error_type, count, done)
         seconds = time.monotonic() - begun
         self.images, self.seconds = self.images + count, self.seconds + seconds
         logger.info("job %s: %s, %d images in %.1f s", job.id, state, count, seconds)
