@@ -8,11 +8,13 @@ import zlib
 
 from PIL import Image
 
+from keras_diffusion.serving import a1111_fields
 from keras_diffusion.serving.calls import ARGUMENTS
 
 JSON = "application/json"
 JOBS = "/v1/jobs"
-POSTS = (JOBS, "/sdapi/v1/txt2img", "/v1/images/generations")  # what takes JSON
+IMG2IMG, EDITS = "/sdapi/v1/img2img", "/v1/images/edits"
+POSTS = (JOBS, "/v1/images/generations", *(f"/sdapi/v1/{name}" for name in ("txt2img", "options", "png-info")))
 SECRET = "secret words"  # that no log may show
 
 
@@ -32,6 +34,15 @@ def post(path, value, content_type=JSON):
 
 def job(**fields):
     return post(JOBS, {"prompt": SECRET, **fields})
+
+
+def form(*rows):
+    """A request to edit: rows of (name, file name or None, content)."""
+    body = b""
+    for name, file, content in rows:
+        file = "" if file is None else f'; filename="{file}"'
+        body += f'--x\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
+    return post(EDITS, body + b"--x--\r\n", "multipart/form-data; boundary=x")
 
 
 def image(format="PNG", size=(64, 64)):
@@ -92,6 +103,7 @@ PATHS = [
 ADDRESSES = [
     *("file:///etc/passwd", "http://127.0.0.1:22/", "/etc/passwd", "data:,x", "data:image/png;base64,", r"\\host\x"),
 ]
+OPENAI = ("n", "size", "quality", "model", "stream", "partial_images", "output_compression", "response_format", "seed")
 METHODS = ("PUT", "PATCH", "TRACE", "CONNECT", "OPTIONS", "BREW")
 CHUNKED = {"Transfer-Encoding": "chunked", "Content-Type": JSON}
 RAW = {
@@ -140,7 +152,19 @@ def cases():
     for name, bomb in BOMBS.items():
         yield f"image: {name}", job(task="image_to_image", image=in_base64(bomb))
         yield f"mask: {name}", job(task="inpaint", image=in_base64(image()), mask=in_base64(bomb))
+        yield f"init image: {name}", post(IMG2IMG, {"init_images": [in_base64(bomb)]})
+        yield f"edit: {name}", form(("image", "x.png", bomb), ("prompt", None, b"x"))
         yield f"settings: {name}", post("/v1/read-settings", bomb or b"0", "image/png")
+    for name in (*a1111_fields.ARGUMENTS, *a1111_fields.WITHOUT_EFFECT):
+        yield f"A1111's {name}", post("/sdapi/v1/txt2img", {name: [{"a": [1]}]})
+    for name in OPENAI:
+        yield f"OpenAI's {name}", post("/v1/images/generations", {"prompt": "x", name: {"a": [1]}})
+        yield f"{name} of an edit", form(("image", "x.png", image()), ("prompt", None, b"x"), (name, "y.png", b"y"))
+    yield "a form of many fields", form(("image", "x.png", image()), *[(f"f{i}", None, b"x") for i in range(2000)])
+    yield "a form of many files", form(*[("image[]", "x.png", image())] * 50)
+    yield "a form without end", post(EDITS, b"--x\r\nContent-Disp", "multipart/form-data; boundary=x")
+    yield "a form without a boundary", post(EDITS, b"--x\r\n", "multipart/form-data")
+    yield "a form of paths", form(("image", "../../etc/passwd", b"/etc/passwd"), ("prompt", None, b"x"))
     for address in ADDRESSES:
         yield f"image at {address}", job(task="image_to_image", image=address)
     for path in PATHS:

@@ -1,6 +1,7 @@
 """Checks what clients ask for: the arguments of a call, as JSON."""
 
 import json
+import math
 import secrets
 from typing import NamedTuple
 
@@ -146,6 +147,8 @@ def _no_constant(name):
 def _require_plain(value, depth=DEEPEST):
     if isinstance(value, str):
         value.encode()  # fails on half of a surrogate pair
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(value)
     elif isinstance(value, dict | list):
         if not depth:
             raise RecursionError
