@@ -116,7 +116,9 @@ def test_edits_repaint_what_is_transparent(client):
         job, inputs = client.models.drawn[-1]
         assert (job.task, job.arguments["mask_white"], job.arguments["seed"]) == ("inpaint", "keep", 5)
         assert inputs["mask"] == [holed()[1]]
-    client.post("/v1/images/edits", files={"image": file()}, data={"prompt": "a dog", "strength": "0.5"})
+        assert answer.json()["size"] == "64x64"
+    answer = client.post("/v1/images/edits", files={"image": file(48)}, data={"prompt": "a dog", "strength": "0.5"})
+    assert answer.json()["size"] == "48x64"
     job, inputs = client.models.drawn[-1]
     assert (job.task, job.arguments["strength"], [*inputs]) == ("image_to_image", 0.5, ["image"])
 

@@ -1,6 +1,7 @@
 """A server that is killed loses nothing that it has answered; a port that is taken is told."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from keras_diffusion.serving.server import bind
+from keras_diffusion.serving.server import bind, log_handler
 
 ROOT = Path(__file__).parents[2]
 KILLS = 2
+LOGGERS = ("keras_diffusion.prompts.reading", "keras_diffusion.serving.worker")
 
 
 @pytest.fixture
@@ -93,3 +95,8 @@ def test_a_port_that_is_taken_is_told():
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=rf"Give another --port or --host. Received: '127.0.0.1', port {port}"):
             bind("127.0.0.1", port)
+
+
+def test_the_log_quotes_no_prompts():
+    said = {name: log_handler().filter(logging.makeLogRecord({"name": name})) for name in LOGGERS}
+    assert list(map(bool, said.values())) == [False, True]

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 TOKEN = "KERAS_DIFFUSION_TOKEN"
+ANY = ("0.0.0.0", "::")  # all addresses of the computer, and the name of none
 
 
 def serve(options):
@@ -30,7 +31,10 @@ def serve(options):
             f"another --host than this computer needs a token: set {TOKEN} or give --token-file. "
             f"Received: --host {options.host}"
         )
-    paths = {name_of(preset): presets.find(preset).resolve() for preset in options.preset or ["emoji"]}
+    given = options.preset or ["emoji"]
+    paths = {name_of(preset): presets.find(preset).resolve() for preset in given}
+    if len(paths) < len(given):
+        raise ValueError(f"Each --preset must have a name of its own. Received: {', '.join(map(name_of, given))}")
     loras, embeddings = (folder and folder.resolve() for folder in (options.loras, options.embeddings))
     for folder in filter(None, (loras, embeddings)):
         if not folder.is_dir():
@@ -39,14 +43,14 @@ def serve(options):
     given = {name: getattr(options, name) for name in LIMITS if getattr(options, name) is not None}
     for name, value in {**given, "keep": options.keep}.items():
         arguments.whole_number(f"--{name.replace('_', '-')}", value, 1, 2**31)
-    hosts = LOCAL | {host_name(name) for name in (options.host, *options.allow_host)}
+    name = None if options.host in ANY else host_name(options.host)
+    hosts = LOCAL | {host_name(host) for host in (name, *options.allow_host) if host}
     rules = Rules(frozenset(hosts), frozenset(options.allow_origin), token)
     adapters = Adapters(loras, embeddings)
     store = Store(jobs, options.keep)
     listener = server.bind(options.host, options.port)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    host, port = listener.getsockname()[:2]
-    print(f"http://{host_name(host)}:{port}", flush=True)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[server.log_handler()])
+    print(f"http://{name or 'localhost'}:{listener.getsockname()[1]}", flush=True)
     models = Models(paths, adapters, options.dtype, options.jit_compile)
     secret = [jobs, loras, embeddings, *paths.values()]
     server.serve(listener, store, models, adapters, Limits(**given), rules, next(iter(paths)), secret)

@@ -47,8 +47,8 @@ async def draw(request, from_image):
             ended.append(await service.ended(job.id))
             if plan.hires and ended[-1].state == DONE:
                 ended[-1] = await enlarge(service, ended[-1], plan.hires)
-            if job.id in request.app.state.a1111_interrupted:
-                request.app.state.a1111_interrupted.discard(job.id)
+            if stopped := request.app.state.a1111_interrupted & {job.id, ended[-1].id}:
+                request.app.state.a1111_interrupted -= stopped
                 break
     finally:
         for job in jobs[len(ended) :]:
@@ -67,9 +67,8 @@ async def enlarge(service, job, hires):
     (width, height), factor = inputs[0].size, (await service.describe(job.model)).size_multiple
     sides = {"img_width": width, "img_height": height}
     sides = {name: int(side * hires["scale"]) // factor * factor for name, side in sides.items()} | hires["sides"]
-    call = {
-        name: value for name, value in {**job.arguments, **hires, **sides}.items() if name not in ("scale", "sides")
-    }
+    call = {**job.arguments, **hires, **sides}
+    del call["scale"], call["sides"]
     return await service.ended((await service.submit("image_to_image", call, inputs, job.model)).id)
 
 
@@ -82,9 +81,8 @@ def describe(jobs, images, not_followed):
     """Returns what A1111's answers say about images, a dict."""
     call, first = jobs[0].arguments, jobs[0]
     texts = [recipes.read_text(image) for image in images]
-    read = [metadata.from_text(text) for text in texts]
-    seeds = [job.arguments["seed"] + i for job in jobs for i in range(job.arguments["batch_size"])][: len(images)]
-    read = read or [{}]
+    read = metadata.from_text(texts[0]) if texts else {}
+    seeds = [job.arguments["seed"] + i for job in jobs for i in range(job.images)]
     width, height = uploads.read_image("image", images[0]).size if images else (0, 0)
     negative = call.get("negative_prompt", "")
     return {
@@ -99,14 +97,14 @@ def describe(jobs, images, not_followed):
         "subseed_strength": 0.0,
         "width": width,
         "height": height,
-        "sampler_name": read[0].get("Sampler", ""),
-        "cfg_scale": float(call.get("unconditional_guidance_scale", read[0].get("CFG scale", 0))),
+        "sampler_name": read.get("Sampler", ""),
+        "cfg_scale": float(call.get("unconditional_guidance_scale", read.get("CFG scale", 0))),
         "steps": call["num_steps"],
         "batch_size": call["batch_size"],
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": first.model,
-        "sd_model_hash": read[0].get("Model hash", ""),
+        "sd_model_hash": read.get("Model hash", ""),
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,

@@ -106,7 +106,7 @@ class Models:
 
     def _about(self, name):
         path, dtype = self._paths[name], self._options["dtype"]
-        about = {"Model": Path(str(path)).name, "Model hash": presets.model_hash(path), "Precision": dtype or "float32"}
+        about = {"Model": name, "Model hash": presets.model_hash(path), "Precision": dtype or "float32"}
         return {key: value for key, value in about.items() if value}
 
     def _fuse(self, model, loras):

@@ -58,6 +58,7 @@ class Wish(NamedTuple):
         compression: Quality of JPEG and WebP, 0 to 100.
         stream: Whether the answer is a stream.
         partial_images: How many partial images it has.
+        size: (width, height) of the images in pixels.
     """
 
     prompt: str
@@ -67,6 +68,7 @@ class Wish(NamedTuple):
     compression: int
     stream: bool
     partial_images: int
+    size: tuple
 
 
 async def generations(request):
@@ -129,7 +131,7 @@ async def draw(request, kind, task, given, inputs):
     service = request.app.state.service
     given = {name: value for name, value in given.items() if value is not None}
     model = await service.describe(given.pop("model", None))
-    wish, call = translate(given, model)
+    wish, call = translate(given, model, inputs[0].size if inputs else (model.img_width, model.img_height))
     job = await service.submit(task, call, inputs, model.name)
     if wish.stream:
         return event_stream(stream(service, job, kind, wish))
@@ -145,15 +147,16 @@ async def draw(request, kind, task, given, inputs):
         images = await run_in_threadpool(service.images, job)
         data = [{"b64_json": await run_in_threadpool(encode, image, wish)} for image in images]
     rows = [row | {"revised_prompt": wish.prompt} for row in data]
-    return JSONResponse({"created": int(job.created), "data": rows, "usage": USAGE, **shown(service, job, wish)})
+    return JSONResponse({"created": int(job.created), "data": rows, "usage": USAGE, **shown(wish)})
 
 
-def translate(given, model):
+def translate(given, model, size):
     """Translates the fields of a request.
 
     Args:
         given: A dict.
         model: The `Description` of the model.
+        size: (width, height) of the images in pixels, if the request does not say.
 
     Returns:
         The `Wish`, and the arguments of the job, a dict.
@@ -177,7 +180,8 @@ def translate(given, model):
     call |= {"prompt": given.get("prompt"), "batch_size": given.get("n", 1)} | _size(given.get("size", "auto"))
     call.setdefault("num_steps", max(1, round(QUALITIES[words["quality"]] * model.num_steps)))
     url, format, quality = words["response_format"] == "url", words["output_format"], words["quality"]
-    return Wish(given.get("prompt"), url, format, quality, compression, stream, few), call
+    size = call.get("img_width", size[0]), call.get("img_height", size[1])
+    return Wish(given.get("prompt"), url, format, quality, compression, stream, few, size), call
 
 
 def _size(size):
@@ -188,11 +192,9 @@ def _size(size):
     return {"img_width": int(match[1]), "img_height": int(match[2])}
 
 
-def shown(service, job, wish):
+def shown(wish):
     """Returns what an answer says about its images, a dict."""
-    model = service.worker.descriptions[job.model]
-    width, height = (job.arguments.get(name, getattr(model, name)) for name in ("img_width", "img_height"))
-    size = f"{width}x{height}"
+    size = "x".join(map(str, wish.size))
     return {"background": "opaque", "output_format": wish.format, "quality": wish.quality, "size": size}
 
 
@@ -211,7 +213,7 @@ def _drawn(job):
 
 async def stream(service, job, kind, wish):
     """Yields the events of a job: partial images, and at the end each image; cancels it if nobody listens."""
-    about = {"created_at": int(time.time()), **shown(service, job, wish)}
+    about = {"created_at": int(time.time()), **shown(wish)}
 
     def told(what, **fields):
         return event(f"{kind}.{what}", {"type": f"{kind}.{what}", **fields, **about})
@@ -222,8 +224,7 @@ async def stream(service, job, kind, wish):
             now = service.progress(job.id)
             due = now and now.step * (wish.partial_images + 1) // now.num_steps
             if now and now.preview is not None and sent < min(due, wish.partial_images):
-                size = tuple(map(int, about["size"].split("x")))
-                image = await run_in_threadpool(_partial, now.preview[0], size, wish)
+                image = await run_in_threadpool(_partial, now.preview[0], wish)
                 yield told("partial_image", b64_json=image, partial_image_index=sent)
                 sent += 1
         for image in await run_in_threadpool(service.images, _drawn(await waiting)):
@@ -236,10 +237,10 @@ async def stream(service, job, kind, wish):
         service.worker.cancel(job.id)
 
 
-def _partial(preview, size, wish):
+def _partial(preview, wish):
     """The rough image of a preview, uint8 (h, w, 3), in the size of the whole one."""
     content = io.BytesIO()
-    Image.fromarray(preview).resize(size, Image.Resampling.BICUBIC).save(content, FORMATS[wish.format])
+    Image.fromarray(preview).resize(wish.size, Image.Resampling.BICUBIC).save(content, FORMATS[wish.format])
     return base64.b64encode(content.getvalue()).decode()
 
 

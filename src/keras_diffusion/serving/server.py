@@ -1,6 +1,7 @@
 """Runs the server: binds the port, then lets the worker import Keras."""
 
 import asyncio
+import logging
 import socket
 
 import uvicorn
@@ -66,6 +67,13 @@ def make_server(app, limits):
             timeout_graceful_shutdown=STOP,
         )
     )
+
+
+def log_handler():
+    """Returns what writes the log; warnings about prompts, which quote them, are not in it."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: not record.name.startswith("keras_diffusion.prompts"))
+    return handler
 
 
 def patient(seconds):
