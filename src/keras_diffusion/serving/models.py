@@ -11,8 +11,6 @@ from keras_diffusion.serving import recipes
 from keras_diffusion.startup import paused_gc
 from keras_diffusion.terminal import quiet
 
-MOST_SHAPES = 16  # of images, after which everything compiled is let go
-
 
 class Description(NamedTuple):
     """What a model is, as its files say; sizes in pixels."""
@@ -41,7 +39,7 @@ class Models:
 
     def __init__(self, paths, adapters, dtype=None, jit_compile="auto"):
         self._paths, self._adapters, self._options = paths, adapters, {"dtype": dtype, "jit_compile": jit_compile}
-        self._models, self._shapes, self.loaded = {}, set(), None
+        self._models, self.loaded = {}, None
 
     @property
     def names(self):
@@ -91,13 +89,12 @@ class Models:
         if self.loaded:
             self._models[self.loaded].unload(discard=True)
         self.loaded = None
-        self._shapes.clear()
 
     def _use(self, name):
         """Returns a model; the one that was in memory goes."""
         from keras_diffusion import StableDiffusion
 
-        if self.loaded not in (None, name) or len(self._shapes) > MOST_SHAPES:
+        if self.loaded not in (None, name):
             self.unload()
         if name not in self._models:
             self._models[name] = StableDiffusion(preset=self._paths[name], **self._options)
