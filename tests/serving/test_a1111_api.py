@@ -178,3 +178,17 @@ def test_the_password_is_the_token(start):
     client = start(rules=Rules(token="a token of 24 characters"))
     assert client.get("/sdapi/v1/options").status_code == 401
     assert client.get("/sdapi/v1/options", auth=("user", "a token of 24 characters")).status_code == 200
+
+
+def test_requests_of_open_webui(client):
+    """As its engine "automatic1111" sends them (routers/images.py), without a password."""
+    headers = {"authorization": ""}
+    options = client.get("/sdapi/v1/options", headers=headers).json()
+    listed = client.get("/sdapi/v1/sd-models", headers=headers).json()
+    chosen = options | {"sd_model_checkpoint": listed[1]["title"]}
+    assert client.post("/sdapi/v1/options", json=chosen, headers=headers).status_code == 200
+    fields = {"prompt": "a cat", "batch_size": 1, "width": 64, "height": 64, "steps": 3, "negative_prompt": "dogs"}
+    fields |= {"sampler_name": "Euler", "scheduler": "Karras", "cfg_scale": 4}
+    answer = client.post("/sdapi/v1/txt2img", json=fields, headers=headers)
+    assert sizes(answer.json()["images"]) == [(64, 64)]
+    assert client.models.drawn[0][0].model == "other"

@@ -146,3 +146,15 @@ def test_models_are_listed(client):
     assert (listed["object"], [row["id"] for row in listed["data"]]) == ("list", ["emoji", "other"])
     assert client.get("/v1/models/other").json() == listed["data"][1]
     assert client.get("/v1/models/../nothing").status_code == 404
+
+
+def test_requests_of_open_webui(client):
+    """As its engine "openai" sends them (routers/images.py)."""
+    headers = {"Authorization": "Bearer any"}
+    fields = {"model": "emoji", "prompt": "a cat", "n": 1, "size": "64x64", "response_format": "b64_json"}
+    made = client.post("/v1/images/generations", json=fields, headers=headers).json()["data"]
+    content = base64.b64decode(made[0]["b64_json"])
+    form = {name: str(value) for name, value in fields.items()}
+    files = {"image": ("image.png", content, "image/png")}
+    edited = client.post("/v1/images/edits?api-version=1", data=form, files=files, headers=headers).json()["data"]
+    assert Image.open(io.BytesIO(base64.b64decode(edited[0]["b64_json"]))).size == (64, 64)
