@@ -1,14 +1,14 @@
-"""Serves models that draw nothing, in a process that may be killed: python -m tests.serving.fake_server FOLDER."""
+"""Serves models that draw nothing, in a process that may be killed: python tests/serving/fake_server.py FOLDER."""
 
 import sys
+
+from conftest import FakeModels  # beside this file
 
 from keras_diffusion.serving.adapters import Adapters
 from keras_diffusion.serving.calls import Limits
 from keras_diffusion.serving.security import Rules
 from keras_diffusion.serving.server import bind, serve
 from keras_diffusion.serving.store import Store
-
-from .conftest import FakeModels
 
 PAUSE = 0.01  # seconds of a step
 

@@ -40,6 +40,11 @@ def test_a_job_is_drawn_with_its_settings_inside(client):
     assert client.get(again["images"][0]).status_code == 200
 
 
+def test_other_methods_are_told(client):
+    answer = client.put("/health")
+    assert (answer.status_code, sorted(answer.headers["allow"].split(", "))) == (405, ["GET", "HEAD"])
+
+
 def test_a_seed_is_drawn_when_the_job_is_handed_in(client):
     seeds = {client.draw(wait=False)["arguments"]["seed"] for _ in range(3)}
     assert len(seeds) == 3

@@ -16,7 +16,7 @@ import pytest
 
 from keras_diffusion.serving.server import bind, log_handler
 
-ROOT = Path(__file__).parents[2]
+SERVER = Path(__file__).with_name("fake_server.py")
 KILLS = 2
 LOGGERS = ("keras_diffusion.prompts.reading", "keras_diffusion.serving.worker")
 
@@ -28,8 +28,8 @@ def run(tmp_path):
 
     def run():
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-m", "tests.serving.fake_server", str(tmp_path)]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, str(SERVER), str(tmp_path)]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         processes.append(process)
         return process, f"http://127.0.0.1:{int(process.stdout.readline())}"
 

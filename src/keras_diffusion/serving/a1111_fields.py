@@ -131,7 +131,7 @@ def translate(given, settings, from_image):
         model=model,
         rounds=[call | {"seed": seed + i * size} for i in range(count)],
         inputs=inputs,
-        hires=_hires(given, call) if given.get("enable_hr") and not from_image else None,
+        hires=_hires(given) if given.get("enable_hr") and not from_image else None,
         send_images=bool(given.get("send_images", True)),
         not_followed=_not_followed(given, masked),
     )
@@ -189,13 +189,14 @@ def _not_followed(given, masked):
 
 def _inputs(given):
     images = given.get("init_images")
-    if not (isinstance(images, list) and images):
-        raise Problem("Init image not found: `init_images` must be a list of images in base64.", 422, "init_images")
-    inputs = [uploads.read_base64("image", image) for image in images[: uploads.MOST]]
+    if not (isinstance(images, list) and 1 <= len(images) <= uploads.MOST):
+        message = f"Init image not found: `init_images` must be a list of 1 to {uploads.MOST} images in base64."
+        raise Problem(message, 422, "init_images")
+    inputs = [uploads.read_base64("image", image) for image in images]
     return inputs + ([uploads.read_base64("mask", given["mask"])] if given.get("mask") else [])
 
 
-def _hires(given, call):
+def _hires(given):
     """The arguments that the second pass of the hires fix has beside, or instead of, those of the first."""
     upscaler = given.get("hr_upscaler", "Lanczos")
     if upscaler not in HIRES_UPSCALERS:

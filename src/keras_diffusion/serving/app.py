@@ -33,7 +33,9 @@ def make_app(service, rules):
         middleware=[Middleware(Gate, rules=rules, limits=service.limits)],
         exception_handlers={
             Problem: lambda request, problem: problem.response(),
-            HTTPException: lambda request, error: Problem(f"{error.detail}.", error.status_code).response(),
+            HTTPException: lambda request, error: Problem(
+                f"{error.detail}.", error.status_code, headers=error.headers
+            ).response(),
         },
     )
     app.state.service = service

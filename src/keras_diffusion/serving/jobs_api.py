@@ -65,8 +65,8 @@ async def submit(request):
     given, inputs = await run_in_threadpool(_read, body)
     task, model = given.pop("task", "text_to_image"), given.pop("model", None)
     job = await service.submit(task, given, inputs, model)
-    place = await run_in_threadpool(service.store.place, job)
-    return JSONResponse({"id": job.id, "state": job.state, "place": place}, 202)
+    shown = await run_in_threadpool(lambda: service.show(service.store.get(job.id) or job))
+    return JSONResponse({name: shown[name] for name in ("id", "state", "place")}, 202)
 
 
 def _read(body):

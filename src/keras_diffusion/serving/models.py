@@ -66,8 +66,8 @@ class Models:
         loras = {row["name"]: row["scale"] for row in call.pop("loras", ())}
         if call.get("prompt_weighting"):
             call["prompt"], tagged = take_loras("prompt", call["prompt"])
-            self._adapters.require(tagged)
             loras |= tagged
+        self._adapters.require(loras)
         self._fuse(model, loras)
         self._teach(model, call["prompt"], call.get("negative_prompt", ""))
         start = {name: [open_image(name, content) for content in contents] for name, contents in inputs.items()}

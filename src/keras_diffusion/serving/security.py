@@ -36,7 +36,6 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -15,6 +15,7 @@ from keras_diffusion.serving import recipes
 from keras_diffusion.serving.store import CANCELLED, DONE, FAILED
 
 PAUSE = 5  # seconds until what failed is tried again
+PATIENCE = 20  # seconds that a step may take when the server stops; the process ends without it then
 EXPLAINED = (ValueError, TypeError, NumericalError, FlaggedImagesError, OSError, MemoryError)  # say what is wrong
 
 logger = logging.getLogger(__name__)
@@ -118,10 +119,10 @@ class Worker(threading.Thread):
         self.wake()
 
     def stop(self):
-        """Ends the thread after the step that is running; its job goes back into the queue."""
+        """Ends the thread after the step that is running, if that ends soon; its job goes back into the queue."""
         self._stopping = True
         self.wake()
-        self.join()
+        self.join(PATIENCE)
 
     def _work(self, job):
         begun = time.monotonic()
@@ -144,7 +145,7 @@ class Worker(threading.Thread):
         self.store.finish(job.id, state, error, error_type, count, done)
         seconds = time.monotonic() - begun
         self.images, self.seconds = self.images + count, self.seconds + seconds
-        logger.info("job %s: %s, %d images in %.1f s", job.id, state, count, seconds)
+        logger.info("job %s: %s in %.1f s, images: %d", job.id, state, seconds, count)
 
     def _draw(self, job):
         """Draws the images of a job and writes them; returns how many there are."""
