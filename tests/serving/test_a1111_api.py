@@ -76,7 +76,7 @@ def test_the_hires_fix_draws_twice(client):
 
 
 REFUSED = {
-    **dict.fromkeys(("tiling", "restore_faces", "save_images"), True),
+    **dict.fromkeys(("tiling", "restore_faces"), True),
     **dict.fromkeys(("s_churn", "s_noise", "subseed_strength", "resize_mode", "seed_resize_from_h"), 5),
     **dict.fromkeys(("styles", "script_name", "refiner_checkpoint", "infotext", "sampler_name"), "x"),
     "alwayson_scripts": {"ControlNet": {"args": [{"image": "x"}]}},
@@ -192,3 +192,15 @@ def test_requests_of_open_webui(client):
     answer = client.post("/sdapi/v1/txt2img", json=fields, headers=headers)
     assert sizes(answer.json()["images"]) == [(64, 64)]
     assert client.models.drawn[0][0].model == "other"
+
+
+def test_requests_of_sillytavern(client):
+    """As its extension stable-diffusion sends them through its server (source "auto")."""
+    fields = {"url": "http://localhost:7860", "auth": "", "prompt": "a cat", "negative_prompt": "", "steps": 3}
+    fields |= {"sampler_name": "DPM++ 2M", "scheduler": "Karras", "cfg_scale": 7, "width": 64, "height": 64}
+    fields |= {"restore_faces": False, "enable_hr": False, "hr_upscaler": "Latent", "hr_scale": 1.5, "seed": -1}
+    fields |= {"denoising_strength": 0.7, "hr_second_pass_steps": 0, "save_images": True, "send_images": True}
+    fields |= {"do_not_save_grid": False, "do_not_save_samples": False, "clip_skip": 1}
+    answer = post(client, "txt2img", override_settings={"CLIP_stop_at_last_layers": 1}, **fields)
+    assert sizes(answer["images"]) == [(64, 64)]
+    assert json.loads(answer["info"])["not_followed"] == ["auth", "clip_skip", "url"]

@@ -41,7 +41,6 @@ WITHOUT_EFFECT = {
     "refiner_checkpoint": ("", "None"),
     "resize_mode": (0,),
     "restore_faces": (False,),
-    "save_images": (False,),
     "script_args": (),
     "script_name": ("", "None"),
     "s_churn": (0,),
@@ -57,7 +56,7 @@ WITHOUT_EFFECT = {
 SILENT = {
     *("comments", "disable_extra_networks", "do_not_save_grid", "do_not_save_samples", "force_task_id"),
     *("image_cfg_scale", "include_init_images", "override_settings_restore_afterwards", "refiner_switch_at"),
-    *("s_tmax", "s_tmin", "subseed"),
+    *("s_tmax", "s_tmin", "save_images", "subseed"),  # every image is kept
 }
 # Fields of inpainting that are not followed, but for these values; clients send others all the time.
 OF_MASKS = {
