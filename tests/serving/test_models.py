@@ -99,3 +99,22 @@ def test_memory_is_freed_and_the_model_comes_back(client):
     plain, _ = draw(client)
     client.post("/sdapi/v1/unload-checkpoint")
     np.testing.assert_array_equal(draw(client)[0], plain)
+
+
+def test_one_model_is_in_memory_at_a_time(monkeypatch):
+    events = []
+
+    class Model:
+        def __init__(self, preset, **options):
+            self.preset = preset
+            events.append(("made", preset))
+
+        def unload(self, discard):
+            events.append(("unloaded", self.preset))
+
+    monkeypatch.setattr("keras_diffusion.StableDiffusion", Model)
+    models = Models({"a": "x", "b": "y"}, Adapters())
+    for name in "aaba":
+        models._use(name)
+        assert models.loaded == name
+    assert events == [("made", "x"), ("unloaded", "x"), ("made", "y"), ("unloaded", "y")]  # x loads itself again
