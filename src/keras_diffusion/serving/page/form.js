@@ -143,13 +143,19 @@ export function showError(error) {
     return;
   }
   const id = `error-${name}`;
-  place.append(element("p", { className: "error", id, role: "alert", textContent: error.message }));
+  place.after(element("p", { className: "error", id, role: "alert", textContent: plainly(error.message, name, place) }));
   const target = input ?? $("button, select", place);
   target.setAttribute("aria-describedby", id);
   if (input) input.setAttribute("aria-invalid", "true");
   const closed = place.closest("details");
   if (closed) closed.open = true;
   target.focus();
+}
+
+// Calls the argument by the name that the page has for it.
+function plainly(message, name, place) {
+  const label = $("label, .label", place).firstChild.textContent.trim();
+  return message.replaceAll(`\`${name}\``, label).replace(`Received: ${name}=`, "Received: ");
 }
 
 export function clearErrors() {

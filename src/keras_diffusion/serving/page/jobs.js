@@ -10,6 +10,7 @@ let order = []; // ids, newest first
 let older = true; // whether the server may have more
 let following = false;
 const listeners = [];
+let trouble = () => {};
 
 export const isActive = (job) => job.state === "queued" || job.state === "running";
 export const all = () => order.map((id) => jobs.get(id)).filter(Boolean);
@@ -22,6 +23,11 @@ const rank = (job) => (job.state === "running" ? -1 : (job.place ?? 0));
 // `listener(job, before)` hears of each change; without a job, of many.
 export function onChange(listener) {
   listeners.push(listener);
+}
+
+// `report(error)` hears of errors while jobs are followed.
+export function onTrouble(report) {
+  trouble = report;
 }
 
 const tell = (job, before) => listeners.forEach((listener) => listener(job, before));
@@ -95,6 +101,7 @@ async function follow() {
         await refresh();
       } catch (error) {
         if (error.status === 404) forget(job.id);
+        else trouble(error);
       }
       if (jobs.has(job.id) && isActive(jobs.get(job.id))) await new Promise((resolve) => setTimeout(resolve, RETRY));
     }

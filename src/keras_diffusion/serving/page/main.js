@@ -57,6 +57,7 @@ const draw = async () => {
   try {
     await jobs.submit({ ...form.collect(), ...(await collectStart()) });
     hideNotice();
+    announce("The job is in the queue.");
     requestAnimationFrame(() => $("#stage").scrollIntoView({ block: "nearest" })); // when it is rendered
   } catch (error) {
     if (error instanceof api.OfflineError) reconnect();
@@ -88,6 +89,7 @@ jobs.onChange(() => {
     if (connected) showServer(jobs.active().length ? "Drawing" : "Ready");
   });
 });
+jobs.onTrouble(report);
 stage.onCancel(attempt(jobs.cancel));
 $("#more-jobs").onclick = attempt(jobs.loadOlder);
 document.addEventListener("visibilitychange", () => {

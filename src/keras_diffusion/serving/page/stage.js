@@ -24,6 +24,7 @@ function stepText(job) {
 }
 
 export function render() {
+  const focused = stage.contains(document.activeElement);
   const active = jobs.active();
   const job = active.find((other) => other.state === "running");
   stage.hidden = !active.length;
@@ -32,6 +33,9 @@ export function render() {
   current = job;
   if (job) renderRunning(job);
   renderQueue(active.filter((other) => other !== job));
+  // The button that had the focus may be gone.
+  const still = document.activeElement;
+  if (focused && (!stage.contains(still) || still.closest("[hidden]"))) $("#prompt").focus();
   document.title = job?.step ? `${job.step}/${job.num_steps} · keras-diffusion` : "keras-diffusion";
 }
 
