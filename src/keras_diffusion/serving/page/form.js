@@ -19,7 +19,7 @@ export function setOptions(given) {
   options = given;
   fillSelect(field("model"), options.models.map(({ name }) => [name, name]));
   if (!before && options.model) field("model").value = options.model;
-  fillSelect(field("spacing"), [["", "the sampler’s own"], ...options.spacings.map((name) => [name, name])]);
+  fillSelect(field("spacing"), [["", "default"], ...options.spacings.map((name) => [name, name])]);
   fillSelect($("#lora"), [["", "Add a LoRA…"], ...options.loras.map((name) => [name, name])]);
   $("#loras").hidden = !options.loras.length;
   const embeddings = $("#embeddings");
@@ -47,7 +47,7 @@ function setModel(before) {
   for (const name of ["img_width", "img_height"]) {
     Object.assign(field(name), { step: chosen.size_multiple, min: chosen.size_multiple, max: chosen.max_size });
   }
-  const own = [["", `${chosen.defaults.sampler} (the model’s own)`]];
+  const own = [["", `${chosen.defaults.sampler} (default)`]];
   fillSelect(field("sampler"), [...own, ...options.samplers.map((name) => [name, name])]);
   form.dataset.model = chosen.name;
 }

@@ -53,8 +53,6 @@ function urlOf(path) {
 async function load(image, path) {
   try {
     image.src = await urlOf(path);
-    await image.decode();
-    image.classList.toggle("pixels", image.naturalWidth <= 128);
   } catch {
     image.alt = `${image.alt} (not loaded)`;
   }

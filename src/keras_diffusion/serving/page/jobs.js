@@ -7,7 +7,7 @@ const RETRY = 2000; // milliseconds
 
 const jobs = new Map();
 let order = []; // ids, newest first
-let older = true; // whether the server may have more
+let older; // whether the server may have more
 let following = false;
 const listeners = [];
 let trouble = () => {};
@@ -41,7 +41,7 @@ function keep(job) {
 export async function refresh() {
   const page = (await api.get(`v1/jobs?limit=${PAGE}`)).jobs;
   const ids = page.map((job) => job.id);
-  if (!order.length) older = page.length === PAGE;
+  older ??= page.length === PAGE;
   const missing = active().filter((job) => !ids.includes(job.id));
   order = [...new Set([...ids, ...order])];
   page.forEach(keep);
