@@ -8,6 +8,7 @@ const list = $("#gallery");
 const viewer = $("#viewer");
 const urls = new Map(); // path of an image → promise of its object URL
 const tiles = new Map(); // job's id → its list items
+const LARGEST = 6; // times its size in pixels, in the viewer
 let shown = null; // {job, index} in the viewer
 let actions = {}; // use(arguments), start(blob), remove(job)
 
@@ -120,7 +121,12 @@ export function show(entry) {
   image.hidden = !path;
   image.removeAttribute("src");
   image.alt = altOf(entry);
-  if (path) load(image, path).then(() => setDownload(entry, image.src));
+  if (path) {
+    load(image, path).then(() => {
+      image.style.maxWidth = `${LARGEST * image.naturalWidth}px`;
+      setDownload(entry, image.src);
+    });
+  }
   const message = $(".picture .error", viewer);
   message.hidden = Boolean(path);
   message.textContent = job.error ?? STATES[job.state] ?? "";

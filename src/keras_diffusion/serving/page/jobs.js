@@ -32,8 +32,7 @@ export function onTrouble(report) {
 
 const tell = (job, before) => listeners.forEach((listener) => listener(job, before));
 
-function keep(job) {
-  const before = jobs.get(job.id);
+function keep(job, before = jobs.get(job.id)) {
   jobs.set(job.id, job);
   tell(job, before);
 }
@@ -44,7 +43,7 @@ export async function refresh() {
   older ??= page.length === PAGE;
   const missing = active().filter((job) => !ids.includes(job.id));
   order = [...new Set([...ids, ...order])];
-  page.forEach(keep);
+  page.forEach((job) => keep(job));
   for (const job of missing) await reload(job.id);
   tell();
   follow();
@@ -63,15 +62,16 @@ export async function loadOlder() {
   const page = (await api.get(`v1/jobs?limit=${PAGE}&before=${order.at(-1)}`)).jobs;
   older = page.length === PAGE;
   order = [...new Set([...order, ...page.map((job) => job.id)])];
-  page.forEach(keep);
+  page.forEach((job) => keep(job));
   tell();
 }
 
 export async function submit(request) {
   const { id } = await api.post("v1/jobs", request);
   order = [id, ...order.filter((other) => other !== id)];
-  await reload(id);
+  keep(await api.get(`v1/jobs/${id}`), { state: "queued" });
   follow();
+  return jobs.get(id);
 }
 
 export async function cancel(id) {

@@ -55,9 +55,9 @@ function showServer(text) {
 const draw = async () => {
   form.clearErrors();
   try {
-    await jobs.submit({ ...form.collect(), ...(await collectStart()) });
+    const job = await jobs.submit({ ...form.collect(), ...(await collectStart()) });
     hideNotice();
-    announce("The job is in the queue.");
+    if (job.state === "queued") announce(`Place ${job.place} in the queue`);
     requestAnimationFrame(() => $("#stage").scrollIntoView({ block: "nearest" })); // when it is rendered
   } catch (error) {
     if (error instanceof api.OfflineError) reconnect();
