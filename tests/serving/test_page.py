@@ -31,7 +31,7 @@ if not (CHROMIUM and DRIVER):
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
 )
-PATIENCE = 10  # seconds
+PATIENCE = 60  # seconds
 TOKEN = "a-token-of-this-test"
 AXE = Path(__file__).with_name("accessibility.js").read_text(encoding="utf-8")
 
@@ -182,7 +182,7 @@ def bundled(tmp_path):
         process.terminate()
 
 
-def test_draws_paints_and_draws_again_on_the_bundled_model(page, bundled):
+def test_draws_paints_and_draws_again_on_the_bundled_model(bundled, page):
     page.open(bundled).until("Ready", "#server")
     page.draw(prompt="a slice of pizza", num_steps=2, seed=7)
     page.until("Drawn: a slice of pizza", "#announcer")
@@ -221,7 +221,7 @@ def test_draws_paints_and_draws_again_on_the_bundled_model(page, bundled):
     assert (pixels(page.file(page.jobs()[0])) == pixels(first)).all()
 
 
-def test_draws_with_the_keyboard_alone(page, serve):
+def test_draws_with_the_keyboard_alone(serve, page):
     url, models = serve()
     page.open(url).until("Ready", "#server")
     page.press("a cat")
@@ -258,7 +258,7 @@ def test_draws_with_the_keyboard_alone(page, serve):
     assert mask[32, 20] == mask[20, 32] == mask[44, 32] == 0
 
 
-def test_erases_undoes_and_clears_a_mask(page, serve):
+def test_erases_undoes_and_clears_a_mask(serve, page):
     url, models = serve()
     page.open(url).until("Ready", "#server")
     content = io.BytesIO()
@@ -302,32 +302,32 @@ class Steps(threading.Semaphore):
         self.release(1000)
 
 
-def test_shows_progress_and_the_queue_and_cancels(page, serve):
+def test_shows_progress_and_the_queue_and_cancels(serve, page):
     url, models = serve()
     models.go = Steps(0)
     page.open(url).until("Ready", "#server")
     for prompt in "first", "second", "third":
-        page.draw(prompt=prompt, num_steps=4)
+        page.draw(prompt=prompt, num_steps=50)
     page.until("Place 2", ".queue li")
     assert [row.text.split("\n")[:2] for row in page.all(".queue li")] == [["Place 1", "second"], ["Place 2", "third"]]
     page.until("Getting ready", ".running .step")
     models.go.release(2)
-    page.until("Step 2 of 4", ".running .step")
+    page.until("Step 2 of 50", ".running .step")
     assert page.one("progress").get_property("value") == 2
-    assert page.driver.title == "2/4 · keras-diffusion"
+    assert page.driver.title == "2/50 · keras-diffusion"
     page.until(lambda: page.one(".preview img").get_property("naturalWidth"))
     models.go.release()
     page.until("s left", ".running .step")
     page.one(".queue li button").click()
     page.until("Place 1\nthird", ".queue li")
     page.one(".running button").click()
+    page.until(lambda: models.go.release() or len(page.all(".tile.cancelled")) == 2)
     models.go.set()
     page.until("Drawn: third", "#announcer")
     assert [job["state"] for job in page.jobs()] == ["done", "cancelled", "cancelled"]
-    assert [tile.text.split("\n")[0] for tile in page.all(".tile")][1:] == ["Cancelled", "Cancelled"]
 
 
-def test_shows_an_error_beside_its_field_until_it_is_mended(page, serve):
+def test_shows_an_error_beside_its_field_until_it_is_mended(serve, page):
     url, models = serve()
     page.refused += ["/v1/jobs"]
     page.open(url).until("Ready", "#server")
@@ -346,7 +346,7 @@ def test_shows_an_error_beside_its_field_until_it_is_mended(page, serve):
     assert len(models.drawn) == 1
 
 
-def test_says_what_the_server_refuses(page, serve):
+def test_says_what_the_server_refuses(serve, page):
     url, models = serve(rules=Rules(token=TOKEN), limits=Limits(max_queue=1))
     page.refused += ["401", "429", "ERR_CONNECTION_REFUSED"]
     page.open(url)
@@ -364,7 +364,7 @@ def test_says_what_the_server_refuses(page, serve):
     models.go.set()
 
 
-def test_deletes_and_takes_settings_from_the_gallery(page, serve):
+def test_deletes_and_takes_settings_from_the_gallery(serve, page):
     url, _ = serve()
     page.open(url).until("Ready", "#server")
     page.draw(prompt="a cat", seed=5, batch_size=3, negative_prompt="blue", num_steps=3)
@@ -391,7 +391,7 @@ def test_deletes_and_takes_settings_from_the_gallery(page, serve):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_is_accessible_and_fits_a_phone(page, serve, scheme):
+def test_is_accessible_and_fits_a_phone(serve, page, scheme):
     url, models = serve()
     page.refused += ["/v1/jobs"]
     media = [{"name": "prefers-color-scheme", "value": scheme}]

@@ -43,7 +43,7 @@ export async function refresh() {
   older ??= page.length === PAGE;
   const missing = active().filter((job) => !ids.includes(job.id));
   order = [...new Set([...ids, ...order])];
-  page.forEach((job) => keep(job));
+  page.reverse().forEach((job) => keep(job)); // what ended last is told last
   for (const job of missing) await reload(job.id);
   tell();
   follow();

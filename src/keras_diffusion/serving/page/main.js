@@ -61,7 +61,7 @@ const draw = async () => {
     requestAnimationFrame(() => $("#stage").scrollIntoView({ block: "nearest" })); // when it is rendered
   } catch (error) {
     if (error instanceof api.OfflineError) reconnect();
-    form.showError(error);
+    else form.showError(error);
   }
 };
 
