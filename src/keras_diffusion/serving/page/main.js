@@ -122,7 +122,7 @@ const readSettings = attempt(async (file) => {
     const { arguments: given } = await api.postFile("v1/read-settings", file);
     form.fill(given);
     removeStart();
-    notify(`The settings of ${file.name} are filled in. Draw makes the image again.`);
+    notify(`The settings of ${file.name} are filled in. Press Draw to draw the image again.`);
     showForm("The settings are filled in.");
   } catch (error) {
     if (!(error instanceof api.ApiError) || error.status === 401) throw error;
