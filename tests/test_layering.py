@@ -133,6 +133,7 @@ ACROSS = {
     "training/test_against_diffusers.py",
     "checkpoints/test_structured_fuzz.py",
     "checkpoints/test_diffusers.py",
+    "serving/test_page.py",
     "checkpoints/download/test_hub_client.py",
     "checkpoints/formats/test_limits.py",
     "checkpoints/formats/test_fuzz.py",

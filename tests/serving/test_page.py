@@ -28,9 +28,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
     pytest.skip("no browser: apt-get install chromium chromium-driver", allow_module_level=True)
 
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
-)
+FLAGS = "--headless=new --force-prefers-reduced-motion --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
 PATIENCE = 60  # seconds
 TOKEN = "a-token-of-this-test"
 AXE = Path(__file__).with_name("accessibility.js").read_text(encoding="utf-8")
@@ -153,24 +151,35 @@ def page(driver):
 
 @pytest.fixture
 def serve(start):
-    """Gives a function that starts a server whose models draw nothing, and returns its URL and its `FakeModels`."""
+    """Gives a function that starts a server of models that draw nothing, and returns its URL and its `FakeModels`."""
     servers = []
 
     def serve(**options):
         client = start(**options)
-        server = uvicorn.Server(uvicorn.Config(client.app, port=0, lifespan="off", log_config=None))
+        return run(client, 0), client.models
+
+    def run(client, port):
+        server = uvicorn.Server(uvicorn.Config(client.app, port=port, lifespan="off", log_config=None))
         thread = threading.Thread(target=server.run)
         thread.start()
-        servers.append((client, server, thread))
         while not server.started:
             thread.join(0.01)
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", client.models
+        port = server.servers[0].sockets[0].getsockname()[1]
+        servers.append((client, server, thread, port))
+        return f"http://127.0.0.1:{port}"
 
-    yield serve
-    for client, server, thread in servers:
+    def stop():
+        """Stops the last server; what is returned starts it again."""
+        client, server, thread, port = servers.pop()
         client.models.go.set()
         server.should_exit = server.force_exit = True
         thread.join()
+        return lambda: run(client, port)
+
+    serve.stop = stop
+    yield serve
+    while servers:
+        stop()
 
 
 @pytest.fixture
@@ -348,7 +357,7 @@ def test_shows_an_error_beside_its_field_until_it_is_mended(serve, page):
 
 def test_says_what_the_server_refuses(serve, page):
     url, models = serve(rules=Rules(token=TOKEN), limits=Limits(max_queue=1))
-    page.refused += ["401", "429", "ERR_CONNECTION_REFUSED"]
+    page.refused += ["401", "429", "ERR_"]
     page.open(url)
     page.until("This server asks for a token", "#token")
     page.press("wrong", Keys.ENTER)
@@ -361,7 +370,14 @@ def test_says_what_the_server_refuses(serve, page):
         page.until(prompt, "#stage .prompt")
     page.draw(prompt="third")
     page.until("The queue is full", "#form-error")
-    models.go.set()
+    restart = serve.stop()
+    page.draw(prompt="fourth")
+    page.until("The server does not answer", "#notice")
+    restart()
+    page.until("Ready", "#server")
+    assert not page.one("#notice").is_displayed()
+    page.draw(prompt="fifth")
+    page.until("Drawn: fifth", "#announcer")
 
 
 def test_deletes_and_takes_settings_from_the_gallery(serve, page):

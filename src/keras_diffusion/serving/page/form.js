@@ -5,12 +5,12 @@ import { $, $$, element } from "./dom.js";
 const form = $("#form");
 const field = (name) => form.elements.namedItem(name);
 const MODELS = ["img_width", "img_height", "num_steps", "unconditional_guidance_scale"]; // whose defaults a model has
-const NAMES = { eta: "Fresh noise (eta)", guidance_rescale: "Guidance rescale", karras: "Karras' noise levels" };
 
 let options = { models: [], samplers: [], spacings: [], loras: [], embeddings: [], limits: {} };
 let extras = {}; // arguments without a field
 let lastSeed = null;
 
+export const hasModel = (name) => options.models.some((other) => other.name === name);
 export const model = () => options.models.find((other) => other.name === field("model").value);
 
 // Fills the lists from GET v1/options and keeps what was typed.
@@ -73,16 +73,15 @@ export function collect() {
 // Puts arguments into the form; what they leave out is the model's own.
 export function fill({ loras = [], ...given }) {
   clearErrors();
+  if (hasModel(given.model)) field("model").value = given.model;
+  setModel();
   const values = { ...model()?.defaults, sampler: "", batch_size: 1, strength: 0.8, ...given };
-  if (options.models.some(({ name }) => name === given.model)) {
-    field("model").value = given.model;
-    Object.assign(values, model().defaults, { sampler: "" }, given);
-    setModel();
-  }
   for (const input of form.elements) {
     if (!input.name || input.name === "model") continue;
-    if (input.type === "checkbox") input.checked = Boolean(values[input.name]);
-    else input.value = values[input.name] ?? "";
+    const value = values[input.name] ?? "";
+    if (input.type === "checkbox") input.checked = Boolean(value);
+    else if (input.options && ![...input.options].some((option) => option.value === value)) input.append(new Option(value));
+    if (input.type !== "checkbox") input.value = value;
   }
   $(".loras").replaceChildren();
   loras.forEach(({ name, scale }) => addLora(name, scale));
@@ -124,7 +123,7 @@ function addLora(name, scale = 1) {
 function setExtras(given) {
   extras = given;
   const rows = Object.entries(extras).map(([name, value]) => {
-    const text = `${NAMES[name] ?? name}: ${JSON.stringify(value)}`;
+    const text = `${name}: ${JSON.stringify(value)}`;
     const button = element("button", { type: "button", className: "quiet", textContent: "Remove", ariaLabel: `Remove ${text}` });
     button.onclick = () => setExtras(Object.fromEntries(Object.entries(extras).filter(([other]) => other !== name)));
     return element("li", {}, element("span", { textContent: text }), button);

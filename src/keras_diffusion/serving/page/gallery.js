@@ -3,6 +3,7 @@
 import { getBlob } from "./api.js";
 import { $, element, onAction } from "./dom.js";
 import * as jobs from "./jobs.js";
+import { promptOf } from "./jobs.js";
 
 const list = $("#gallery");
 const viewer = $("#viewer");
@@ -10,7 +11,7 @@ const urls = new Map(); // path of an image → promise of its object URL
 const tiles = new Map(); // job's id → its list items
 const LARGEST = 6; // times its size in pixels, in the viewer
 let shown = null; // {job, index} in the viewer
-let actions = {}; // use(arguments), start(blob), remove(job)
+let actions = {}; // use(job, arguments), start(path), remove(job)
 
 const ROWS = {
   negative_prompt: "Negative prompt",
@@ -28,8 +29,6 @@ const STATES = { failed: "Failed", cancelled: "Cancelled" };
 export function setActions(given) {
   actions = given;
 }
-
-export const promptOf = (job) => String(job.arguments.prompt || "No prompt");
 
 // Image i of a job has the seed + i; a list has one for each.
 export function seedOf(job, index) {
@@ -181,10 +180,10 @@ onAction(viewer, {
     viewer.close();
     actions.use(job, { ...job.arguments, model: job.model, seed: seedOf(job, index), batch_size: 1 });
   },
-  async start() {
+  start() {
     const { job, index } = shown;
     viewer.close();
-    actions.start(await getBlob(job.images[index]));
+    actions.start(job.images[index]);
   },
   async delete() {
     if (!action("delete").dataset.asked) return setDelete(true);

@@ -12,6 +12,7 @@ let following = false;
 const listeners = [];
 let trouble = () => {};
 
+export const promptOf = (job) => job.arguments.prompt || "No prompt";
 export const isActive = (job) => job.state === "queued" || job.state === "running";
 export const all = () => order.map((id) => jobs.get(id)).filter(Boolean);
 export const active = () => all().filter(isActive).sort((a, b) => rank(a) - rank(b));

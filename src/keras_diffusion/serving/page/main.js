@@ -98,17 +98,23 @@ document.addEventListener("visibilitychange", () => {
 
 gallery.setActions({
   use(job, given) {
-    form.fill(given);
-    if (job.task === "text_to_image") removeStart();
-    else notify("The settings are filled in, but the server does not keep start images. Choose the start image again.");
-    showForm("The settings are filled in.");
+    hideNotice();
+    if (!form.hasModel(job.model)) notify(`The server does not have the model ${job.model} now.`);
+    useSettings(given, job.task === "text_to_image");
   },
-  async start(blob) {
-    await setStart(blob);
+  start: attempt(async (path) => {
+    await setStart(await api.getBlob(path));
     showForm("The image is the start image.");
-  },
+  }),
   remove: attempt((job) => jobs.remove(job.id)),
 });
+
+function useSettings(given, fromText) {
+  form.fill(given);
+  if (fromText) removeStart();
+  else notify("The image was drawn from a start image. Choose that too, and its mask if it had one.");
+  showForm("The settings are filled in.");
+}
 
 function showForm(text) {
   announce(text);
@@ -120,10 +126,8 @@ function showForm(text) {
 const readSettings = attempt(async (file) => {
   try {
     const { arguments: given } = await api.postFile("v1/read-settings", file);
-    form.fill(given);
-    removeStart();
     notify(`The settings of ${file.name} are filled in. Press Draw to draw the image again.`);
-    showForm("The settings are filled in.");
+    useSettings(given, given.strength == null);
   } catch (error) {
     if (!(error instanceof api.ApiError) || error.status === 401) throw error;
     notify(error.message, ["Use it as start image", () => setStart(file)]);

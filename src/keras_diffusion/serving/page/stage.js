@@ -3,6 +3,7 @@
 import { getBlob } from "./api.js";
 import { $, announce, element } from "./dom.js";
 import * as jobs from "./jobs.js";
+import { promptOf } from "./jobs.js";
 
 const stage = $("#stage");
 const running = $(".running", stage);
@@ -15,7 +16,6 @@ let fetching = false;
 let said = "";
 
 const seconds = (number) => (number < 60 ? `${Math.ceil(number)} s` : `${Math.floor(number / 60)} min ${Math.round(number % 60)} s`);
-const promptOf = (job) => String(job.arguments.prompt || "No prompt");
 
 function stepText(job) {
   if (!job.step) return "Getting ready…";
