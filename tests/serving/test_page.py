@@ -28,7 +28,10 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
     pytest.skip("no browser: apt-get install chromium chromium-driver", allow_module_level=True)
 
-FLAGS = "--headless=new --force-prefers-reduced-motion --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
+FLAGS = """
+    headless=new force-prefers-reduced-motion no-sandbox disable-gpu disable-dev-shm-usage no-first-run
+    disable-background-networking
+"""
 PATIENCE = 60  # seconds
 TOKEN = "a-token-of-this-test"
 AXE = Path(__file__).with_name("accessibility.js").read_text(encoding="utf-8")
@@ -128,7 +131,7 @@ def driver():
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in FLAGS.split():
-        options.add_argument(flag)
+        options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     driver.set_window_size(1280, 900)
