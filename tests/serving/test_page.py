@@ -350,8 +350,9 @@ def test_shows_an_error_beside_its_field_until_it_is_mended(serve, page):
     assert field.get_attribute("aria-describedby") == error.get_attribute("id")
     assert field.get_attribute("aria-invalid") == "true"
     assert 0 < error.location["y"] - field.location["y"] < 60
+    models.error = ValueError("too odd")
     page.draw(prompt="a cat", num_steps=2)
-    page.until("Drawn: a cat", "#announcer")
+    page.until("“a cat” failed: too odd", "#notice")
     assert not page.all("#error-num_steps")
     page.draw(prompt="a cat", seed="any")
     page.until("Seed must be an int", "#error-seed")

@@ -4,11 +4,10 @@ import { $, $$, element } from "./dom.js";
 
 const form = $("#form");
 const field = (name) => form.elements.namedItem(name);
-const MODELS = ["img_width", "img_height", "num_steps", "unconditional_guidance_scale"]; // whose defaults a model has
+const OF_MODEL = ["img_width", "img_height", "num_steps", "unconditional_guidance_scale"]; // each model has its defaults
 
 let options = { models: [], samplers: [], spacings: [], loras: [], embeddings: [], limits: {} };
 let extras = {}; // arguments without a field
-let lastSeed = null;
 
 export const hasModel = (name) => options.models.some((other) => other.name === name);
 export const model = () => options.models.find((other) => other.name === field("model").value);
@@ -40,7 +39,7 @@ function fillSelect(select, rows) {
 function setModel(before) {
   const chosen = model();
   if (!chosen) return;
-  for (const name of MODELS) {
+  for (const name of OF_MODEL) {
     const input = field(name);
     if (!input.value || input.value === String(before?.defaults[name])) input.value = chosen.defaults[name];
   }
@@ -65,7 +64,7 @@ export function collect() {
       found[input.name] = isNumber ? Number(input.value) : input.value;
     }
   }
-  const loras = $$(".loras li").map((row) => ({ name: row.dataset.name, scale: Number($("input", row).value) }));
+  const loras = $$(".loras li").map((row) => ({ name: row.dataset.name, scale: $("input", row).valueAsNumber }));
   if (loras.length) found.loras = loras;
   return found;
 }
@@ -77,17 +76,29 @@ export function fill({ loras = [], ...given }) {
   setModel();
   const values = { ...model()?.defaults, sampler: "", batch_size: 1, strength: 0.8, ...given };
   for (const input of form.elements) {
-    if (!input.name || input.name === "model") continue;
-    const value = values[input.name] ?? "";
-    if (input.type === "checkbox") input.checked = Boolean(value);
-    else if (input.options && ![...input.options].some((option) => option.value === value)) input.append(new Option(value));
-    if (input.type !== "checkbox") input.value = value;
+    if (input.name && input.name !== "model") setField(input, values[input.name] ?? "");
   }
+  showStrength();
   $(".loras").replaceChildren();
   loras.forEach(({ name, scale }) => addLora(name, scale));
   setExtras(Object.fromEntries(Object.entries(given).filter(([name, value]) => !field(name) && value != null)));
   $("#more").open ||= $$("[name]", $("#more")).some((input) => (input.type === "checkbox" ? input.checked : input.value));
-  form.dispatchEvent(new Event("filled"));
+}
+
+function setField(input, value) {
+  const isNew = input.options && ![...input.options].some((option) => option.value === value);
+  if (isNew) input.append(new Option(value)); // another spelling of a sampler, say
+  if (input.type === "checkbox") input.checked = Boolean(value);
+  else input.value = value;
+}
+
+export function setStrength(value) {
+  field("strength").value = value;
+  showStrength();
+}
+
+function showStrength() {
+  $("#strength-value").value = field("strength").valueAsNumber.toFixed(2);
 }
 
 // Sets the size to the one nearest to an image's that has as many pixels as the model's own.
@@ -103,8 +114,7 @@ export function setSize(width, height) {
 }
 
 export function setLastSeed(seed) {
-  lastSeed = seed;
-  $("#seed-again").disabled = seed == null;
+  Object.assign($("#seed-again"), { value: seed ?? "", disabled: seed == null });
 }
 
 function addLora(name, scale = 1) {
@@ -172,12 +182,6 @@ $("#lora").addEventListener("change", ({ target }) => {
   target.value = "";
 });
 $("#seed-random").onclick = () => (field("seed").value = "");
-$("#seed-again").onclick = () => (field("seed").value = lastSeed);
-const showStrength = () => ($("#strength-value").value = Number(field("strength").value).toFixed(2));
+$("#seed-again").onclick = () => (field("seed").value = $("#seed-again").value);
 field("strength").addEventListener("input", showStrength);
-form.addEventListener("filled", showStrength);
-export function setStrength(value) {
-  field("strength").value = value;
-  showStrength();
-}
 showStrength();

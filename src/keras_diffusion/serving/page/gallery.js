@@ -30,11 +30,8 @@ export function setActions(given) {
   actions = given;
 }
 
-// Image i of a job has the seed + i; a list has one for each.
-export function seedOf(job, index) {
-  const { seed } = job.arguments;
-  return Array.isArray(seed) ? seed[index] : seed + index;
-}
+// Image i of a job has the seed + i.
+export const seedOf = (job, index) => job.arguments.seed + index;
 
 const altOf = ({ job, index }) =>
   job.images.length > 1 ? `${promptOf(job)}, image ${index + 1} of ${job.images.length}` : promptOf(job);
@@ -50,20 +47,15 @@ function urlOf(path) {
   return urls.get(path);
 }
 
-async function load(image, path) {
-  try {
-    image.src = await urlOf(path);
-  } catch {
-    image.alt = `${image.alt} (not loaded)`;
-  }
-}
-
 const visible = new IntersectionObserver(
   (seen) => {
     for (const { target, isIntersecting } of seen) {
       if (!isIntersecting) continue;
       visible.unobserve(target);
-      load(target, target.dataset.path);
+      urlOf(target.dataset.path).then(
+        (url) => (target.src = url),
+        () => (target.alt += " (not loaded)"),
+      );
     }
   },
   { rootMargin: "600px" },
@@ -108,8 +100,7 @@ function makeTile(entry) {
 
 function summary({ job, index }) {
   const { num_steps, sampler } = job.arguments;
-  const steps = num_steps ?? job.num_steps;
-  return [steps && `${steps} steps`, sampler, `seed ${seedOf(job, index)}`].filter(Boolean).join(" · ");
+  return [`${num_steps} steps`, sampler, `seed ${seedOf(job, index)}`].filter(Boolean).join(" · ");
 }
 
 export function show(entry) {
@@ -120,12 +111,7 @@ export function show(entry) {
   image.hidden = !path;
   image.removeAttribute("src");
   image.alt = altOf(entry);
-  if (path) {
-    load(image, path).then(() => {
-      image.style.maxWidth = `${LARGEST * image.naturalWidth}px`;
-      setDownload(entry, image.src);
-    });
-  }
+  if (path) urlOf(path).then((url) => shown === entry && showImage(entry, url), () => {});
   const message = $(".picture .error", viewer);
   message.hidden = Boolean(path);
   message.textContent = job.error ?? STATES[job.state] ?? "";
@@ -142,22 +128,22 @@ export function show(entry) {
 const action = (name) => $(`[data-act=${name}]`, viewer);
 const placeOf = (list) => list.findIndex(({ job, index }) => job.id === shown.job.id && index === shown.index);
 
-function setDownload({ job, index }, href) {
+function showImage({ job, index }, href) {
+  $(".picture img", viewer).src = href;
   const words = promptOf(job).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60).replace(/^-|-$/g, "");
   Object.assign(action("download"), { href, download: `${words || "image"}-${seedOf(job, index)}.png` });
 }
 
 function details(entry) {
   const { job } = entry;
-  const given = { ...job.arguments, num_steps: job.arguments.num_steps ?? job.num_steps, seed: seedOf(job, entry.index) };
-  const rows = [["Task", TASKS[job.task] ?? job.task], ["Model", job.model]];
+  const given = { ...job.arguments, seed: seedOf(job, entry.index) };
+  const rows = [["Task", TASKS[job.task]], ["Model", job.model]];
   if (given.img_width) rows.push(["Size", `${given.img_width} × ${given.img_height}`]);
   for (const [name, label] of Object.entries(ROWS)) {
     if (given[name] != null && given[name] !== "") rows.push([label, String(given[name])]);
   }
-  if (given.loras?.length) rows.push(["LoRAs", given.loras.map(({ name, scale }) => `${name} ${scale ?? 1}`).join(", ")]);
-  const drawn = new Date(typeof job.created === "number" ? job.created * 1000 : job.created);
-  if (!Number.isNaN(drawn.valueOf())) rows.push(["Asked for", drawn.toLocaleString()]);
+  if (given.loras?.length) rows.push(["LoRAs", given.loras.map(({ name, scale }) => `${name} ${scale}`).join(", ")]);
+  rows.push(["Asked for", new Date(job.created * 1000).toLocaleString()]);
   return rows.flatMap(([label, value]) => [element("dt", { textContent: label }), element("dd", { textContent: value })]);
 }
 
@@ -201,6 +187,7 @@ onAction(viewer, {
   next: () => step(1),
   close: () => viewer.close(),
 });
+$(".picture img", viewer).onload = ({ target }) => (target.style.maxWidth = `${LARGEST * target.naturalWidth}px`);
 action("delete").onblur = () => shown && setDelete(false);
 viewer.addEventListener("keydown", ({ key }) => {
   if (key === "ArrowLeft") step(-1);

@@ -9,6 +9,7 @@ import * as stage from "./stage.js";
 import { collectStart, removeStart, setStart } from "./start.js";
 
 const RETRY = 3000; // milliseconds
+const LOOK = 10000;
 let connected = false;
 
 // Says what went wrong; while the server is away, waits for it.
@@ -54,9 +55,9 @@ function showServer(text) {
 
 const draw = async () => {
   form.clearErrors();
+  hideNotice();
   try {
     const job = await jobs.submit({ ...form.collect(), ...(await collectStart()) });
-    hideNotice();
     if (job.state === "queued") announce(`Place ${job.place} in the queue`);
     requestAnimationFrame(() => $("#stage").scrollIntoView({ block: "nearest" })); // when it is rendered
   } catch (error) {
@@ -77,7 +78,8 @@ document.addEventListener("keydown", (event) => {
 
 // A change may come many times a second.
 let scheduled = false;
-jobs.onChange(() => {
+jobs.onChange((job, before) => {
+  if (job?.state === "failed" && before && jobs.isActive(before)) notify(`“${jobs.promptOf(job)}” failed: ${job.error}`);
   if (scheduled) return;
   scheduled = true;
   requestAnimationFrame(() => {
@@ -92,9 +94,13 @@ jobs.onChange(() => {
 jobs.onTrouble(report);
 stage.onCancel(attempt(jobs.cancel));
 $("#more-jobs").onclick = attempt(jobs.loadOlder);
-document.addEventListener("visibilitychange", () => {
-  if (!document.hidden && connected) attempt(jobs.refresh)(); // others may have drawn meanwhile
-});
+
+// Other programs may draw too.
+function look() {
+  if (!document.hidden && connected) attempt(jobs.refresh)();
+}
+document.addEventListener("visibilitychange", look);
+setInterval(look, LOOK);
 
 gallery.setActions({
   use(job, given) {

@@ -14,6 +14,7 @@ const EACH = 5; // how often progress is said aloud, in parts of the whole
 let current = null; // the running job
 let fetching = false;
 let said = "";
+let queued = "";
 
 const seconds = (number) => (number < 60 ? `${Math.ceil(number)} s` : `${Math.floor(number / 60)} min ${Math.round(number % 60)} s`);
 
@@ -80,6 +81,9 @@ async function showPreview(job) {
 }
 
 function renderQueue(waiting) {
+  const now = waiting.map(({ id, place }) => `${id} ${place}`).join();
+  if (now === queued) return;
+  queued = now;
   const focused = document.activeElement?.closest(".queue li")?.dataset.id;
   queue.replaceChildren(...waiting.map(queueRow));
   if (focused) queue.querySelector(`[data-id="${CSS.escape(focused)}"] button`)?.focus();
@@ -95,7 +99,7 @@ function queueRow(job) {
   return row;
 }
 
-const ENDS = { done: "Drawn", failed: "Failed", cancelled: "Cancelled" };
+const ENDS = { done: "Drawn", cancelled: "Cancelled" };
 jobs.onChange((job, before) => {
   if (job && before && jobs.isActive(before) && ENDS[job.state]) announce(`${ENDS[job.state]}: ${promptOf(job)}`);
 });
