@@ -275,13 +275,18 @@ def test_erases_undoes_and_clears_a_mask(serve, page):
     page.open(url).until("Ready", "#server")
     content = io.BytesIO()
     Image.new("RGB", (96, 48), "white").save(content, "PNG")
+    page.refused += ["/read-settings"]
+    page.drop(content.getvalue(), "[data-drop=settings]")
+    page.until("The image does not say how it was made", "#notice")
+    page.one("#notice [data-act=action]").click()
+    page.until("Remove", "#start-remove")[0].click()
     page.drop(content.getvalue(), "[data-drop=start]")
     page.until("Paint a mask", "#start-paint")[0].click()
     assert [page.one(f"#{name}").get_property("value") for name in ("img_width", "img_height")] == ["88", "48"]
-    painted = (
-        "const c = document.querySelector('#painter canvas'), {data} = c.getContext('2d').getImageData(0, 0, 96, 48);"
-    )
-    painted += "return data.filter((x, i) => i % 4 === 3 && x === 255).length"
+    painted = """
+        const context = document.querySelector("#painter canvas").getContext("2d");
+        return context.getImageData(0, 0, 96, 48).data.filter((x, i) => i % 4 === 3 && x === 255).length;
+    """
     canvas = page.one("#painter canvas")
 
     def stroke():
@@ -384,9 +389,14 @@ def test_says_what_the_server_refuses(serve, page):
     page.until("Drawn: fifth", "#announcer")
 
 
-def test_deletes_and_takes_settings_from_the_gallery(serve, page):
-    url, _ = serve()
+def test_deletes_and_takes_settings_from_the_gallery(serve, page, tmp_path):
+    (tmp_path / "style.safetensors").touch()
+    url, _ = serve(loras=tmp_path)
     page.open(url).until("Ready", "#server")
+    page.one("#lora-add").click()
+    page.until("style", ".loras li")
+    page.one(".loras input").clear()
+    page.one(".loras input").send_keys("0.5")
     page.draw(prompt="a cat", seed=5, batch_size=3, negative_prompt="blue", num_steps=3)
     page.until("Drawn: a cat", "#announcer")
     page.draw(prompt="a dog", seed=9, batch_size=1, negative_prompt="")
@@ -398,10 +408,13 @@ def test_deletes_and_takes_settings_from_the_gallery(serve, page):
     page.one("#seed-random").click()
     assert page.one("#seed").get_property("value") == ""
     page.all(".tile")[3].click()
-    assert page.one("[data-act=download]").get_attribute("download") == "a-cat-7.png"
+    page.until(lambda: page.one("[data-act=download]").get_attribute("download") == "a-cat-7.png")
+    page.script("document.querySelector('.loras button').click()")
     page.one("[data-act=use]").click()
     names = "prompt", "negative_prompt", "num_steps", "seed", "batch_size"
     assert [page.one(f"#{name}").get_property("value") for name in names] == ["a cat", "blue", "3", "7", "1"]
+    assert page.one(".loras input").get_property("value") == "0.5"
+    assert page.jobs()[0]["arguments"]["loras"] == [{"name": "style", "scale": 0.5}]
     page.all(".tile")[3].click()
     page.one("[data-act=delete]").click()
     assert len(page.jobs()) == 2
@@ -424,6 +437,7 @@ def test_is_accessible_and_fits_a_phone(serve, page, scheme):
     page.draw(prompt="a long prompt " * 20)
     page.draw(prompt="third", num_steps=0)
     page.until("Steps must be", "#error-num_steps")
+    assert page.script("return document.getAnimations().length") == 0  # the browser prefers reduced motion
     page.script("document.querySelector('#more').open = true")
     for width in 1280, 768, 360:
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}

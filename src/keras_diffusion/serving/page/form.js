@@ -19,7 +19,7 @@ export function setOptions(given) {
   fillSelect(field("model"), options.models.map(({ name }) => [name, name]));
   if (!before && options.model) field("model").value = options.model;
   fillSelect(field("spacing"), [["", "default"], ...options.spacings.map((name) => [name, name])]);
-  fillSelect($("#lora"), [["", "Add a LoRA…"], ...options.loras.map((name) => [name, name])]);
+  fillSelect($("#lora"), options.loras.map((name) => [name, name]));
   $("#loras").hidden = !options.loras.length;
   const embeddings = $("#embeddings");
   embeddings.hidden = !options.embeddings.length;
@@ -177,10 +177,7 @@ export function clearErrors() {
 field("model").addEventListener("change", () => {
   setModel(options.models.find(({ name }) => name === form.dataset.model));
 });
-$("#lora").addEventListener("change", ({ target }) => {
-  if (target.value) addLora(target.value);
-  target.value = "";
-});
+$("#lora-add").onclick = () => addLora($("#lora").value);
 $("#seed-random").onclick = () => (field("seed").value = "");
 $("#seed-again").onclick = () => (field("seed").value = $("#seed-again").value);
 field("strength").addEventListener("input", showStrength);
