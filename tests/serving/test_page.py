@@ -133,6 +133,7 @@ def driver():
     options.binary_location = CHROMIUM
     for flag in FLAGS.split():
         options.add_argument(f"--{flag}")
+    options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     driver.set_window_size(1280, 900)

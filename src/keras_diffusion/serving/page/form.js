@@ -10,7 +10,7 @@ let options = { models: [], samplers: [], spacings: [], loras: [], embeddings: [
 let extras = {}; // arguments without a field
 
 export const hasModel = (name) => options.models.some((other) => other.name === name);
-export const model = () => options.models.find((other) => other.name === field("model").value);
+const model = () => options.models.find((other) => other.name === field("model").value);
 
 // Fills the lists from GET v1/options and keeps what was typed.
 export function setOptions(given) {

@@ -103,7 +103,7 @@ function summary({ job, index }) {
   return [`${num_steps} steps`, sampler, `seed ${seedOf(job, index)}`].filter(Boolean).join(" · ");
 }
 
-export function show(entry) {
+function show(entry) {
   shown = entry;
   const { job, index } = entry;
   const path = job.images[index];
