@@ -10,7 +10,7 @@ IMAGES = np.arange(5 * 2 * 3 * 3, dtype="uint8").reshape(5, 2, 3, 3)
 
 
 def test_puts_images_row_by_row():
-    sheet = np.asarray(contact_sheet(IMAGES, gap=1))
+    sheet = np.array(contact_sheet(IMAGES, gap=1))
     assert sheet.shape == (5, 11, 3)  # 2 rows and 3 columns
     for i, image in enumerate(IMAGES):
         top, left = i // 3 * 3, i % 3 * 4
