@@ -102,7 +102,7 @@ PUBLIC = [
     for name in dir(StableDiffusion)
     if not name.startswith("_") and inspect.isroutine(getattr(StableDiffusion, name))
 ]
-PUBLIC += [(keras_diffusion, "pad"), (keras_diffusion, "replace_operations")]
+PUBLIC += [(keras_diffusion, name) for name in ("contact_sheet", "pad", "replace_operations")]
 
 
 @pytest.mark.parametrize(("owner", "name"), PUBLIC)

@@ -34,8 +34,9 @@ LEVELS = {
     "models": 5,
     "training": 5,
     PACKAGE: 6,  # the public names, __init__.py
-    "cli": 7,
-    "__main__": 8,
+    "serving": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 # `load_weights` of a network calls the reader of files, so that it does the same however the network was imported.
 # `train_lora` of a model calls the trainer, which trains models.
@@ -59,6 +60,7 @@ KERAS_FREE = (
     "checkpoints.presets",
     "engines.ways",
     PACKAGE,
+    "serving",
     "cli",
     "__main__",
 )
@@ -98,6 +100,12 @@ TESTED_BY = {
     "generation.refiner": "test_sdxl.py",
     "generation.texts": "test_sdxl.py",
     "checkpoints.adapters.lora_writer": "training/test_lora.py",
+    "serving.a1111_extras": "serving/test_a1111_api.py",
+    "serving.a1111_fields": "serving/test_a1111_api.py",
+    "serving.a1111_lists": "serving/test_a1111_api.py",
+    "serving.adapters": "serving/test_models.py",
+    **{f"serving.{name}": "serving/test_jobs_api.py" for name in ("app", "calls", "problems", "recipes", "service")},
+    **{f"serving.{name}": "serving/test_jobs_api.py" for name in ("store", "uploads", "worker")},
     "training.learners": "training/test_trainer.py",
     "engines.jax": "engines/test_engine.py",
     "engines.openvino_layers": "engines/test_openvino.py",
@@ -136,6 +144,7 @@ ACROSS = {
     "training/test_against_diffusers.py",
     "checkpoints/test_structured_fuzz.py",
     "checkpoints/test_diffusers.py",
+    "serving/test_page.py",
     "checkpoints/download/test_hub_client.py",
     "checkpoints/formats/test_limits.py",
     "checkpoints/formats/test_fuzz.py",

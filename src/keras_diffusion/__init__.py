@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_HO
     from keras_diffusion.generation.controls import Control as Control
     from keras_diffusion.generation.options import Options as Options
     from keras_diffusion.generation.texts import EncodedText as EncodedText
+    from keras_diffusion.images.contact_sheet import contact_sheet as contact_sheet
     from keras_diffusion.images.resizing import pad as pad
     from keras_diffusion.networks.controlnet import ControlNet as ControlNet
     from keras_diffusion.networks.decoder import Decoder as Decoder
@@ -51,6 +52,7 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
         "OfflineError",
         "UnsafeCheckpointError",
     ),
+    "images.contact_sheet": ("contact_sheet",),
     "images.resizing": ("pad",),
     "networks.image_encoder": ("ImageEncoder",),
     "sampling.registry": ("SAMPLERS",),

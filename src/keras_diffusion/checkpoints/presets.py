@@ -1,12 +1,14 @@
 """Finds a model by its name or path. Names are looked up in a table and never become part of a path."""
 
+import hashlib
 import os
+from functools import cache
 from pathlib import Path
 
 from keras_diffusion.checkpoints.download import fetch
 from keras_diffusion.checkpoints.download.sources import BUNDLED, FOLDER, source
-from keras_diffusion.checkpoints.layouts.files import CONFIGS, KERAS_CV, WEIGHTS, is_keras_cv, naming, parts
-from keras_diffusion.errors import CheckpointMismatchError, OfflineError
+from keras_diffusion.checkpoints.layouts.files import CONFIGS, KERAS_CV, WEIGHTS, is_keras_cv, naming, parts, weights
+from keras_diffusion.errors import CheckpointError, CheckpointMismatchError, OfflineError
 
 INDEX = CONFIGS["model_index"][0]
 H5_FILES = [names[-1] for names in KERAS_CV.values()]
@@ -86,6 +88,19 @@ def find(name_or_path, may_download=False):
         f"which holds {', '.join(EXPECTED)}. "
         f"Received: preset={str(name_or_path)!r:.200}"
     )
+
+
+@cache
+def model_hash(name_or_path):
+    """Returns the first ten digits of the SHA-256 of the diffusion model's file, None where it has none of its own."""
+    digest = hashlib.sha256()
+    try:
+        for path in weights(find(name_or_path) / "unet", WEIGHTS["unet"]):
+            with open(path, "rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+    except CheckpointError:
+        return None
+    return digest.hexdigest()[:10]
 
 
 def _bundled(name):

@@ -1,14 +1,12 @@
 """Draws images of a prompt, and writes them with their settings."""
 
-import hashlib
 import sys
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from keras_diffusion import __version__
 from keras_diffusion.cli.model import load
 from keras_diffusion.engines.ways import JIT_COMPILE
-from keras_diffusion.errors import CheckpointError
 from keras_diffusion.images import metadata
 from keras_diffusion.images.metadata import FORMATS
 from keras_diffusion.system.paths import absolute, new_file, temporary_file
@@ -128,12 +126,13 @@ def fill(options):
 
 def recipe(options, model, call, seed):
     """Makes the settings for the file of a seed's image; what the file cannot hold is an error."""
+    from keras_diffusion.checkpoints import presets
     from keras_diffusion.sampling import names
 
     call = call | {"seed": seed, "sampler": names.label(options.sampler or model.sampler, options.spacing)}
     about_model = {
         "Model": Path(options.preset).name,
-        "Model hash": model_hash(options.preset),
+        "Model hash": presets.model_hash(options.preset),
         "Prediction type": model.architecture.prediction_type,
         "Precision": options.dtype or "float32",
     }
@@ -146,22 +145,6 @@ def recipe(options, model, call, seed):
         settings["Lora files"] = ", ".join(f"{path.stem}: {scale:g}" for path, scale in options.lora)
     metadata.to_text(settings)
     return settings
-
-
-@cache
-def model_hash(preset):
-    """The first ten digits of the SHA-256 of the diffusion model's file, where it has a file of its own."""
-    from keras_diffusion.checkpoints import presets
-    from keras_diffusion.checkpoints.layouts import files
-
-    digest = hashlib.sha256()
-    try:
-        for path in files.weights(presets.find(preset) / "unet", files.WEIGHTS["unet"]):
-            with open(path, "rb") as file:
-                hashlib.file_digest(file, lambda: digest)
-    except CheckpointError:
-        return None
-    return digest.hexdigest()[:10]
 
 
 def check(options):

@@ -1,4 +1,4 @@
-"""The command line: `keras-diffusion generate`, `train`, `convert` and `info`.
+"""The command line: `keras-diffusion generate`, `serve`, `train`, `convert` and `info`.
 
 Keras takes seconds to import, so it waits until the command makes sense.
 """
@@ -12,6 +12,7 @@ from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
 from keras_diffusion.cli.convert import STORED, convert
 from keras_diffusion.cli.generate import control, generate, with_scale
 from keras_diffusion.cli.info import info
+from keras_diffusion.cli.serve import LIMITS, serve
 from keras_diffusion.cli.train import train
 from keras_diffusion.engines.ways import COMPILED, EXPLAINED, JIT_COMPILE
 from keras_diffusion.errors import NumericalError
@@ -101,6 +102,24 @@ def parser():
     add("--dtype", choices=STORED, default=STORED[0], help=f"how weights are stored (default: {STORED[0]})")
     add("--prediction-type", choices=PREDICTION_TYPES, help="what the model predicts (default: what IN says)")
     add("--ema", action="store_true", help="take the moving averages that a single file may hold beside its weights")
+
+    command = commands.add_parser("serve", help="serve images over HTTP", description=serve.__doc__)
+    command.set_defaults(run=serve, refuse=command.error)
+    add = command.add_argument
+    add("--preset", action="append", help=f"{PRESETS}; may be repeated, the first is the default (default: emoji)")
+    add("--port", type=int, default=7860, help="(default: 7860; 0 takes a free one)")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this computer)")
+    add("--token-file", type=Path, metavar="FILE", help="the token that clients must show (or KERAS_DIFFUSION_TOKEN)")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="another name that the server is known by")
+    add("--allow-origin", action="append", default=[], metavar="ORIGIN", help="a web page that may use the server")
+    add("--jobs", type=Path, metavar="FOLDER", help="where to keep jobs and images (default: in the user's cache)")
+    add("--keep", type=int, default=10_000, metavar="N", help="how many finished jobs to keep (default: 10000)")
+    add("--loras", type=Path, metavar="FOLDER", help="the LoRAs that clients may name")
+    add("--embeddings", type=Path, metavar="FOLDER", help="the textual inversions that prompts may name")
+    for limit in LIMITS:
+        add(f"--{limit.replace('_', '-')}", type=int, metavar="N", help="a limit, see docs/serving.md")
+    add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
+    add("--jit-compile", action="store_const", const=True, default="auto", help="compile for longer, to run faster")
 
     command = commands.add_parser("train", help="teach a model your images", description=train.__doc__)
     command.usage = "%(prog)s lora FOLDER --output FILE [options]"

@@ -225,7 +225,7 @@ def _unquote(value):
         return value
 
 
-def write(path, image, settings=None, format=None):
+def write(path, image, settings=None, format=None, quality=95):
     """Saves an image, with how it was made if that is given.
 
     Args:
@@ -233,6 +233,7 @@ def write(path, image, settings=None, format=None):
         image: uint8 array (h, w, 3).
         settings: A dict of str, see `settings`; None writes nothing but the image.
         format: "PNG", "JPEG" or "WEBP"; None takes the one that the suffix of `path` says.
+        quality: That of a JPEG or WebP, 0 to 100.
 
     Raises:
         ValueError: If the settings cannot be written, or there is no such format.
@@ -251,7 +252,7 @@ def write(path, image, settings=None, format=None):
         extras["exif"] = Image.Exif()
         extras["exif"].get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + to_text(settings).encode("utf-16-be")
     content = io.BytesIO()  # Pillow says nothing of a JPEG that it could not write to its end
-    Image.fromarray(image).save(content, format, quality=95, **extras)
+    Image.fromarray(image).save(content, format, quality=quality, **extras)
     if hasattr(path, "write"):
         path.write(content.getvalue())
     else:
@@ -262,7 +263,7 @@ def read(path):
     """Reads how a picture was made; its pixels are not decoded.
 
     Args:
-        path: A PNG, JPEG or WebP file, from anyone.
+        path: A PNG, JPEG or WebP file, from anyone; or its bytes.
 
     Returns:
         A dict of str, see `from_text`; empty if the picture does not say. If a tool wrote it that does not write as
@@ -275,10 +276,14 @@ def read(path):
     """
     from PIL import Image
 
-    path = existing_file(path)
-    if path.stat().st_size > limits.IMAGE_FILE:
-        raise ValueError(f"An image has at most {limits.IMAGE_FILE} bytes. Received: path={str(path)!r:.200}")
-    with open(path, "rb") as file, warnings.catch_warnings():
+    if isinstance(path, bytes):
+        file, size, path = io.BytesIO(path), len(path), f"{len(path)} bytes"
+    else:
+        path = existing_file(path)
+        file, size = path.open("rb"), path.stat().st_size
+    with file, warnings.catch_warnings():
+        if size > limits.IMAGE_FILE:
+            raise ValueError(f"An image has at most {limits.IMAGE_FILE} bytes. Received: path={str(path)!r:.200}")
         warnings.simplefilter("ignore")
         try:
             refuse_many_texts(file)

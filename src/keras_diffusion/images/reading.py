@@ -1,5 +1,6 @@
 """Reads input images and masks."""
 
+import io
 import logging
 import os
 import struct
@@ -113,7 +114,7 @@ def _is_image(value):
 def _pixels(name, value):
     """Reads one image, or an array of several, as float32 (b, h, w, 3)."""
     if isinstance(value, str | os.PathLike | Image.Image):
-        return _from_pil(name, _open(name, value))
+        return _from_pil(name, open_image(name, value))
     if not hasattr(value, "shape"):
         raise TypeError(f"`{name}` must be {ALLOWED}. Received: {name}={shorten(value)}")
     array = np.asarray(value)
@@ -138,7 +139,7 @@ def _repainted(name, value):
     if array is not None and array.ndim == 3 and array.shape[-1] == 4 and array.dtype == "uint8":
         array, value = None, Image.fromarray(array)
     if array is None:
-        image = _open(name, value)
+        image = open_image(name, value)
         if image.has_transparency_data:
             alpha = np.asarray(image.convert("RGBA").getchannel("A"))
             if alpha.min() < OPAQUE:
@@ -153,15 +154,29 @@ def _repainted(name, value):
     return _pixels(name, array).mean(axis=-1) >= 127.5
 
 
-def _open(name, source):
-    """Opens a file, or takes a PIL image, and returns it decoded and upright."""
+def open_image(name, source):
+    """Opens an image, with the checks of `read_images`.
+
+    Args:
+        name: What to call the image in errors.
+        source: A path, the bytes of a file, or a PIL image.
+
+    Returns:
+        A PIL image, decoded and upright.
+
+    Raises:
+        TypeError, ValueError: As in `read_images`.
+    """
     if isinstance(source, Image.Image):
         return _decode(name, source, source)
-    try:
-        path = existing_file(source, name)
-    except FileNotFoundError as error:
-        raise ValueError(f"`{name}` must be a PNG, JPEG or WebP file. {error}") from error
-    with open(path, "rb") as file:
+    if isinstance(source, bytes):
+        file, source = io.BytesIO(source), f"{len(source)} bytes"
+    else:
+        try:
+            file = existing_file(source, name).open("rb")
+        except FileNotFoundError as error:
+            raise ValueError(f"`{name}` must be a PNG, JPEG or WebP file. {error}") from error
+    with file:
         with _explained(name, source):
             refuse_many_texts(file)
             image = Image.open(file, formats=FILE_FORMATS)

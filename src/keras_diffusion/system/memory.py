@@ -51,6 +51,15 @@ def trim():
             function(0)
 
 
+def resident_memory():
+    """Returns the bytes of memory that this process has; None where the system has no file that tells."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
 def physical_memory():
     """Returns the bytes of memory of the machine; infinity if the system does not tell."""
     try:

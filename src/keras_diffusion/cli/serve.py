@@ -1,0 +1,82 @@
+"""Serves images to programs and to a web page."""
+
+import logging
+import os
+from pathlib import Path
+
+TOKEN = "KERAS_DIFFUSION_TOKEN"
+ANY = ("0.0.0.0", "::")  # all addresses of the computer, and the name of none
+
+
+def serve(options):
+    """Serve images over HTTP: a web page, jobs, and the APIs of A1111 and of OpenAI."""
+    try:
+        from keras_diffusion.serving import server
+    except ImportError as error:
+        raise ImportError(
+            f"The server needs packages that are not installed ({error.name}); install them with: "
+            'pip install "keras-diffusion[serve]"'
+        ) from error
+    from keras_diffusion import arguments
+    from keras_diffusion.checkpoints import presets
+    from keras_diffusion.serving.adapters import Adapters
+    from keras_diffusion.serving.calls import Limits
+    from keras_diffusion.serving.models import Models
+    from keras_diffusion.serving.security import LOCAL, Rules, host_name
+    from keras_diffusion.serving.store import Store
+
+    token = read_token(options)
+    if host_name(options.host) not in LOCAL and not token:
+        options.refuse(
+            f"another --host than this computer needs a token: set {TOKEN} or give --token-file. "
+            f"Received: --host {options.host}"
+        )
+    given = options.preset or ["emoji"]
+    paths = {name_of(preset): presets.find(preset).resolve() for preset in given}
+    if len(paths) < len(given):
+        raise ValueError(f"Each --preset must have a name of its own. Received: {', '.join(map(name_of, given))}")
+    loras, embeddings = (folder and folder.resolve() for folder in (options.loras, options.embeddings))
+    for folder in filter(None, (loras, embeddings)):
+        if not folder.is_dir():
+            raise ValueError(f"There is no such folder. Received: {str(folder)!r:.200}")
+    jobs = (options.jobs or default_folder()).resolve()
+    given = {name: getattr(options, name) for name in LIMITS if getattr(options, name) is not None}
+    for name, value in {**given, "keep": options.keep}.items():
+        arguments.whole_number(f"--{name.replace('_', '-')}", value, 1, 2**31)
+    name = None if options.host in ANY else host_name(options.host)
+    hosts = LOCAL | {host_name(host) for host in (name, *options.allow_host) if host}
+    rules = Rules(frozenset(hosts), frozenset(options.allow_origin), token)
+    adapters = Adapters(loras, embeddings)
+    store = Store(jobs, options.keep)
+    listener = server.bind(options.host, options.port)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[server.log_handler()])
+    print(f"http://{name or 'localhost'}:{listener.getsockname()[1]}", flush=True)
+    models = Models(paths, adapters, options.dtype, options.jit_compile)
+    secret = [jobs, loras, embeddings, *paths.values()]
+    server.serve(listener, store, models, adapters, Limits(**given), rules, next(iter(paths)), secret)
+
+
+LIMITS = ("max_pixels", "max_steps", "max_batch", "max_queue")
+
+
+def name_of(preset):
+    """Returns what clients call a preset: its name, or that of its file or folder."""
+    return Path(preset).stem if preset.endswith((".safetensors", ".ckpt")) else preset.rstrip("/").rpartition("/")[2]
+
+
+def default_folder():
+    """Returns the folder of the jobs where none is named."""
+    from keras_diffusion.checkpoints.download.fetch import home
+
+    return home() / "jobs"
+
+
+def read_token(options):
+    """Returns the token, or None."""
+    if options.token_file:
+        token = options.token_file.read_text(encoding="utf-8").strip()
+    else:
+        token = os.environ.get(TOKEN, "").strip()
+    if (token or options.token_file) and not (token.isascii() and token.isprintable() and len(token) >= 16):
+        options.refuse("the token must have at least 16 letters, digits or signs of ASCII")
+    return token or None

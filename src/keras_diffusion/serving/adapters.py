@@ -1,0 +1,59 @@
+"""Finds LoRAs and embeddings by name, each kind in its folder. A name is looked up; it never becomes a path."""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from keras_diffusion.checkpoints.adapters.lora_folder import SUFFIXES
+
+
+class Adapters:
+    """The files of two folders. They are listed anew each time, so that new files are found.
+
+    Args:
+        loras: The folder of the LoRAs, or None.
+        embeddings: The folder of the embeddings (textual inversions), or None.
+    """
+
+    def __init__(self, loras=None, embeddings=None):
+        self._loras, self._embeddings = loras, embeddings
+
+    def loras(self):
+        """Returns the paths of the LoRAs by name."""
+        return _files(self._loras)
+
+    def embeddings(self):
+        """Returns the paths of the embeddings by name."""
+        return _files(self._embeddings)
+
+    def require(self, names):
+        """Raises a ValueError if there is no LoRA of one of these names."""
+        known = self.loras()
+        for name in names:
+            if name not in known:
+                near = get_close_matches(name, known) or [*known][:10]
+                raise ValueError(
+                    f"There is no such LoRA; there are {', '.join(near) or 'none'}. Received: {name!r:.200}"
+                )
+
+    def embeddings_in(self, *prompts):
+        """Returns the paths of the embeddings whose names are words of prompts, by name."""
+        text = " ".join(prompts)
+        return {
+            name: path
+            for name, path in self.embeddings().items()
+            if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE)
+        }
+
+
+def _files(folder):
+    """Paths by name; among files of one name and folder the safest format, none where two folders have the name."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")) if folder else ():
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            found.setdefault(path.stem, []).append(path)
+    return {
+        name: min(paths, key=lambda path: SUFFIXES.index(path.suffix.lower()))
+        for name, paths in found.items()
+        if len({path.parent for path in paths}) == 1
+    }
