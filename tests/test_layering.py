@@ -30,6 +30,7 @@ LEVELS = {
     "images": 2,
     "components": 3,
     "generation": 3,
+    "learning": 3,
     "stable_diffusion": 4,
     "training": 5,
     PACKAGE: 6,  # the public names, __init__.py
@@ -37,8 +38,8 @@ LEVELS = {
     "__main__": 8,
 }
 # `load_weights` of a network calls the reader of files, so that it does the same however the network was imported.
-# `train_lora` of a model calls the trainer, which trains models.
-EXCEPTIONS = {("networks.network", "checkpoints.layouts.keras_files"), ("components", "training.trainer")}
+# `train_lora` of a model and its like call what trains models.
+EXCEPTIONS = {("networks.network", "checkpoints.layouts.keras_files"), ("learning", "training.runs")}
 # The same among the folders of checkpoints/.
 CHECKPOINTS = {"formats": 0, "mapping": 1, "layouts": 2, "adapters": 3, "download": 3, "presets": 4}
 # What the command line needs before Keras, and what does without it.
@@ -92,6 +93,7 @@ TESTED_BY = {
     "generation.refiner": "test_sdxl.py",
     "generation.texts": "test_sdxl.py",
     "checkpoints.adapters.lora_writer": "training/test_lora.py",
+    "learning": "training/test_runs.py",
     "training.learners": "training/test_trainer.py",
     "engines.jax": "engines/test_engine.py",
     "engines.openvino_layers": "engines/test_openvino.py",

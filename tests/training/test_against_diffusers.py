@@ -1,11 +1,13 @@
 """One step of training as diffusers and peft compute it in float64: the loss and every gradient."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion import StableDiffusion
+from keras_diffusion import SimpleTokenizer, StableDiffusion
 from keras_diffusion.checkpoints.mapping import loading
 from keras_diffusion.checkpoints.mapping.names import rows
 from keras_diffusion.engines.choice import compiles_always
@@ -55,7 +57,7 @@ def inputs(model):
     return latents, noise, context
 
 
-def prepared(model, train, inputs, **options):
+def prepared(model, train, inputs, caption=None, **options):
     """A trainer, and a function that takes one step, puts gradients in the place of variables, and returns the loss."""
     latents, noise, context = inputs
     trainer = Trainer(model, train, **options)
@@ -66,6 +68,9 @@ def prepared(model, train, inputs, **options):
         "timestep_embedding": timestep_embedding(TIMESTEPS, model.architecture.diffusion_model.frequencies),
         "context": context,
     }
+    if caption:
+        pad = model.architecture.text_encoder.pad_token
+        trainer.tokens = x["tokens"] = trainer.learner.tokenizer.tokenize([caption] * 2, pad_token=pad)
     return trainer, lambda: float(
         trainer.train_on_batch(
             x, losses.target(model.architecture.prediction_type, latents, noise, alpha, sigma), np.ones(2, "float32")
@@ -73,7 +78,7 @@ def prepared(model, train, inputs, **options):
     )
 
 
-def reference_loss(pipeline, inputs):
+def reference_loss(pipeline, inputs, encoded=None):
     """The loss in torch, with diffusers' own scheduler for what is mixed and what is the target."""
     latents, noise, context = (torch.tensor(x, dtype=torch.float64) for x in inputs)
     latents, noise = latents.permute(0, 3, 1, 2), noise.permute(0, 3, 1, 2)
@@ -81,7 +86,9 @@ def reference_loss(pipeline, inputs):
     scheduler = pipeline.scheduler
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-    prediction = pipeline.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, context).sample
+    prediction = pipeline.unet(
+        scheduler.add_noise(latents, noise, timesteps), timesteps, context if encoded is None else encoded
+    ).sample
     return torch.nn.functional.mse_loss(prediction, target)
 
 
@@ -130,3 +137,26 @@ def test_lora(model, pipeline, inputs, tmp_path):
         for half, name in zip(pair, ("lora_A", "lora_B"), strict=True):
             gradient = theirs[f"{key.partition('/')[2]}.{name}.default_0.weight"].numpy()
             assert np.abs(half.reshape(gradient.shape) - gradient).max() <= TOLERANCE * np.abs(gradient).max(), key
+
+
+def test_embedding(model, pipeline, inputs, tmp_path):
+    """The gradients of the vectors alone, as transformers has them; diffusers reads the file."""
+    model = copy.copy(model)
+    model.tokenizer = SimpleTokenizer()
+    trainer, step = prepared(model, "embedding", inputs, caption="a <toy>", word="<toy>", initial_word="toy", vectors=2)
+    trainer.learner.vectors.assign(np.random.default_rng(1).standard_normal((2, 16)))
+    start = ops.convert_to_numpy(trainer.learner.vectors).copy()
+    trainer.save_textual_inversion(tmp_path / "toy.safetensors")
+    pipeline = copy.copy(pipeline)
+    pipeline.tokenizer, pipeline.text_encoder = copy.deepcopy((pipeline.tokenizer, pipeline.text_encoder))
+    pipeline.load_textual_inversion(tmp_path / "toy.safetensors")
+    table = pipeline.text_encoder.get_input_embeddings().weight
+    np.testing.assert_array_equal(table[-2:].detach().numpy(), start)
+    prompt = pipeline.maybe_convert_prompt("a <toy>", pipeline.tokenizer)
+    tokens = pipeline.tokenizer([prompt] * 2, padding="max_length", return_tensors="pt").input_ids
+    np.testing.assert_array_equal(tokens, trainer.tokens)
+    reference = reference_loss(pipeline, inputs, pipeline.text_encoder(tokens)[0])
+    [gradient] = torch.autograd.grad(reference, [table])
+    assert step() == pytest.approx(float(reference), rel=TOLERANCE)
+    ours, theirs = ops.convert_to_numpy(trainer.learner.vectors), gradient[-2:].numpy()
+    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()

@@ -51,6 +51,11 @@ def project(layer, x):
     return keras.layers.Dense.call(layer, x)
 
 
+def embed(layer, tokens):
+    """Looks up the rows of an `Embedding` for integers (…,)."""
+    return keras.layers.Embedding.call(layer, tokens)
+
+
 def feed(layer, x):
     """Applies a `FeedForward` to x (b, n, c)."""
     x, gate = ops.split(layer.net_0_proj(x), 2, axis=-1)
@@ -69,7 +74,7 @@ def modulate(x, scale, shift, silu):
     return ops.silu(x) if silu else x
 
 
-DEFAULT = {function.__name__: function for function in (attend, convolve, project, feed, moments, modulate)}
+DEFAULT = {function.__name__: function for function in (attend, convolve, project, embed, feed, moments, modulate)}
 _replaced = ContextVar("replaced", default=MappingProxyType({}))
 
 

@@ -28,13 +28,13 @@ class Source(NamedTuple):
     Args:
         means: float32 (n, v, h, w, c), the mean of each image's latents.
         deviations: float32 (n, v, h, w, c), their standard deviation.
-        texts: int (n,), the row of each caption among the texts.
+        texts: For each image, the rows of its captions among the texts, a list of ints.
         conditions: float32 (n, v, height, width, 3) in [0, 1], what a ControlNet sees, or None.
     """
 
     means: np.ndarray
     deviations: np.ndarray
-    texts: np.ndarray
+    texts: list
     conditions: np.ndarray | None = None
 
 
@@ -51,6 +51,7 @@ class Examples(keras.utils.PyDataset):
             arXiv:2208.12242, section 3.2).
         conditions: What a ControlNet sees with each of `images`, a list of images; or None.
         text: "context", or "tokens" where the text encoder takes part in the training.
+        tokenizer: What makes the tokens; None takes the model's.
         size: (height, width) to which images are scaled and cut around their middle; None takes the model's.
         batch_size: Number of `images` in a batch.
         steps: Number of batches of an epoch; None takes as many as show every image once.
@@ -82,6 +83,7 @@ class Examples(keras.utils.PyDataset):
         classes=(),
         conditions=None,
         text="context",
+        tokenizer=None,
         size=None,
         batch_size=1,
         steps=None,
@@ -117,13 +119,13 @@ class Examples(keras.utils.PyDataset):
 
         size = size or (model.img_height, model.img_width)
         size = tuple(model.side(name, side) for name, side in zip(("height", "width"), size, strict=True))
-        captions = ["", *sorted({record.caption for record in (*images, *classes)})]
+        captions = ["", *sorted({caption for record in (*images, *classes) for caption in record.captions})]
         self._sources = [
             _source(model, group, shown, captions, size, flip, damaged)
             for group, shown in ((images, conditions), (classes, None))
             if group
         ]
-        self._text, self.texts = text, _encode(model, captions, text)
+        self._text, self.texts = text, _encode(model, captions, text, tokenizer)
         self._steps = arguments.whole_number("steps", steps or -(-len(self._sources[0].texts) // batch_size), 1, 10**9)
         self.epoch = 0
 
@@ -189,10 +191,11 @@ class Examples(keras.utils.PyDataset):
         epoch, position = divmod(number, len(source.texts))
         order = noise.uniform(self._seed, epoch, (len(source.texts),), ORDER + purpose)
         row = np.argsort(order, kind="stable")[position]
-        choices = noise.uniform(self._seed, number, (3,), CHOICES + purpose)
+        choices = noise.uniform(self._seed, number, (4,), CHOICES + purpose)
         timestep = int(choices[0] * len(self._alphas_cumprod))
         variant = int(self._flip and choices[1] < 0.5)
-        text = 0 if choices[2] < self._dropout else source.texts[row]
+        texts = source.texts[row]
+        text = 0 if choices[2] < self._dropout else texts[int(choices[3] * len(texts))]
         shape = source.means.shape[2:]
 
         def normal(kind, shape=shape):
@@ -221,12 +224,12 @@ def _source(model, images, conditions, captions, size, flip, damaged):
             logger.warning("%s", error)
             continue
         pixels.append(_variants(image, flip))
-        texts.append(captions.index(record.caption))
+        texts.append([captions.index(caption) for caption in record.captions])
         shown += [] if seen is None else [_variants(seen, flip)]
     if not pixels:
         raise ValueError("None of the images can be read; the log names each.")
     means, deviations = zip(*(_latents(model, image) for image in pixels), strict=True)
-    return Source(np.stack(means), np.stack(deviations), np.array(texts), np.stack(shown) if shown else None)
+    return Source(np.stack(means), np.stack(deviations), texts, np.stack(shown) if shown else None)
 
 
 def _read(record):
@@ -263,9 +266,9 @@ def _moments(encoder):
     return keras.Model(encoder.inputs, encoder.get_layer("quant_conv").output, name="moments")
 
 
-def _encode(model, captions, text):
+def _encode(model, captions, text, tokenizer):
     """Turns captions into what the trainer takes."""
     if text == "context":
         return np.concatenate([model.encode_text(caption) for caption in captions])
     shape = model.architecture.text_encoder
-    return model.tokenizer.tokenize(captions, pad_token=shape.pad_token, length=shape.length)
+    return (tokenizer or model.tokenizer).tokenize(captions, pad_token=shape.pad_token, length=shape.length)

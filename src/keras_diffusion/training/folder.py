@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from keras_diffusion import arguments
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TABLES = {  # file of captions → its rows as dicts
     "metadata.jsonl": lambda file: (json.loads(line) for line in file if line.strip()),
@@ -19,10 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
-    """An image's path and its caption."""
+    """Holds an image's path and its caption, or several captions, of which each example takes one."""
 
     path: Path
-    caption: str
+    caption: str | tuple[str, ...]
+
+    @property
+    def captions(self):
+        return (self.caption,) if isinstance(self.caption, str) else self.caption
 
 
 def records(folder, caption=None):
@@ -33,7 +39,7 @@ def records(folder, caption=None):
 
     Args:
         folder: The folder, with PNG, JPEG or WebP files.
-        caption: The caption of images that have none of their own.
+        caption: The caption of images that have none of their own; of a list, each example takes one at random.
 
     Returns:
         A list of `Record`, sorted by path.
@@ -46,7 +52,7 @@ def records(folder, caption=None):
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"`folder` must be a path to a folder of images. Received: folder={folder!r:.200}")
     if not isinstance(caption, str | None):
-        raise TypeError(f"`caption` must be a str, or None. Received: caption={caption!r:.200}")
+        caption = tuple(arguments.texts("caption", caption))
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"`folder` must be a folder of images. Received: folder={str(folder)!r:.200}")

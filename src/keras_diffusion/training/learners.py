@@ -22,6 +22,7 @@ class Learner(keras.layers.Layer):
 
     Attributes:
         model: The `StableDiffusion`.
+        tokenizer: The tokenizer of the captions.
         text: What the learner takes of captions, "context" or "tokens".
         learning_rate: A rate that suits it.
     """
@@ -42,7 +43,7 @@ class Learner(keras.layers.Layer):
                 "Models of Stable Diffusion 1 and 2 can be trained. SDXL cannot yet: a step would lack its "
                 f"pooled vector and size ids. Received: a model of {shape.name!r}"
             )
-        self.model = model
+        self.model, self.tokenizer = model, model.tokenizer
         for network in self.networks():
             network.trainable = False
 
@@ -53,6 +54,9 @@ class Learner(keras.layers.Layer):
     def encode(self, tokens):
         """Turns tokens (b, n) into a context (b, n, width)."""
         return self.model.text_encoder([tokens, ops.arange(tokens.shape[1], dtype="int32")[None]])
+
+    def require_captions(self, images):
+        """Raises an error if it cannot learn from the captions of `images`, a list of `folder.Record`."""
 
     def predict(self, latent, timestep, context, inputs):
         """Predicts from what the diffusion model takes; `inputs` holds everything."""

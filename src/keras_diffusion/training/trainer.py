@@ -1,6 +1,5 @@
 """Trains a model: `compile` and `fit`, as any Keras model."""
 
-import logging
 import math
 
 import keras
@@ -10,15 +9,13 @@ from keras_diffusion.engines import choice
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.training import losses
 from keras_diffusion.training.dataset import Examples
+from keras_diffusion.training.embedding import Embedding
+from keras_diffusion.training.folder import records
 from keras_diffusion.training.learners import WholeModel
 from keras_diffusion.training.lora import Lora
 
-LEARNERS = {"lora": Lora, "diffusion_model": WholeModel}
-LARGEST_RATE = 0.1  # more, and no training of a diffusion model has been seen to learn
+LEARNERS = {"lora": Lora, "diffusion_model": WholeModel, "embedding": Embedding}
 NEVER = 2**31 - 1  # steps after which a loss scale would grow
-
-
-logger = logging.getLogger(__name__)
 
 
 class Trainer(keras.Model):
@@ -29,8 +26,8 @@ class Trainer(keras.Model):
 
     Args:
         model: The `StableDiffusion`.
-        train: What to train: "lora" or "diffusion_model".
-        **options: Arguments of the `Lora` or `WholeModel`.
+        train: What to train: "lora", "diffusion_model" or "embedding".
+        **options: Arguments of the `Lora`, `WholeModel` or `Embedding`.
 
     Call arguments:
         inputs: A dict: "latent" (b, h, w, c), noisy; "timestep_embedding" (b, frequencies); "context" (b, n, width), or
@@ -69,7 +66,10 @@ class Trainer(keras.Model):
 
     def examples(self, folder, caption=None, **options):
         """Reads a folder of images and captions, see `Examples.from_folder`, for what is trained."""
-        return Examples.from_folder(self.learner.model, folder, caption, text=self.learner.text, **options)
+        learner = self.learner
+        learner.require_captions(records(folder, caption))
+        options = {"text": learner.text, "tokenizer": learner.tokenizer, **options}
+        return Examples.from_folder(learner.model, folder, caption, **options)
 
     def compile(self, optimizer=None, jit_compile="auto", **options):
         """Sets the optimiser.
@@ -132,6 +132,20 @@ class Trainer(keras.Model):
         """
         self._learned(Lora).save(path, format, metadata, dtype)
 
+    def save_textual_inversion(self, path, format="diffusers"):
+        """Writes the embedding that was learned.
+
+        Args:
+            path: A new .safetensors file.
+            format: "diffusers", which holds the word; or "webui" (A1111, Forge, ComfyUI), where the file's name is the
+                word. `load_textual_inversion` reads both.
+
+        Raises:
+            FileExistsError: If there is something at `path`.
+            ValueError: If an argument is wrong, a value is not finite, or something else was trained.
+        """
+        self._learned(Embedding).save(path, format)
+
     def _learned(self, kind):
         if not isinstance(self.learner, kind):
             name = next(name for name, cls in LEARNERS.items() if cls is kind)
@@ -166,27 +180,3 @@ class Watch(keras.callbacks.Callback):
                 f"The loss of step {batch + 1} is not finite, so nothing was changed by it. Lower the learning rate, "
                 f"or use dtype='float32' or 'mixed_bfloat16'. Received: loss={loss}"
             )
-
-
-def train_lora(model, folder, caption, learning_rate, verbose, callbacks, examples, **options):
-    """Trains a LoRA and puts it into the model, see `StableDiffusion.train_lora`.
-
-    Args:
-        model: The `StableDiffusion`.
-        folder: See there, as for `caption`, `learning_rate`, `verbose` and `callbacks`.
-        examples: Options of `Examples`.
-        **options: Arguments of the `Lora`.
-
-    Returns:
-        The `Trainer`.
-    """
-    learning_rate = check.number("learning_rate", learning_rate, 1e-9, LARGEST_RATE)
-    trainer = Trainer(model, "lora", **options)
-    batches = trainer.examples(folder, caption, **examples)
-    trainer.compile(default_optimizer(learning_rate))
-    try:
-        trainer.fit(batches, verbose=verbose, callbacks=list(callbacks))
-    except KeyboardInterrupt:
-        logger.warning("The training was stopped after step %d; what was learned until then is kept.", trainer.step)
-    trainer.update_model()
-    return trainer

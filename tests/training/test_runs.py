@@ -1,0 +1,54 @@
+"""Training in one call, of every kind: from a folder to a model that draws what it learned."""
+
+import copy
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_diffusion import SimpleTokenizer, StableDiffusion
+from keras_diffusion.engines.choice import compiles_always
+from keras_diffusion.training.trainer import Trainer
+
+from ..golden import lora
+
+pytestmark = pytest.mark.backend
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch):
+    """Has every step run as it stands where that is possible: to trace one takes longer than two steps."""
+    compile = Trainer.compile
+    monkeypatch.setattr(
+        Trainer, "compile", lambda self, *given: compile(self, *given, run_eagerly=not compiles_always())
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return StableDiffusion(preset=lora.ARCHITECTURE, img_height=16, img_width=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images")
+    for i in range(2):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype="uint8")).save(path / f"{i}.png")
+    return path
+
+
+def test_textual_inversion(model, folder, tmp_path):
+    model = copy.copy(model)
+    model.tokenizer = SimpleTokenizer()
+    options = {"steps": 2, "learning_rate": 1e-2, "verbose": 0}
+    trainer = model.train_textual_inversion(folder, "<toy>", "toy", vectors=2, **options)
+    assert trainer.step == 2
+    assert len(trainer.trainable_variables) == 1
+    toy, word = model.encode_text(["toy toy", "<toy>"])
+    assert np.abs(toy - word).max() > 1e-3
+    with pytest.raises(ValueError, match="is token"):
+        model.train_textual_inversion(folder, "<toy>", "toy")
+    with pytest.raises(ValueError, match="`learning_rate` must be a number from"):
+        model.train_lora(folder, "a toy", learning_rate=1)
+    with pytest.raises(ValueError, match="Only train='lora'"):
+        trainer.save_lora(tmp_path / "toy.safetensors")
