@@ -120,3 +120,54 @@ class Learning:
         fit = {"verbose": verbose, "callbacks": callbacks}
         options = {"word": word, "initial_word": initial_word, "vectors": vectors}
         return train_textual_inversion(self, folder, caption, examples, fit, learning_rate, **options)
+
+    def train_controlnet(
+        self,
+        folder: Folder,
+        condition_folder: Folder,
+        caption: str | Sequence[str] | None = None,
+        controlnet: Any = None,
+        steps: int = 6000,
+        batch_size: int = 4,
+        learning_rate: float = 1e-5,
+        seed: int = 0,
+        verbose: str | int = "auto",
+        callbacks: Sequence[Any] = (),
+        **examples: Any,
+    ) -> Any:
+        """Trains a ControlNet, which makes the model follow images such as edges, depths or poses.
+
+        Steps, batch size and learning rate are those of diffusers' ControlNet script. The weights of the model stay as
+        they are. Ctrl-C stops the training and keeps what was learned.
+
+        Args:
+            folder: A folder of images, see `train_lora`.
+            condition_folder: A folder with what the ControlNet sees, an image of the same name for each image.
+            caption: The caption of images that have none, see `train_lora`.
+            controlnet: The `ControlNet` to train further; None begins with a copy of the diffusion model's layers.
+            steps: Number of steps.
+            batch_size: Number of images in a step.
+            learning_rate: The learning rate of AdamW.
+            seed: Where all random numbers come from.
+            verbose: 0 shows no progress bar.
+            callbacks: Callbacks of Keras.
+            **examples: Options of `training.Examples`, such as `caption_dropout=0.5`.
+
+        Returns:
+            The `training.Trainer`, with the attribute `controlnet`, and `save_controlnet`.
+
+        Raises:
+            TypeError, ValueError: If an argument is wrong, an image has no counterpart or cannot be read.
+            NumericalError: If the loss is not finite.
+
+        Example:
+            trainer = model.train_controlnet("photos", "edges", "a bird")
+            model.text_to_image("a bird", control=(trainer.controlnet, "edges.png"))
+            trainer.save_controlnet("edges-controlnet")
+        """
+        from keras_diffusion.training.runs import train_controlnet
+
+        sources = {"condition_folder": condition_folder, "steps": steps, "batch_size": batch_size, "seed": seed}
+        fit = {"verbose": verbose, "callbacks": callbacks}
+        options = {"controlnet": controlnet, "seed": seed}
+        return train_controlnet(self, folder, caption, {**sources, **examples}, fit, learning_rate, **options)

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_diffusion import SimpleTokenizer, StableDiffusion
 from keras_diffusion.checkpoints.mapping import loading
+from keras_diffusion.checkpoints.mapping.names import controlnet as controlnet_rows
 from keras_diffusion.checkpoints.mapping.names import rows
 from keras_diffusion.engines.choice import compiles_always
 from keras_diffusion.networks.diffusion_model import timestep_embedding
@@ -19,7 +20,7 @@ from keras_diffusion.training.trainer import Trainer
 from ..golden import lora
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
 
@@ -42,11 +43,9 @@ def model(request):
 @pytest.fixture(scope="module")
 def pipeline(model, tmp_path_factory):
     """diffusers' pipeline of the same weights, in float64."""
-    from diffusers import StableDiffusionPipeline
-
     path = tmp_path_factory.mktemp("models") / "model"
     model.save_to_preset(path)
-    return StableDiffusionPipeline.from_pretrained(path, safety_checker=None).to(torch.float64)
+    return diffusers.StableDiffusionPipeline.from_pretrained(path, safety_checker=None).to(torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def inputs(model):
     return latents, noise, context
 
 
-def prepared(model, train, inputs, caption=None, **options):
+def prepared(model, train, inputs, caption=None, image=None, **options):
     """A trainer, and a function that takes one step, puts gradients in the place of variables, and returns the loss."""
     latents, noise, context = inputs
     trainer = Trainer(model, train, **options)
@@ -68,6 +67,8 @@ def prepared(model, train, inputs, caption=None, **options):
         "timestep_embedding": timestep_embedding(TIMESTEPS, model.architecture.diffusion_model.frequencies),
         "context": context,
     }
+    if image is not None:
+        x["image"] = image.astype("float32")
     if caption:
         pad = model.architecture.text_encoder.pad_token
         trainer.tokens = x["tokens"] = trainer.learner.tokenizer.tokenize([caption] * 2, pad_token=pad)
@@ -78,41 +79,67 @@ def prepared(model, train, inputs, caption=None, **options):
     )
 
 
-def reference_loss(pipeline, inputs, encoded=None):
+def reference_loss(pipeline, inputs, encoded=None, controlnet=None, image=None):
     """The loss in torch, with diffusers' own scheduler for what is mixed and what is the target."""
     latents, noise, context = (torch.tensor(x, dtype=torch.float64) for x in inputs)
+    context = context if encoded is None else encoded
     latents, noise = latents.permute(0, 3, 1, 2), noise.permute(0, 3, 1, 2)
     timesteps = torch.tensor(TIMESTEPS)
     scheduler = pipeline.scheduler
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-    prediction = pipeline.unet(
-        scheduler.add_noise(latents, noise, timesteps), timesteps, context if encoded is None else encoded
-    ).sample
+    noisy, residuals = scheduler.add_noise(latents, noise, timesteps), {}
+    if controlnet:
+        down, middle = controlnet(noisy, timesteps, context, torch.tensor(image).permute(0, 3, 1, 2), return_dict=False)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    prediction = pipeline.unet(noisy, timesteps, context, **residuals).sample
     return torch.nn.functional.mse_loss(prediction, target)
 
 
-def test_whole_model(model, pipeline, inputs):
-    before = [np.array(ops.convert_to_numpy(v)) for v in model.diffusion_model.variables]
-    _, step = prepared(model, "diffusion_model", inputs)
-    try:
-        loss = step()
-        ours = {
-            target.name: loading.stored(ops.convert_to_numpy(target.variable), target.layout)
-            for target in loading.targets(model.diffusion_model, rows("diffusion_model", model.architecture))
-        }
-    finally:
-        for variable, value in zip(model.diffusion_model.variables, before, strict=True):
-            variable.assign(value)
-    reference = reference_loss(pipeline, inputs)
-    parameters = dict(pipeline.unet.named_parameters())
-    theirs = dict(zip(parameters, torch.autograd.grad(reference, parameters.values()), strict=True))
-    assert loss == pytest.approx(float(reference), rel=TOLERANCE)
+def require_equal(network, rows, theirs):
+    """Compares what stands in the place of every variable with torch's gradients, by name."""
+    ours = {
+        target.name: loading.stored(ops.convert_to_numpy(target.variable), target.layout)
+        for target in loading.targets(network, rows)
+    }
     assert ours.keys() == theirs.keys()
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     for name, gradient in theirs.items():
         error = np.abs(ours[name].reshape(gradient.shape) - gradient.numpy()).max()
         assert error <= TOLERANCE * max(float(gradient.abs().max()), 1e-3 * largest), name
+
+
+def gradients(loss, module):
+    parameters = dict(module.named_parameters())
+    return dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True))
+
+
+def test_whole_model(model, pipeline, inputs):
+    before = [np.array(ops.convert_to_numpy(v)) for v in model.diffusion_model.variables]
+    _, step = prepared(model, "diffusion_model", inputs)
+    reference = reference_loss(pipeline, inputs)
+    try:
+        assert step() == pytest.approx(float(reference), rel=TOLERANCE)
+        names = rows("diffusion_model", model.architecture)
+        require_equal(model.diffusion_model, names, gradients(reference, pipeline.unet))
+    finally:
+        for variable, value in zip(model.diffusion_model.variables, before, strict=True):
+            variable.assign(value)
+
+
+def test_controlnet(model, pipeline, inputs, tmp_path):
+    """Every weight, none of which is zero; the folder brings them to diffusers."""
+    image = np.random.default_rng(2).random((2, 32, 32, 3))
+    trainer, step = prepared(model, "controlnet", inputs, image=image)
+    generator = np.random.default_rng(1)
+    for variable in trainer.trainable_variables:
+        variable.assign(variable + generator.standard_normal(variable.shape) / 10)
+    trainer.save_controlnet(tmp_path / "controlnet")
+    controlnet = diffusers.ControlNetModel.from_pretrained(tmp_path / "controlnet").to(torch.float64)
+    reference = reference_loss(pipeline, inputs, controlnet=controlnet, image=image)
+    assert step() == pytest.approx(float(reference), rel=TOLERANCE)
+    names = controlnet_rows(trainer.controlnet.architecture, trainer.controlnet.get_config()["conditioning"])
+    require_equal(trainer.controlnet, names, gradients(reference, controlnet))
 
 
 def test_lora(model, pipeline, inputs, tmp_path):

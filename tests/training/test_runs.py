@@ -4,10 +4,12 @@ import copy
 
 import numpy as np
 import pytest
+from keras import ops
 from PIL import Image
 
 from keras_diffusion import SimpleTokenizer, StableDiffusion
 from keras_diffusion.engines.choice import compiles_always
+from keras_diffusion.training.controlnet import copied
 from keras_diffusion.training.trainer import Trainer
 
 from ..golden import lora
@@ -52,3 +54,30 @@ def test_textual_inversion(model, folder, tmp_path):
         model.train_lora(folder, "a toy", learning_rate=1)
     with pytest.raises(ValueError, match="Only train='lora'"):
         trainer.save_lora(tmp_path / "toy.safetensors")
+
+
+def test_controlnet(model, folder, tmp_path):
+    draw = {"num_steps": 2, "seed": 0, "output": "latents", "verbose": 0}
+    plain = model.text_to_image("a toy", **draw)
+    options = {"steps": 2, "batch_size": 1, "learning_rate": 1e-2, "verbose": 0}
+    start = copied(model.diffusion_model, seed=3)
+    image = folder / "0.png"
+    np.testing.assert_array_equal(model.text_to_image("a toy", control=(start, image), **draw), plain)
+
+    trainer = model.train_controlnet(folder, folder, "a toy", start, **options)
+    steered = model.text_to_image("a toy", control=(trainer.controlnet, image), **draw)
+    assert np.abs(steered - plain).max() > 1e-3
+    trainer.save_controlnet(tmp_path / "trained")
+    loaded = model.load_controlnet(tmp_path / "trained")
+    for ours, theirs in zip(trainer.controlnet.variables, loaded.variables, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(ours), ops.convert_to_numpy(theirs))
+
+
+def test_what_a_controlnet_needs(model, folder, tmp_path):
+    (tmp_path / "0.png").write_bytes((folder / "0.png").read_bytes())
+    with pytest.raises(ValueError, match=r"without those of 1\.png"):
+        model.train_controlnet(folder, tmp_path, "a toy")
+    with pytest.raises(ValueError, match="nothing else does"):
+        model.train_lora(folder, "a toy", condition_folder=folder)
+    with pytest.raises(TypeError, match="`controlnet` must be a ControlNet"):
+        model.train_controlnet(folder, folder, "a toy", model.diffusion_model)

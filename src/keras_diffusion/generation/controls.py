@@ -70,13 +70,7 @@ def _control(name, entry, batch_size, size, diffusion_model):
     if not (isinstance(entry, tuple) and 2 <= len(entry) <= len(Control._fields)):
         raise TypeError(f"`{name}` must be a tuple ({', '.join(Control._fields)}). Received: {name}={shorten(entry)}")
     network, image, scale, start, end = Control(*entry)
-    if not isinstance(network, ControlNet):
-        raise TypeError(
-            f"`{name}` must begin with a ControlNet; load one with `load_controlnet`. Received: {shorten(network)}"
-        )
-    ours, theirs = _fitting(diffusion_model), _fitting(network)
-    if ours != theirs:
-        raise ValueError(f"`{name}` must be a ControlNet for this model, with {ours}. Received: one with {theirs}")
+    require_fitting(f"{name}.network", network, diffusion_model)
     image = read_images(f"{name}.image", image)
     if image.shape[1:3] != tuple(size) or len(image) not in (1, batch_size):
         count = f"1 or {batch_size}" if batch_size > 1 else "1"
@@ -87,6 +81,15 @@ def _control(name, entry, batch_size, size, diffusion_model):
     start, end = interval(name, (start, end))
     image = np.broadcast_to(image / np.float32(255), (batch_size, *image.shape[1:]))
     return Control(network, image, number(f"{name}.scale", scale, -100, 100), start, end)
+
+
+def require_fitting(name, network, diffusion_model):
+    """Raises an error unless a network is a `ControlNet` for a diffusion model."""
+    if not isinstance(network, ControlNet):
+        raise TypeError(f"`{name}` must be a ControlNet; load one with `load_controlnet`. Received: {shorten(network)}")
+    ours, theirs = _fitting(diffusion_model), _fitting(network)
+    if ours != theirs:
+        raise ValueError(f"`{name}` must be a ControlNet for this model, with {ours}. Received: one with {theirs}")
 
 
 def _fitting(network):

@@ -12,7 +12,7 @@ from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.schedules import noise_schedule
 from keras_diffusion.training import losses
-from keras_diffusion.training.folder import Record, records
+from keras_diffusion.training.folder import Record, counterparts, records
 
 ORDER, CHOICES, POSTERIOR, NOISE, OFFSET, PERTURBATION = range(1, 7)  # purposes of random numbers, see `noise.uniform`
 CLASSES = 16  # added to them for class images
@@ -114,6 +114,8 @@ class Examples(keras.utils.PyDataset):
         arguments.choice("damaged", damaged, DAMAGED)
         if snr_gamma is not None:
             arguments.number("snr_gamma", snr_gamma, 1e-3, 1e6)
+        if conditions is not None and classes:
+            raise ValueError("A ControlNet is trained without class images. Received: `conditions` and `classes`")
         if conditions is not None and len(conditions) != len(images):
             raise ValueError(f"Give one condition for each of {len(images)} images. Received: {len(conditions)}")
 
@@ -140,8 +142,10 @@ class Examples(keras.utils.PyDataset):
             self._weights = losses.min_snr_weights(self._prediction_type, self._alphas_cumprod, snr_gamma, snr_floor)
 
     @classmethod
-    def from_folder(cls, model, folder, caption=None, class_folder=None, class_caption=None, **options):
-        """Reads the images and captions of a folder, see `folder.records`, and of one with class images.
+    def from_folder(
+        cls, model, folder, caption=None, class_folder=None, class_caption=None, condition_folder=None, **options
+    ):
+        """Reads the images and captions of a folder, see `folder.records`, and of those that go with it.
 
         Args:
             model: The `StableDiffusion`.
@@ -149,10 +153,13 @@ class Examples(keras.utils.PyDataset):
             caption: The caption of images that have none of their own.
             class_folder: A folder of class images, or None.
             class_caption: Their caption.
+            condition_folder: A folder with what a ControlNet sees, an image of the same name for each image; or None.
             **options: Arguments of the class.
         """
         classes = records(class_folder, class_caption) if class_folder is not None else ()
-        return cls(model, records(folder, caption), classes, **options)
+        images = records(folder, caption)
+        conditions = counterparts(images, condition_folder) if condition_folder is not None else None
+        return cls(model, images, classes, conditions, **options)
 
     @property
     def num_batches(self):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keras_diffusion import arguments
+from keras_diffusion.system.paths import absolute
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TABLES = {  # file of captions → its rows as dicts
@@ -75,6 +76,25 @@ def records(folder, caption=None):
             f"`caption` for all. Received: {len(bare)} images without a caption, {', '.join(bare)[:200]}"
         )
     return [Record(path, captions[path]) for path in sorted(captions)]
+
+
+def counterparts(images, folder):
+    """Finds the image of the same name in another folder, such as "edges/dog.png", for each of a list of `Record`.
+
+    Returns:
+        A list of paths.
+
+    Raises:
+        ValueError: If there is no such folder, or an image has no counterpart.
+    """
+    folder = absolute(folder, "condition_folder")
+    there = {path.stem: path for path in sorted(folder.glob("*")) if path.suffix.lower() in SUFFIXES}
+    if missing := [record.path.name for record in images if record.path.stem not in there]:
+        raise ValueError(
+            "`condition_folder` must hold an image of the same name for each image. "
+            f"Received: {str(folder)!r:.200} without those of {', '.join(missing):.200}"
+        )
+    return [there[record.path.stem] for record in images]
 
 
 def _table(folder, name):

@@ -24,10 +24,12 @@ class Learner(keras.layers.Layer):
         model: The `StableDiffusion`.
         tokenizer: The tokenizer of the captions.
         text: What the learner takes of captions, "context" or "tokens".
+        conditioned: Whether it takes an image with each example, as a ControlNet.
         learning_rate: A rate that suits it.
     """
 
     text = "context"
+    conditioned = False
     learning_rate = 1e-4
 
     def __init__(self, model):
@@ -99,9 +101,14 @@ class WholeModel(Learner):
             )
         self.trained = self.networks()
         for network in self.trained:
-            if "float16" in (stored := network.variables[0].dtype):
-                raise ValueError(
-                    "Weights in half precision cannot be trained, as small steps round to nothing; build the model "
-                    f"with dtype='float32' or 'mixed_{stored}'. Received: weights in {stored}"
-                )
+            require_full_precision(network)
             network.trainable = True
+
+
+def require_full_precision(network):
+    """Raises an error if the weights of a network are stored in half precision."""
+    if "float16" in (stored := network.variables[0].dtype):
+        raise ValueError(
+            "Weights in half precision cannot be trained, as small steps round to nothing; build the model "
+            f"with dtype='float32' or 'mixed_{stored}'. Received: weights in {stored}"
+        )

@@ -34,6 +34,11 @@ def train_textual_inversion(model, folder, caption, examples, fit, learning_rate
     return _run(trainer, folder, caption, examples, fit, learning_rate)
 
 
+def train_controlnet(model, folder, caption, examples, fit, learning_rate, **options):
+    """Trains a ControlNet, see `StableDiffusion.train_controlnet`."""
+    return _run(Trainer(model, "controlnet", **options), folder, caption, examples, fit, learning_rate)
+
+
 def _run(trainer, folder, caption, examples, fit, learning_rate):
     """Trains until the end, or until Ctrl-C."""
     learning_rate = arguments.number("learning_rate", learning_rate, 1e-9, LARGEST_RATE)

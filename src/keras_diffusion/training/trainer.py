@@ -8,13 +8,14 @@ from keras_diffusion import arguments as check
 from keras_diffusion.engines import choice
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.training import losses
+from keras_diffusion.training.controlnet import TrainedControlNet
 from keras_diffusion.training.dataset import Examples
 from keras_diffusion.training.embedding import Embedding
 from keras_diffusion.training.folder import records
 from keras_diffusion.training.learners import WholeModel
 from keras_diffusion.training.lora import Lora
 
-LEARNERS = {"lora": Lora, "diffusion_model": WholeModel, "embedding": Embedding}
+LEARNERS = {"lora": Lora, "diffusion_model": WholeModel, "embedding": Embedding, "controlnet": TrainedControlNet}
 NEVER = 2**31 - 1  # steps after which a loss scale would grow
 
 
@@ -26,12 +27,12 @@ class Trainer(keras.Model):
 
     Args:
         model: The `StableDiffusion`.
-        train: What to train: "lora", "diffusion_model" or "embedding".
-        **options: Arguments of the `Lora`, `WholeModel` or `Embedding`.
+        train: What to train: "lora", "diffusion_model", "embedding" or "controlnet".
+        **options: Arguments of the `Lora`, `WholeModel`, `Embedding` or `TrainedControlNet`.
 
     Call arguments:
         inputs: A dict: "latent" (b, h, w, c), noisy; "timestep_embedding" (b, frequencies); "context" (b, n, width), or
-            "tokens" (b, n) where the text encoder is trained.
+            "tokens" (b, n) where the text encoder is trained; "image" (b, height, width, 3) for a ControlNet.
 
     Returns:
         The prediction (b, h, w, c).
@@ -64,12 +65,17 @@ class Trainer(keras.Model):
         """The trained variables, and the frozen ones that a step computes with."""
         return [*super().variables, *self._frozen]
 
-    def examples(self, folder, caption=None, **options):
+    def examples(self, folder, caption=None, condition_folder=None, **options):
         """Reads a folder of images and captions, see `Examples.from_folder`, for what is trained."""
         learner = self.learner
+        if learner.conditioned != (condition_folder is not None):
+            raise ValueError(
+                "A ControlNet takes a `condition_folder`, nothing else does. "
+                f"Received: {condition_folder=!r:.200} for a {type(learner).__name__}"
+            )
         learner.require_captions(records(folder, caption))
         options = {"text": learner.text, "tokenizer": learner.tokenizer, **options}
-        return Examples.from_folder(learner.model, folder, caption, **options)
+        return Examples.from_folder(learner.model, folder, caption, condition_folder=condition_folder, **options)
 
     def compile(self, optimizer=None, jit_compile="auto", **options):
         """Sets the optimiser.
@@ -145,6 +151,24 @@ class Trainer(keras.Model):
             ValueError: If an argument is wrong, a value is not finite, or something else was trained.
         """
         self._learned(Embedding).save(path, format)
+
+    @property
+    def controlnet(self):
+        """The `ControlNet` that is trained, for the `control` of a call."""
+        return self._learned(TrainedControlNet).controlnet
+
+    def save_controlnet(self, path, dtype="float32"):
+        """Writes the ControlNet that was trained as a folder of diffusers, which `load_controlnet` reads too.
+
+        Args:
+            path: The folder; it must not exist yet.
+            dtype: What the weights are stored in, "float32", "float16" or "bfloat16".
+
+        Raises:
+            FileExistsError: If there is something at `path`.
+            ValueError: If an argument is wrong, a value is not finite, or something else was trained.
+        """
+        self._learned(TrainedControlNet).save(path, dtype)
 
     def _learned(self, kind):
         if not isinstance(self.learner, kind):

@@ -130,7 +130,8 @@ def save(path, word, vectors, format="diffusers"):
         path: A new .safetensors file.
         word: The word, such as "<cat-toy>".
         vectors: float32 (n, width).
-        format: "diffusers", which holds the word; or "webui" (A1111, Forge, ComfyUI), where the file's name is the word.
+        format: "diffusers", which holds the word; or "webui" (A1111, Forge, ComfyUI), where the file is called as the
+            word.
 
     Raises:
         FileExistsError: If there is something at `path`.
