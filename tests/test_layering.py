@@ -94,6 +94,7 @@ TESTED_BY = {
     "generation.texts": "test_sdxl.py",
     "checkpoints.adapters.lora_writer": "training/test_lora.py",
     "learning": "training/test_runs.py",
+    "training.class_images": "training/test_runs.py",
     "training.controlnet": "training/test_runs.py",
     "training.learners": "training/test_trainer.py",
     "engines.jax": "engines/test_engine.py",

@@ -5,18 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 Folder = str | os.PathLike[str]
+Captions = str | Sequence[str] | None
 
 
 class Learning:
     """Trains a `StableDiffusion` on a folder of images, and draws with what was learned from then on.
 
-    Ctrl-C stops a training and keeps what was learned.
+    Steps and learning rates are those of diffusers' training scripts. Ctrl-C stops a training and keeps what was
+    learned until then.
     """
 
     def train_lora(
         self,
         folder: Folder,
-        caption: str | Sequence[str] | None = None,
+        caption: Captions = None,
         steps: int = 800,
         rank: int = 8,
         batch_size: int = 1,
@@ -27,10 +29,7 @@ class Learning:
         callbacks: Sequence[Any] = (),
         **examples: Any,
     ) -> Any:
-        """Trains a LoRA on a folder of images, and draws with it from then on.
-
-        Steps and learning rate are those of diffusers' DreamBooth and LoRA scripts. Ctrl-C stops the training and keeps
-        what was learned.
+        """Trains a LoRA, a small file of changes to the weights.
 
         Args:
             folder: A folder of PNG, JPEG or WebP files. The caption of "dog.png" is the text of "dog.txt" beside it, or
@@ -59,19 +58,16 @@ class Learning:
             model.text_to_image("a photo of sks dog on the moon")
             trainer.save_lora("dog.safetensors")
         """
-        from keras_diffusion.training.runs import train_lora  # training imports the modules below this one
-
-        examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
-        fit = {"verbose": verbose, "callbacks": callbacks}
         options = {"rank": rank, "text_encoder": text_encoder, "seed": seed}
-        return train_lora(self, folder, caption, examples, fit, learning_rate, **options)
+        examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
+        return self._train("lora", folder, caption, examples, learning_rate, verbose, callbacks, **options)
 
     def train_textual_inversion(
         self,
         folder: Folder,
         word: str,
         initial_word: str,
-        caption: str | Sequence[str] | None = None,
+        caption: Captions = None,
         vectors: int = 1,
         steps: int = 3000,
         batch_size: int = 1,
@@ -81,17 +77,14 @@ class Learning:
         callbacks: Sequence[Any] = (),
         **examples: Any,
     ) -> Any:
-        """Trains an embedding, the vectors of a new word, and draws with the word from then on.
-
-        Steps and learning rate are those of diffusers' textual inversion script. The weights of the model stay as they
-        are. Ctrl-C stops the training and keeps what was learned.
+        """Trains an embedding, the vectors of a new word; the weights of the model stay as they are.
 
         Args:
             folder: A folder of images, see `train_lora`. Captions in it must contain the word.
             word: The new word, such as "<cat-toy>".
             initial_word: A word that says roughly the same, such as "toy", where the vectors start.
-            caption: The caption of images that have none, or a list of captions, of which each example takes one.
-                None takes "a photo of a <cat-toy>", "a rendering of a <cat-toy>" and so on.
+            caption: The caption of images that have none, see `train_lora`. None takes "a photo of a <cat-toy>",
+                "a rendering of a <cat-toy>" and so on.
             vectors: Number of vectors of the word, each of which takes the place of one token in a prompt.
             steps: Number of steps.
             batch_size: Number of images in a step.
@@ -114,18 +107,15 @@ class Learning:
             model.text_to_image("a <cat-toy> on the moon")
             trainer.save_textual_inversion("cat-toy.safetensors")
         """
-        from keras_diffusion.training.runs import train_textual_inversion
-
-        examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
-        fit = {"verbose": verbose, "callbacks": callbacks}
         options = {"word": word, "initial_word": initial_word, "vectors": vectors}
-        return train_textual_inversion(self, folder, caption, examples, fit, learning_rate, **options)
+        examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
+        return self._train("embedding", folder, caption, examples, learning_rate, verbose, callbacks, **options)
 
     def train_controlnet(
         self,
         folder: Folder,
         condition_folder: Folder,
-        caption: str | Sequence[str] | None = None,
+        caption: Captions = None,
         controlnet: Any = None,
         steps: int = 6000,
         batch_size: int = 4,
@@ -135,10 +125,7 @@ class Learning:
         callbacks: Sequence[Any] = (),
         **examples: Any,
     ) -> Any:
-        """Trains a ControlNet, which makes the model follow images such as edges, depths or poses.
-
-        Steps, batch size and learning rate are those of diffusers' ControlNet script. The weights of the model stay as
-        they are. Ctrl-C stops the training and keeps what was learned.
+        """Trains a ControlNet, which makes the model follow images such as edges; its own weights stay as they are.
 
         Args:
             folder: A folder of images, see `train_lora`.
@@ -158,16 +145,76 @@ class Learning:
 
         Raises:
             TypeError, ValueError: If an argument is wrong, an image has no counterpart or cannot be read.
-            NumericalError: If the loss is not finite.
+            NumericalError: If the loss is not finite. The ControlNet is as before the step.
 
         Example:
             trainer = model.train_controlnet("photos", "edges", "a bird")
             model.text_to_image("a bird", control=(trainer.controlnet, "edges.png"))
             trainer.save_controlnet("edges-controlnet")
         """
-        from keras_diffusion.training.runs import train_controlnet
-
-        sources = {"condition_folder": condition_folder, "steps": steps, "batch_size": batch_size, "seed": seed}
-        fit = {"verbose": verbose, "callbacks": callbacks}
         options = {"controlnet": controlnet, "seed": seed}
-        return train_controlnet(self, folder, caption, {**sources, **examples}, fit, learning_rate, **options)
+        examples = {
+            "condition_folder": condition_folder, "steps": steps, "batch_size": batch_size, "seed": seed, **examples,
+        }  # fmt: skip
+        return self._train("controlnet", folder, caption, examples, learning_rate, verbose, callbacks, **options)
+
+    def train_diffusion_model(
+        self,
+        folder: Folder,
+        caption: Captions = None,
+        class_caption: str | None = None,
+        steps: int = 800,
+        batch_size: int = 1,
+        learning_rate: float = 5e-6,
+        text_encoder: bool = False,
+        ema: float | None = None,
+        seed: int = 0,
+        verbose: str | int = "auto",
+        callbacks: Sequence[Any] = (),
+        **examples: Any,
+    ) -> Any:
+        """Trains every weight of the diffusion model.
+
+        With `class_caption` this is DreamBooth (Ruiz et al. 2023, arXiv:2208.12242): half of each batch are images of
+        the class, such as other dogs, so that the model does not forget them.
+
+        Args:
+            folder: A folder of images, see `train_lora`.
+            caption: The caption of images that have none, such as "a photo of sks dog", see `train_lora`.
+            class_caption: The caption of class images, such as "a photo of a dog"; None takes none.
+            steps: Number of steps.
+            batch_size: Number of images in a step, beside as many class images.
+            learning_rate: The learning rate of AdamW.
+            text_encoder: Whether to train the text encoder too.
+            ema: The largest momentum of moving averages of the weights, such as 0.9999, which take the place of the
+                weights at the end; None has no averages.
+            seed: Where all random numbers come from.
+            verbose: 0 shows no progress bar.
+            callbacks: Callbacks of Keras.
+            **examples: Options of `training.Examples`, such as `snr_gamma=5`, and two for class images: `class_folder`,
+                where they are (FOLDER-class by default), and `class_images`, how many there shall be (100 by default).
+                The model draws those that are missing.
+
+        Returns:
+            The `training.Trainer`. `save_to_preset` and `export_checkpoint` save the model.
+
+        Raises:
+            TypeError, ValueError: If an argument is wrong, or an image cannot be read; it is named.
+            NumericalError: If the loss is not finite. The weights are as before the step.
+
+        Example:
+            model.train_diffusion_model("photos", "a photo of sks dog", "a photo of a dog")
+            model.text_to_image("a photo of sks dog on the moon")
+            model.save_to_preset("dog")
+        """
+        options = {"text_encoder": text_encoder, "ema": ema}
+        examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
+        if class_caption is not None:
+            examples = {"class_caption": class_caption, "class_images": 100, **examples}
+        return self._train("diffusion_model", folder, caption, examples, learning_rate, verbose, callbacks, **options)
+
+    def _train(self, kind, folder, caption, examples, learning_rate, verbose, callbacks, **options):
+        from keras_diffusion.training.runs import train  # training imports the modules below this one
+
+        fit = {"verbose": verbose, "callbacks": list(callbacks)}
+        return train(self, kind, folder, caption, examples, fit, learning_rate, **options)

@@ -3,50 +3,48 @@
 import logging
 
 from keras_diffusion import arguments
+from keras_diffusion.training.class_images import draw_missing
 from keras_diffusion.training.embedding import TEMPLATES
-from keras_diffusion.training.trainer import Trainer, default_optimizer
+from keras_diffusion.training.optimizers import default_optimizer
+from keras_diffusion.training.trainer import Trainer
 
 LARGEST_RATE = 0.1  # more, and no training of a diffusion model has been seen to learn
 
 logger = logging.getLogger(__name__)
 
 
-def train_lora(model, folder, caption, examples, fit, learning_rate, **options):
-    """Trains a LoRA and puts it into the model, see `StableDiffusion.train_lora`.
+def train(model, kind, folder, caption, examples, fit, learning_rate, ema=None, **options):
+    """Trains a part of a model and draws with what was learned, see `StableDiffusion.train_lora` and its like.
 
     Args:
         model: The `StableDiffusion`.
-        folder: See there, as for `caption` and `learning_rate`.
-        examples: Options of `Examples`.
+        kind: See `Trainer`.
+        folder: The folder of images.
+        caption: The caption of images that have none.
+        examples: Options of `Examples`; also `class_images`, the number of class images that there shall be.
         fit: Options of `Trainer.fit`.
-        **options: Arguments of the `Lora`.
+        learning_rate: The learning rate of AdamW.
+        ema: See `default_optimizer`.
+        **options: Arguments of the learner.
 
     Returns:
         The `Trainer`.
     """
-    return _run(Trainer(model, "lora", **options), folder, caption, examples, fit, learning_rate)
-
-
-def train_textual_inversion(model, folder, caption, examples, fit, learning_rate, **options):
-    """Trains an embedding and teaches the model its word, see `StableDiffusion.train_textual_inversion`."""
-    trainer = Trainer(model, "embedding", **options)
-    caption = [template.format(trainer.learner.word) for template in TEMPLATES] if caption is None else caption
-    return _run(trainer, folder, caption, examples, fit, learning_rate)
-
-
-def train_controlnet(model, folder, caption, examples, fit, learning_rate, **options):
-    """Trains a ControlNet, see `StableDiffusion.train_controlnet`."""
-    return _run(Trainer(model, "controlnet", **options), folder, caption, examples, fit, learning_rate)
-
-
-def _run(trainer, folder, caption, examples, fit, learning_rate):
-    """Trains until the end, or until Ctrl-C."""
     learning_rate = arguments.number("learning_rate", learning_rate, 1e-9, LARGEST_RATE)
+    if ema is not None:
+        ema = arguments.number("ema", ema, 0, 1)
+    trainer = Trainer(model, kind, **options)
+    if caption is None and kind == "embedding":
+        caption = [template.format(trainer.learner.word) for template in TEMPLATES]
+    if class_images := examples.pop("class_images", 0):
+        class_folder = examples.setdefault("class_folder", f"{folder}-class")
+        draw_missing(model, class_folder, examples.get("class_caption"), class_images, examples["seed"])
     batches = trainer.examples(folder, caption, **examples)
-    trainer.compile(default_optimizer(learning_rate))
+    trainer.compile(default_optimizer(learning_rate, ema))
     try:
         trainer.fit(batches, **fit)
     except KeyboardInterrupt:
         logger.warning("The training was stopped after step %d; what was learned until then is kept.", trainer.step)
+        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)  # as `fit` does at its end
     trainer.update_model()
     return trainer

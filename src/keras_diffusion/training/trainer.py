@@ -14,6 +14,7 @@ from keras_diffusion.training.embedding import Embedding
 from keras_diffusion.training.folder import records
 from keras_diffusion.training.learners import WholeModel
 from keras_diffusion.training.lora import Lora
+from keras_diffusion.training.optimizers import default_optimizer
 
 LEARNERS = {"lora": Lora, "diffusion_model": WholeModel, "embedding": Embedding, "controlnet": TrainedControlNet}
 NEVER = 2**31 - 1  # steps after which a loss scale would grow
@@ -179,11 +180,6 @@ class Trainer(keras.Model):
     def update_model(self):
         """Puts what was learned into the model that draws. `fit` goes on from there."""
         self.learner.update_model()
-
-
-def default_optimizer(learning_rate):
-    """Makes AdamW as diffusers' training scripts do, see `Trainer.compile`."""
-    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-2, epsilon=1e-8, global_clipnorm=1.0)
 
 
 class Watch(keras.callbacks.Callback):
