@@ -1,13 +1,16 @@
 """One step of training as diffusers and peft compute it in float64: the loss and every gradient."""
 
 import copy
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from PIL import Image
 
 from keras_diffusion import SimpleTokenizer, StableDiffusion
+from keras_diffusion.architectures import Level
 from keras_diffusion.checkpoints.mapping import loading
 from keras_diffusion.checkpoints.mapping.names import controlnet as controlnet_rows
 from keras_diffusion.checkpoints.mapping.names import rows
@@ -15,9 +18,10 @@ from keras_diffusion.engines.choice import compiles_always
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.sampling.schedules import noise_schedule
 from keras_diffusion.training import losses
+from keras_diffusion.training.optimizers import default_optimizer
 from keras_diffusion.training.trainer import Trainer
 
-from ..golden import lora
+from ..golden import lora, networks
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -187,3 +191,52 @@ def test_embedding(model, pipeline, inputs, tmp_path):
     assert step() == pytest.approx(float(reference), rel=TOLERANCE)
     ours, theirs = ops.convert_to_numpy(trainer.learner.vectors), gradient[-2:].numpy()
     assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+
+
+def test_twenty_steps(tmp_path):
+    """Every loss of a run, and the weights at its end, as torch's AdamW has them in float64."""
+    shape = replace(lora.ARCHITECTURE.diffusion_model, levels=(Level(16, 2, 1),))
+    model = StableDiffusion(16, 16, preset=replace(lora.ARCHITECTURE, diffusion_model=shape))
+    networks.fill(model.diffusion_model, "diffusion_model", model.architecture)
+    for i in range(2):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), "uint8")).save(tmp_path / f"{i}.png")
+    model.save_to_preset(tmp_path / "model")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "model" / "unet").to(torch.float64)
+    trainer = Trainer(model, "diffusion_model")
+    trainer.compile(default_optimizer(1e-4))
+    batches = trainer.examples(tmp_path, "a toy", batch_size=2, steps=20, snr_gamma=5.0)
+    ours = Losses()
+    trainer.fit(batches, verbose=0, callbacks=[ours])
+
+    optimizer, theirs = torch.optim.AdamW(unet.parameters(), 1e-4, weight_decay=1e-2), []
+    for i in range(20):
+        x, target, weights = batches[i]
+        latent, target = (torch.tensor(a, dtype=torch.float64).permute(0, 3, 1, 2) for a in (x["latent"], target))
+        row = [np.abs(batches._embeddings - t).sum(axis=1).argmin() for t in x["timestep_embedding"]]
+        prediction = unet(latent, torch.tensor(row), torch.tensor(x["context"], dtype=torch.float64)).sample
+        loss = (((prediction - target) ** 2).mean(dim=(1, 2, 3)) * torch.tensor(weights)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        theirs.append(float(loss))
+    np.testing.assert_allclose(ours.losses, theirs, atol=1e-4)
+    stored = dict(unet.named_parameters())
+    for target in loading.targets(model.diffusion_model, rows("diffusion_model", model.architecture)):
+        value = loading.stored(ops.convert_to_numpy(target.variable), target.layout)
+        reference = stored[target.name].detach().numpy()
+        np.testing.assert_allclose(value.reshape(reference.shape), reference, atol=1e-4, err_msg=target.name)
+
+
+class Losses(keras.callbacks.Callback):
+    """Remembers the loss of every step; Keras reports their mean since the epoch began."""
+
+    def on_train_begin(self, logs=None):
+        self.means = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.means.append(logs["loss"])
+
+    @property
+    def losses(self):
+        return np.diff(np.array(self.means) * np.arange(1, len(self.means) + 1), prepend=0)

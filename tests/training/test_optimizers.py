@@ -16,6 +16,8 @@ def test_averages_follow_closely_at_first(scaled):
     optimizer = default_optimizer(0.1, ema=0.25)
     outer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=1.0) if scaled else optimizer
     outer.build([variable])
+    outer.finalize_variable_values([variable])
+    np.testing.assert_array_equal(ops.convert_to_numpy(variable), [1, -2])
     expected = None
     for n in range(6):
         outer.apply([ops.convert_to_tensor([0.5, -0.25])])

@@ -2,14 +2,16 @@
 
 import copy
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
 from PIL import Image
 
-from keras_diffusion import SimpleTokenizer, StableDiffusion
+from keras_diffusion import NumericalError, SimpleTokenizer, StableDiffusion
 from keras_diffusion.engines.choice import compiles_always
 from keras_diffusion.training.controlnet import copied
+from keras_diffusion.training.dataset import Examples
 from keras_diffusion.training.trainer import Trainer
 
 from ..golden import lora
@@ -39,6 +41,10 @@ def folder(tmp_path_factory):
     return path
 
 
+def values(variables):
+    return [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+
+
 def test_textual_inversion(model, folder, tmp_path):
     model = copy.copy(model)
     model.tokenizer = SimpleTokenizer()
@@ -62,7 +68,7 @@ def test_controlnet(model, folder, tmp_path):
     inputs = [np.ones((1, *x.shape[1:]), "float32") for x in (np.empty((1, 4, 4, 4)), np.empty((1, 16)))]
     inputs += [np.ones((1, 77, 16), "float32"), np.ones((1, 16, 16, 3), "float32")]
     assert not any(ops.convert_to_numpy(residual).any() for residual in start(inputs))
-    trainer = model.train_controlnet(folder, folder, "a toy", start, steps=2, batch_size=1, verbose=0)
+    trainer = model.train_controlnet(folder, folder, "a toy", start, steps=1, batch_size=1, verbose=0)
     assert trainer.controlnet is start
     assert all(ops.convert_to_numpy(residual).any() for residual in start(inputs))
     assert not model.diffusion_model.trainable_variables
@@ -76,7 +82,7 @@ def test_controlnet(model, folder, tmp_path):
 def test_dreambooth(folder, tmp_path):
     """The model draws the class images that are missing; the weights end as their averages."""
     model = StableDiffusion(preset=lora.ARCHITECTURE, img_height=16, img_width=16)
-    before = [np.array(ops.convert_to_numpy(v)) for v in model.diffusion_model.variables]
+    before = values(model.diffusion_model.variables)
     calls = []
 
     def draw(prompt, batch_size, seed):
@@ -90,11 +96,43 @@ def test_dreambooth(folder, tmp_path):
     assert len(list((tmp_path / "class").glob("*.png"))) == 5
     assert trainer.step == 2
     averages = trainer.optimizer.inner_optimizer._model_variables_moving_average
-    for variable, average, start in zip(model.diffusion_model.variables, averages, before, strict=True):
-        np.testing.assert_array_equal(ops.convert_to_numpy(variable), ops.convert_to_numpy(average))
-        assert not np.array_equal(ops.convert_to_numpy(variable), start)
+    for value, average, start in zip(values(model.diffusion_model.variables), values(averages), before, strict=True):
+        np.testing.assert_array_equal(value, average)
+        assert not np.array_equal(value, start)
     with pytest.raises(TypeError, match="`class_caption` must be a str"):
         model.train_lora(folder, "a sks toy", class_images=5)
+
+
+def test_a_loss_that_is_not_finite_leaves_what_was_learned(model, folder, monkeypatch):
+    class Break(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.learned = values(self.model.trainable_variables)
+            examples.texts[:] = np.nan
+
+    def keep(*given, **options):
+        nonlocal examples
+        examples = from_folder(*given, **options)
+        return examples
+
+    examples, from_folder, callback = None, Examples.from_folder, Break()
+    monkeypatch.setattr(Examples, "from_folder", keep)
+    with pytest.raises(NumericalError, match="The loss of step 2 is not finite") as caught:
+        model.train_lora(folder, "a toy", steps=3, verbose=0, callbacks=[callback])
+    learned = values(caught.value.trainer.trainable_variables)
+    assert any(value.any() for value in learned)
+    assert caught.value.trainer.step == 1
+    assert not model.loras
+
+
+def test_ctrl_c_keeps_what_was_learned(model, folder):
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    trainer = model.train_lora(folder, "a toy", steps=3, verbose=0, callbacks=[Stop()])
+    assert trainer.step == 1
+    [name] = model.loras
+    model.unload_lora(name)
 
 
 def test_what_a_controlnet_needs(model, folder, tmp_path):

@@ -12,7 +12,7 @@ from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
 from keras_diffusion.cli.convert import STORED, convert
 from keras_diffusion.cli.generate import generate
 from keras_diffusion.cli.info import info
-from keras_diffusion.cli.train import train
+from keras_diffusion.cli.train import add_kinds, train
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.terminal import show
 
@@ -89,21 +89,5 @@ def parser():
     add("--ema", action="store_true", help="take the moving averages that a single file may hold beside its weights")
 
     command = commands.add_parser("train", help="teach a model your images", description=train.__doc__)
-    command.usage = "%(prog)s lora FOLDER --output FILE [options]"
-    command.set_defaults(run=train, refuse=command.error)
-    add = command.add_argument
-    add("kind", choices=("lora",), help="what to train")
-    add("folder", type=Path, metavar="FOLDER", help="images, each with a caption in a .txt file of its name beside it")
-    add("--output", type=Path, metavar="FILE", required=True, help="a new .safetensors file")
-    add("--caption", help="the caption of images that have none of their own")
-    add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
-    add("--steps", type=int, default=800, help="number of steps (default: 800)")
-    add("--rank", type=int, default=8, help="rank of the LoRA (default: 8)")
-    add("--batch-size", type=int, default=1, metavar="N", help="images in a step (default: 1)")
-    add("--learning-rate", type=float, default=1e-4, metavar="RATE", help="(default: 1e-4)")
-    add("--text-encoder", action="store_true", help="train the text encoder too")
-    add("--flip", action="store_true", help="mirror half of the images")
-    add("--seed", type=int, default=0, help="where all random numbers come from (default: 0)")
-    add("--format", choices=("kohya", "diffusers"), default="kohya", help="how FILE names layers (default: kohya)")
-    add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
+    add_kinds(command, PRESETS)
     return root

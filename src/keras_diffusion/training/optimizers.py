@@ -6,11 +6,23 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_diffusion")
 class AdamW(keras.optimizers.AdamW):
-    """Takes steps as Keras' AdamW; with `use_ema`, its moving averages follow closely at first.
+    """Takes steps as torch's AdamW, which diffusers trains with; its moving averages follow closely at first.
 
-    The momentum of step n, counted from 0, is min(`ema_momentum`, (1 + n) / (10 + n)), as in the `LitEma` of
+    Keras adds `epsilon` before it corrects the bias of the second moment, torch after it (algorithm 1 of Kingma and Ba
+    2015, arXiv:1412.6980). That decides how far weights with tiny gradients move in the first steps.
+
+    With `use_ema`, the momentum of step n, counted from 0, is min(`ema_momentum`, (1 + n) / (10 + n)), as in the `LitEma` of
     CompVis/latent-diffusion and in diffusers' `EMAModel`. `fit` ends with the averages in the place of the weights.
     """
+
+    @property
+    def epsilon(self):
+        step = ops.cast(self.iterations + 1, "float32")
+        return self._epsilon_at_last * ops.sqrt(1 - ops.power(self.beta_2, step))
+
+    @epsilon.setter
+    def epsilon(self, value):
+        self._epsilon_at_last = value
 
     @property
     def ema_momentum(self):
@@ -21,8 +33,14 @@ class AdamW(keras.optimizers.AdamW):
     def ema_momentum(self, value):
         self._largest_momentum = value
 
+    def finalize_variable_values(self, var_list):
+        """Puts the averages in the place of the variables, unless no step was taken: they are still zero then."""
+        if int(ops.convert_to_numpy(self.iterations)):
+            super().finalize_variable_values(var_list)
+
     def get_config(self):
-        return {**super().get_config(), "ema_momentum": self._largest_momentum}
+        own = {"epsilon": self._epsilon_at_last, "ema_momentum": self._largest_momentum}
+        return {**super().get_config(), **own}
 
 
 def default_optimizer(learning_rate, ema=None):

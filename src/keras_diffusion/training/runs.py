@@ -3,6 +3,7 @@
 import logging
 
 from keras_diffusion import arguments
+from keras_diffusion.errors import NumericalError
 from keras_diffusion.training.class_images import draw_missing
 from keras_diffusion.training.embedding import TEMPLATES
 from keras_diffusion.training.optimizers import default_optimizer
@@ -29,6 +30,9 @@ def train(model, kind, folder, caption, examples, fit, learning_rate, ema=None, 
 
     Returns:
         The `Trainer`.
+
+    Raises:
+        NumericalError: If the loss is not finite; its attribute `trainer` holds what was learned before that step.
     """
     learning_rate = arguments.number("learning_rate", learning_rate, 1e-9, LARGEST_RATE)
     if ema is not None:
@@ -43,6 +47,9 @@ def train(model, kind, folder, caption, examples, fit, learning_rate, ema=None, 
     trainer.compile(default_optimizer(learning_rate, ema))
     try:
         trainer.fit(batches, **fit)
+    except NumericalError as error:
+        error.trainer = trainer
+        raise
     except KeyboardInterrupt:
         logger.warning("The training was stopped after step %d; what was learned until then is kept.", trainer.step)
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)  # as `fit` does at its end
