@@ -11,8 +11,8 @@ class AdamW(keras.optimizers.AdamW):
     Keras adds `epsilon` before it corrects the bias of the second moment, torch after it (algorithm 1 of Kingma and Ba
     2015, arXiv:1412.6980). That decides how far weights with tiny gradients move in the first steps.
 
-    With `use_ema`, the momentum of step n, counted from 0, is min(`ema_momentum`, (1 + n) / (10 + n)), as in the `LitEma` of
-    CompVis/latent-diffusion and in diffusers' `EMAModel`. `fit` ends with the averages in the place of the weights.
+    With `use_ema`, the momentum of step n, counted from 0, is min(`ema_momentum`, (1 + n) / (10 + n)), as in `LitEma`
+    of CompVis/latent-diffusion and `EMAModel` of diffusers. `fit` ends with the averages in the place of the weights.
     """
 
     @property
