@@ -162,7 +162,7 @@ def test_lora(model, pipeline, inputs, tmp_path):
     finally:
         pipeline.unload_lora_weights()
     assert step() == pytest.approx(float(reference), rel=TOLERANCE)
-    stored = {key: trainer.learner._stored(target) for key, target in trainer.learner.targets.items()}
+    stored = trainer.learner.stored()
     assert len(theirs) == 2 * len(stored)
     for key, pair in stored.items():
         for half, name in zip(pair, ("lora_A", "lora_B"), strict=True):
