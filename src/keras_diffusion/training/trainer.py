@@ -14,6 +14,7 @@ from keras_diffusion.training.embedding import Embedding
 from keras_diffusion.training.folder import records
 from keras_diffusion.training.learners import WholeModel
 from keras_diffusion.training.lora import Lora
+from keras_diffusion.training.memory import estimate
 from keras_diffusion.training.optimizers import default_optimizer
 
 LEARNERS = {"lora": Lora, "diffusion_model": WholeModel, "embedding": Embedding, "controlnet": TrainedControlNet}
@@ -100,6 +101,20 @@ class Trainer(keras.Model):
     def step(self):
         """The number of steps taken; `examples(first_step=…)` continues from there."""
         return int(keras.ops.convert_to_numpy(self.optimizer.iterations))
+
+    def memory(self, batch_size=1, size=None):
+        """Estimates the memory of a step of the training that was compiled, see `memory.estimate`.
+
+        Args:
+            batch_size: Number of images in a step, class images included.
+            size: Their (height, width); None takes the model's.
+
+        Returns:
+            A `Memory`: bytes of weights, gradients, optimiser and activations, and their `total`.
+        """
+        model = self.learner.model
+        size = size or (model.img_height, model.img_width)
+        return estimate(self, batch_size, size, model.architecture.text_encoder.length)
 
     def call(self, inputs):
         return self.learner(inputs)
