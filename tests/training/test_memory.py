@@ -13,7 +13,7 @@ from ..golden import lora
 @pytest.mark.backend
 def test_the_estimate():
     """It counts weights exactly; activations grow with the batch and the size."""
-    model = StableDiffusion(16, 16, preset=lora.ARCHITECTURE)
+    model = StableDiffusion(16, 16, preset=lora.SMALL)
     whole = Trainer(model, "diffusion_model")
     whole.compile()
     parameters = model.diffusion_model.count_params()
@@ -35,7 +35,7 @@ def test_the_estimate():
 def test_activations_are_about_those_that_torch_keeps():
     """The figures of `KEPT` were calibrated by this measure; a wrong one shows here."""
     torch = pytest.importorskip("torch")
-    model = StableDiffusion(64, 64, preset=lora.ARCHITECTURE)
+    model = StableDiffusion(64, 64, preset=lora.SMALL)
     trainer = Trainer(model, "diffusion_model")
     trainer.compile()
     kept = {}

@@ -30,7 +30,7 @@ def eager(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model():
-    return StableDiffusion(preset=lora.ARCHITECTURE, img_height=16, img_width=16)
+    return StableDiffusion(preset=lora.SMALL, img_height=16, img_width=16)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_controlnet(model, folder, tmp_path):
 
 def test_dreambooth(folder, tmp_path):
     """The model draws the class images that are missing; the weights end as their averages."""
-    model = StableDiffusion(preset=lora.ARCHITECTURE, img_height=16, img_width=16)
+    model = StableDiffusion(preset=lora.SMALL, img_height=16, img_width=16)
     before = values(model.diffusion_model.variables)
     calls = []
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.backend
 
 @pytest.fixture(scope="module")
 def model():
-    return StableDiffusion(preset=lora.ARCHITECTURE, img_height=16, img_width=16)
+    return StableDiffusion(preset=lora.SMALL, img_height=16, img_width=16)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_what_to_train(model):
     assert {id(v) for v in whole.trainable_variables} == {id(v) for v in model.diffusion_model.variables}
     Trainer(model, "lora")
     assert not model.diffusion_model.trainable_variables
-    half = StableDiffusion(preset=lora.ARCHITECTURE, dtype="float32_from_float16")
+    half = StableDiffusion(preset=lora.SMALL, dtype="float32_from_float16")
     with pytest.raises(ValueError, match="half precision cannot be trained"):
         Trainer(half, "diffusion_model")
 
@@ -120,8 +120,8 @@ def test_float16_scales_the_loss():
     """The gradients are those of float32; a step whose gradients overflow is skipped, and the scale halved."""
     gradients = []
     for dtype in ("float32", "mixed_float16"):
-        model = StableDiffusion(preset=lora.ARCHITECTURE, dtype=dtype)
-        networks.fill(model.diffusion_model, "diffusion_model", lora.ARCHITECTURE)
+        model = StableDiffusion(preset=lora.SMALL, dtype=dtype)
+        networks.fill(model.diffusion_model, "diffusion_model", lora.SMALL)
         trainer = Trainer(model, "lora", rank=2, layers=["attn2.to_q", "attn2.to_out.0"])
         trainer.learner.values.assign(np.random.default_rng(0).standard_normal(trainer.learner.values.shape) / 10)
         start = values(trainer.trainable_variables)

@@ -78,8 +78,7 @@ class GroupNorm(keras.layers.Layer):
         self.beta = self.add_weight(shape=x_shape[-1:], initializer="zeros", name="beta")
 
     def call(self, x):
-        x = ops.cast(x, "float32")
-        return self.normalise(x, *operation("moments")(x))
+        return operation("group_norm")(self, ops.cast(x, "float32"))
 
     def normalise(self, x, mean, variance):
         """Normalises a part of a float32 feature map by the mean and variance (b, 1, 1, c) of the whole."""

@@ -62,6 +62,11 @@ def feed(layer, x):
     return layer.net_2(x * ops.gelu(gate, approximate=False))
 
 
+def group_norm(layer, x):
+    """Normalises a float32 feature map x (b, h, w, c) by a `GroupNorm`."""
+    return layer.normalise(x, *operation("moments")(x))
+
+
 def moments(x):
     """Returns the mean and variance (b, 1, 1, c) of a float32 feature map (b, h, w, c)."""
     mean = ops.mean(x, axis=(1, 2), keepdims=True)
@@ -74,7 +79,9 @@ def modulate(x, scale, shift, silu):
     return ops.silu(x) if silu else x
 
 
-DEFAULT = {function.__name__: function for function in (attend, convolve, project, embed, feed, moments, modulate)}
+DEFAULT = {
+    function.__name__: function for function in (attend, convolve, project, embed, feed, group_norm, moments, modulate)
+}
 _replaced = ContextVar("replaced", default=MappingProxyType({}))
 
 

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_diffusion import arguments
+from keras_diffusion.networks.operations import operation, replace_operations
 
 
 class Learner(keras.layers.Layer):
@@ -70,7 +71,7 @@ class Learner(keras.layers.Layer):
         yield
 
     def call(self, inputs):
-        with self.applied():
+        with replace_operations(group_norm=group_norm), self.applied():
             context = self.encode(inputs["tokens"]) if self.text == "tokens" else inputs["context"]
             return self.predict(inputs["latent"], inputs["timestep_embedding"], context, inputs)
 
@@ -103,6 +104,17 @@ class WholeModel(Learner):
         for network in self.trained:
             require_full_precision(network)
             network.trainable = True
+
+
+def group_norm(layer, x):
+    """Normalises as the layer does, from the moments of groups at once, in half as many operations to trace."""
+    _, height, width, channels = ops.shape(x)
+    grouped = ops.reshape(x, (-1, height * width, layer.groups, channels // layer.groups))
+    centred = grouped - ops.mean(grouped, axis=(1, 3), keepdims=True)
+    variance = ops.mean(ops.square(centred), axis=(1, 3), keepdims=True)
+    x = ops.reshape(centred * ops.rsqrt(variance + layer.epsilon), (-1, height, width, channels))
+    gamma, beta = (ops.cast(weight, "float32") for weight in (layer.gamma, layer.beta))
+    return ops.cast(operation("modulate")(x, gamma, beta, layer.silu), layer.compute_dtype)
 
 
 def require_full_precision(network):
