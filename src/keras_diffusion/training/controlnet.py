@@ -3,6 +3,8 @@
 import math
 import re
 
+from keras import ops
+
 from keras_diffusion.checkpoints.layouts import controlnet_files
 from keras_diffusion.generation.controls import require_fitting
 from keras_diffusion.networks.controlnet import ControlNet
@@ -69,7 +71,7 @@ def copied(diffusion_model, channel_order="rgb", seed=0):
     values = {variable.path: variable for variable in diffusion_model.variables}
     for i, variable in enumerate(network.variables):
         if variable.path in values:
-            variable.assign(values[variable.path])
+            variable.assign(ops.copy(values[variable.path]))  # a compiled step gives each array away
         elif READING.fullmatch(variable.path):
             bound = 1 / math.sqrt(math.prod(variable.shape[:-1]))  # as torch starts convolutions
             variable.assign((2 * noise.uniform(seed, i, variable.shape, START) - 1) * bound)

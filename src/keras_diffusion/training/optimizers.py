@@ -35,7 +35,7 @@ class AdamW(keras.optimizers.AdamW):
 
     def finalize_variable_values(self, var_list):
         """Puts the averages in the place of the variables, unless no step was taken: they are still zero then."""
-        if int(ops.convert_to_numpy(self.iterations)):
+        if self.use_ema and int(ops.convert_to_numpy(self.iterations)):
             super().finalize_variable_values(var_list)
 
     def get_config(self):
