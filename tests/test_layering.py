@@ -30,17 +30,18 @@ LEVELS = {
     "images": 2,
     "components": 3,
     "generation": 3,
+    "learning": 3,
     "stable_diffusion": 4,
     "models": 5,
     "training": 5,
-    PACKAGE: 6,  # the public names, __init__.py
-    "serving": 7,
-    "cli": 8,
-    "__main__": 9,
+    PACKAGE: 5,  # the public names, __init__.py
+    "serving": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 # `load_weights` of a network calls the reader of files, so that it does the same however the network was imported.
-# `train_lora` of a model calls the trainer, which trains models.
-EXCEPTIONS = {("networks.network", "checkpoints.layouts.keras_files"), ("components", "training.trainer")}
+# `train_lora` of a model and its like call what trains models.
+EXCEPTIONS = {("networks.network", "checkpoints.layouts.keras_files"), ("learning", "training.runs")}
 # The same among the folders of checkpoints/.
 CHECKPOINTS = {"formats": 0, "mapping": 1, "layouts": 2, "adapters": 3, "download": 3, "presets": 4}
 # What the command line needs before Keras, and what does without it.
@@ -58,7 +59,7 @@ KERAS_FREE = (
     "checkpoints.formats",
     "checkpoints.download",
     "checkpoints.presets",
-    "engines.ways",
+    "engines.names",
     PACKAGE,
     "serving",
     "cli",
@@ -90,7 +91,10 @@ TESTED_BY = {
     "errors": "test_stable_diffusion.py",
     "system.limits": "checkpoints/formats/test_limits.py",
     "terminal": "cli/test_main.py",
-    **{f"cli.{name}": "cli/test_main.py" for name in ("convert", "generate", "info", "model", "train")},
+    **{
+        f"cli.{name}": "cli/test_main.py"
+        for name in ("convert", "generate", "generate_arguments", "info", "model", "train")
+    },
     "engines.plan": "engines/test_engine.py",
     "networks.classes": "networks/test_layers.py",
     "networks.graphs": "engines/test_strips.py",
@@ -104,12 +108,16 @@ TESTED_BY = {
     "serving.a1111_fields": "serving/test_a1111_api.py",
     "serving.a1111_lists": "serving/test_a1111_api.py",
     "serving.adapters": "serving/test_models.py",
-    **{f"serving.{name}": "serving/test_jobs_api.py" for name in ("app", "calls", "problems", "recipes", "service")},
+    **{f"serving.{name}": "serving/test_jobs_api.py" for name in ("app", "calls", "problems", "service")},
+    "images.recipes": "serving/test_jobs_api.py",
     **{f"serving.{name}": "serving/test_jobs_api.py" for name in ("store", "uploads", "worker")},
+    "learning": "training/test_runs.py",
+    "training.class_images": "training/test_runs.py",
+    "training.controlnet": "training/test_runs.py",
     "training.learners": "training/test_trainer.py",
     "engines.jax": "engines/test_engine.py",
     "engines.openvino_layers": "engines/test_openvino.py",
-    "engines.ways": "cli/test_main.py",
+    "engines.names": "cli/test_main.py",
     "engines.stages": "engines/test_engine.py",
     "engines.tensorflow": "engines/test_engine.py",
     "checkpoints.adapters.layer_names": "checkpoints/adapters/test_lora_file.py",

@@ -71,7 +71,7 @@ def __getattr__(name):
     try:
         return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     except ModuleNotFoundError as error:
-        from keras_diffusion.engines.ways import BACKENDS
+        from keras_diffusion.engines.names import BACKENDS
 
         if error.name not in BACKENDS:
             raise

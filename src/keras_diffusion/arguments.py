@@ -12,23 +12,23 @@ LARGEST_BATCH = 1024
 def choice(name, value, choices):
     """Returns `value` if it is one of the names `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={shorten(value)}")
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}. Received: {name}={value!r:.200}")
     return value
 
 
 def boolean(name, value):
     """Returns `value` if it is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"`{name}` must be True or False. Received: {name}={shorten(value)}")
+        raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r:.200}")
     return value
 
 
 def whole_number(name, value, smallest, largest):
     """Returns `value` as an int if it is one, within the range."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"`{name}` must be an int from {smallest} to {largest}. Received: {name}={shorten(value)}")
+        raise TypeError(f"`{name}` must be an int from {smallest} to {largest}. Received: {name}={value!r:.200}")
     if not smallest <= value <= largest:
-        raise ValueError(f"`{name}` must be from {smallest} to {largest}. Received: {name}={shorten(value)}")
+        raise ValueError(f"`{name}` must be from {smallest} to {largest}. Received: {name}={value!r:.200}")
     return int(value)
 
 
@@ -36,16 +36,16 @@ def number(name, value, smallest=-math.inf, largest=math.inf):
     """Returns `value` as a float if it is a finite number within the range."""
     allowed = "a finite number" if largest == math.inf else f"a number from {smallest} to {largest}"
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be {allowed}. Received: {name}={shorten(value)}")
+        raise TypeError(f"`{name}` must be {allowed}. Received: {name}={value!r:.200}")
     if not (math.isfinite(value) and smallest <= value <= largest):
-        raise ValueError(f"`{name}` must be {allowed}. Received: {name}={shorten(value)}")
+        raise ValueError(f"`{name}` must be {allowed}. Received: {name}={value!r:.200}")
     return float(value)
 
 
 def interval(name, value):
     """Returns two numbers from 0 to 1, the smaller one first."""
     if not (isinstance(value, (tuple, list)) and len(value) == 2):
-        raise TypeError(f"`{name}` must be (start, end). Received: {name}={shorten(value)}")
+        raise TypeError(f"`{name}` must be (start, end). Received: {name}={value!r:.200}")
     start, end = (number(f"{name}.{part}", x, 0, 1) for part, x in zip(("start", "end"), value, strict=True))
     if start >= end:
         raise ValueError(f"`{name}.start` must be before `{name}.end`. Received: {start} and {end}")
@@ -55,7 +55,7 @@ def interval(name, value):
 def function(name, value):
     """Returns `value` if it can be called, or None."""
     if value is not None and not callable(value):
-        raise TypeError(f"`{name}` must be a function, or None. Received: {name}={shorten(value)}")
+        raise TypeError(f"`{name}` must be a function, or None. Received: {name}={value!r:.200}")
     return value
 
 
@@ -75,12 +75,12 @@ def texts(name, value):
     """Returns a str or a list of str as a list."""
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)):
-        raise TypeError(f"`{name}` must be a str or a list of them. Received: {name}={shorten(value)}")
+        raise TypeError(f"`{name}` must be a str or a list of them. Received: {name}={value!r:.200}")
     for i, text in enumerate(values):
         if not isinstance(text, str):
-            raise TypeError(f"`{name}` must hold only str. Received: {name}[{i}]={shorten(text)}")
+            raise TypeError(f"`{name}` must hold only str. Received: {name}[{i}]={text!r:.200}")
     if not values:
-        raise ValueError(f"`{name}` must hold at least one str. Received: {name}={shorten(value)}")
+        raise ValueError(f"`{name}` must hold at least one str. Received: {name}={value!r:.200}")
     return list(values)
 
 
@@ -116,23 +116,23 @@ def numbers(name, value, count, largest=math.inf):
     allowed = "a number of at least 0" if largest == math.inf else f"a number from 0 to {largest}"
     for number in values:
         if not isinstance(number, Real) or isinstance(number, bool):
-            raise TypeError(f"`{name}` must be {allowed}. Received: {name}={shorten(value)}")
+            raise TypeError(f"`{name}` must be {allowed}. Received: {name}={value!r:.200}")
         if not (math.isfinite(number) and 0 <= number <= largest):
-            raise ValueError(f"`{name}` must be {allowed}, and finite. Received: {name}={shorten(value)}")
+            raise ValueError(f"`{name}` must be {allowed}, and finite. Received: {name}={value!r:.200}")
     return np.array(repeated(name, values, count), "float32")
 
 
 def skipped_steps(name, strength, num_steps):
     """Returns how many of `num_steps` steps a strength, more than 0 and at most 1, leaves out."""
     if not isinstance(strength, Real) or isinstance(strength, bool):
-        raise TypeError(f"`{name}` must be a number above 0, at most 1. Received: {name}={shorten(strength)}")
+        raise TypeError(f"`{name}` must be a number above 0, at most 1. Received: {name}={strength!r:.200}")
     if not 0 < strength <= 1:
-        raise ValueError(f"`{name}` must be above 0 and at most 1. Received: {name}={shorten(strength)}")
+        raise ValueError(f"`{name}` must be above 0 and at most 1. Received: {name}={strength!r:.200}")
     taken = int(num_steps * strength)
     if not taken:
         raise ValueError(
             f"`{name}` must leave at least one of {num_steps} steps; it is their share, so at least {1 / num_steps:g}. "
-            f"Received: {name}={shorten(strength)}"
+            f"Received: {name}={strength!r:.200}"
         )
     return int(num_steps) - taken
 
@@ -149,8 +149,3 @@ def array(name, value, shape):
         bad = np.count_nonzero(~np.isfinite(values))
         raise ValueError(f"`{name}` must be finite. Received: {name} with {bad} values that are not")
     return np.broadcast_to(values.astype("float32"), shape)
-
-
-def shorten(value):
-    """The representation of a value, cut at 200 characters."""
-    return f"{value!r:.200}"

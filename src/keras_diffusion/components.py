@@ -1,12 +1,10 @@
 """The parts of a model: where they come from, what is added to them, and how they are saved and let go."""
 
 import os
-from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import keras
 
@@ -348,57 +346,6 @@ class Components:
         paths = {name: None if name in self.loras else lora_folder.find(self.lora_folder, name) for name in scales}
         with changing(self, *self._present().values()), self._loras.during(paths, scales, **self._adapted()):
             yield prompt
-
-    def train_lora(
-        self,
-        folder: str | os.PathLike[str],
-        caption: str | None = None,
-        steps: int = 800,
-        rank: int = 8,
-        batch_size: int = 1,
-        learning_rate: float = 1e-4,
-        text_encoder: bool = False,
-        seed: int = 0,
-        verbose: str | int = "auto",
-        callbacks: Sequence[Any] = (),
-        **examples: Any,
-    ) -> Any:
-        """Trains a LoRA on a folder of images, and draws with it from then on.
-
-        Steps and learning rate are those of diffusers' DreamBooth and LoRA scripts. Ctrl-C stops the training and keeps
-        what was learned.
-
-        Args:
-            folder: A folder of PNG, JPEG or WebP files. The caption of "dog.png" is the text of "dog.txt" beside it, or
-                the row of "metadata.jsonl" or "metadata.csv", or else `caption`.
-            caption: The caption of images that have none, such as "a photo of sks dog".
-            steps: Number of steps.
-            rank: Rank of the LoRA: how much it can learn, and how large its file is.
-            batch_size: Number of images in a step.
-            learning_rate: The learning rate of AdamW.
-            text_encoder: Whether to train the text encoder too.
-            seed: Where all random numbers come from.
-            verbose: 0 shows no progress bar.
-            callbacks: Callbacks of Keras.
-            **examples: Options of `training.Examples`, such as `flip=True`, `snr_gamma=5` or `class_folder=…`.
-
-        Returns:
-            The `training.Trainer`, for `save_lora`. `unload_lora` takes the LoRA out of the model again.
-
-        Raises:
-            TypeError, ValueError: If an argument is wrong, or an image cannot be read; it is named.
-            NumericalError: If the loss is not finite. The model is as it was.
-
-        Example:
-            trainer = model.train_lora("photos", "a photo of sks dog")
-            model.text_to_image("a photo of sks dog on the moon")
-            trainer.save_lora("dog.safetensors")
-        """
-        from keras_diffusion.training.trainer import train_lora  # training imports this module
-
-        options = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
-        options = {"learning_rate": learning_rate, "verbose": verbose, "callbacks": callbacks, "examples": options}
-        return train_lora(self, folder, caption, rank=rank, text_encoder=text_encoder, seed=seed, **options)
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
         """Teaches the model a word; the text encoder becomes a larger one, which is compiled again.

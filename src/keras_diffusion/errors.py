@@ -45,7 +45,13 @@ class NoSpaceError(DownloadError):
 
 
 class NumericalError(ArithmeticError):
-    """A stage of the generation produces values that are not finite."""
+    """A stage of the generation, or a step of a training, produces values that are not finite.
+
+    Attributes:
+        trainer: After a training in one call, the `Trainer` with what was learned before that step; else None.
+    """
+
+    trainer = None
 
 
 class GenerationCancelled(RuntimeError):

@@ -26,6 +26,7 @@ from keras_diffusion.generation.refiner import make_parts
 from keras_diffusion.generation.texts import EncodedText, encode_prompts, read
 from keras_diffusion.images import previews
 from keras_diffusion.images.safety import refuse_flagged
+from keras_diffusion.learning import Learning
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.defaults import find_defaults
@@ -40,7 +41,7 @@ Guidance = float | Sequence[float] | np.ndarray
 Images = Any  # a uint8 array, or what the option `output` says
 
 
-class StableDiffusion(Components):
+class StableDiffusion(Components, Learning):
     """Stable Diffusion: text to image by latent diffusion (Rombach et al. 2022, arXiv:2112.10752).
 
     The constructor, methods and defaults are those of `keras_cv.models.StableDiffusion`. The networks are plain

@@ -580,33 +580,48 @@ def test_the_bundled_model_draws(tmp_path):
     assert picture.std() > 10
 
 
-def test_train_hands_its_options_on_and_writes_the_lora(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("words", "method", "saved", "options"),
+    [
+        ("lora photos --output NEW.safetensors --flip", "train_lora", ("save_lora", "kohya"), {"flip": True}),
+        (
+            "embedding photos --output NEW.safetensors --word <toy> --initial-word toy --format webui",
+            "train_textual_inversion",
+            ("save_textual_inversion", "webui"),
+            {"word": "<toy>", "initial_word": "toy"},
+        ),
+        (
+            "controlnet photos --output NEW --condition-folder edges",
+            "train_controlnet",
+            ("save_controlnet",),
+            {"condition_folder": Path("edges")},
+        ),
+        ("full photos --output NEW --ema 0.99", "train_diffusion_model", ("save_to_preset",), {"ema": 0.99}),
+        (
+            "dreambooth photos --output NEW.safetensors --class-caption dog --class-images 5 --text-encoder",
+            "train_diffusion_model",
+            ("export_checkpoint",),
+            {"class_caption": "dog", "class_images": 5, "text_encoder": True},
+        ),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)
+def test_train_hands_its_options_on_and_saves(words, method, saved, options, tmp_path, monkeypatch, capsys):
     calls = []
 
     class Model:
-        def train_lora(self, folder, **options):
-            calls.append((folder, options))
-            return self
-
-        def save_lora(self, path, format):
-            calls.append((path, format))
+        def __getattr__(self, name):
+            return lambda *given, **options: calls.append((name, given, options)) or self
 
     monkeypatch.setattr("keras_diffusion.cli.train.load", lambda **_: Model())
-    output = tmp_path / "dog.safetensors"
-    words = ["train", "lora", "photos", "--output", str(output), "--caption", "a dog", "--steps", "5", "--flip"]
+    words = ["train", *words.replace("NEW", str(tmp_path / "new")).split(), "--steps", "5", "--caption", "a dog"]
+    output = Path(words[words.index("--output") + 1])
     assert cli.main(words) == 0
-    (folder, options), saved = calls
-    assert (str(folder), saved) == ("photos", (output, "kohya"))
-    assert {name: options[name] for name in ("caption", "steps", "flip")} == {
-        "caption": "a dog",
-        "steps": 5,
-        "flip": True,
-    }
+    common = {"steps": 5, "caption": "a dog"}
+    assert calls == [(method, (Path("photos"),), {**options, **common}), (saved[0], (output, *saved[1:]), {})]
     assert capsys.readouterr().out.strip() == str(output)
     output.touch()
     assert cli.main(words) == 1
-    with pytest.raises(SystemExit):
-        cli.main(["train", "lora", "photos", "--output", "dog.ckpt"])
 
 
 def test_all_that_the_library_does_can_be_asked_for(generate, fake, monkeypatch):
@@ -663,3 +678,10 @@ def test_what_makes_no_sense_is_refused_at_once(generate, fake, capsys, options,
         generate(*options.split())
     assert message in capsys.readouterr().err
     assert not fake.made
+
+
+def test_train_writes_what_the_kind_is():
+    """The name of what is written must be that of a file for a LoRA, of a folder for a ControlNet."""
+    for words in ("lora photos --output dog.ckpt", "controlnet photos --output dog.safetensors --condition-folder x"):
+        with pytest.raises(SystemExit):
+            cli.main(["train", *words.split()])

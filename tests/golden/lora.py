@@ -25,6 +25,8 @@ ARCHITECTURE = replace(
     text_encoder=TextEncoderShape(width=16, layers=2, heads=4),
     diffusion_model=DiffusionModelShape(levels=(Level(16, 2, 1), Level(32, 2, 0)), blocks=1, context=16, groups=8),
 )
+# The same with one level alone, for what needs steps of training and no particular network.
+SMALL = replace(ARCHITECTURE, diffusion_model=replace(ARCHITECTURE.diffusion_model, levels=(Level(16, 2, 1),)))
 
 
 def inputs(part):

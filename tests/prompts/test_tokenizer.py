@@ -320,7 +320,7 @@ def test_the_longest_prompt_fits(tokenizer):
 def test_too_long_tells_what_does_not_fit(tokenizer):
     message = (
         r"can have 77 tokens.* this one has 78\. .* from 'dog' on\. "
-        r"Received: prompts\[1\]='(cat ){49}cat\.\.\.$"
+        r"Received: prompts\[1\]='(cat ){49}cat$"
     )
     with pytest.raises(ValueError, match=message):
         tokenizer.tokenize(["cat", "cat " * 75 + "dog"], pad_token=0)

@@ -1,23 +1,28 @@
 """One step of training as diffusers and peft compute it in float64: the loss and every gradient."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from PIL import Image
 
-from keras_diffusion import StableDiffusion
+from keras_diffusion import SimpleTokenizer, StableDiffusion
 from keras_diffusion.checkpoints.mapping import loading
+from keras_diffusion.checkpoints.mapping.names import controlnet as controlnet_rows
 from keras_diffusion.checkpoints.mapping.names import rows
 from keras_diffusion.engines.choice import compiles_always
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.sampling.schedules import noise_schedule
 from keras_diffusion.training import losses
+from keras_diffusion.training.optimizers import default_optimizer
 from keras_diffusion.training.trainer import Trainer
 
-from ..golden import lora
+from ..golden import lora, networks
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
 
@@ -40,11 +45,9 @@ def model(request):
 @pytest.fixture(scope="module")
 def pipeline(model, tmp_path_factory):
     """diffusers' pipeline of the same weights, in float64."""
-    from diffusers import StableDiffusionPipeline
-
     path = tmp_path_factory.mktemp("models") / "model"
     model.save_to_preset(path)
-    return StableDiffusionPipeline.from_pretrained(path, safety_checker=None).to(torch.float64)
+    return diffusers.StableDiffusionPipeline.from_pretrained(path, safety_checker=None).to(torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def inputs(model):
     return latents, noise, context
 
 
-def prepared(model, train, inputs, **options):
+def prepared(model, train, inputs, caption=None, image=None, **options):
     """A trainer, and a function that takes one step, puts gradients in the place of variables, and returns the loss."""
     latents, noise, context = inputs
     trainer = Trainer(model, train, **options)
@@ -66,6 +69,11 @@ def prepared(model, train, inputs, **options):
         "timestep_embedding": timestep_embedding(TIMESTEPS, model.architecture.diffusion_model.frequencies),
         "context": context,
     }
+    if image is not None:
+        x["image"] = image.astype("float32")
+    if caption:
+        pad = model.architecture.text_encoder.pad_token
+        trainer.tokens = x["tokens"] = trainer.learner.tokenizer.tokenize([caption] * 2, pad_token=pad)
     return trainer, lambda: float(
         trainer.train_on_batch(
             x, losses.target(model.architecture.prediction_type, latents, noise, alpha, sigma), np.ones(2, "float32")
@@ -73,39 +81,67 @@ def prepared(model, train, inputs, **options):
     )
 
 
-def reference_loss(pipeline, inputs):
+def reference_loss(pipeline, inputs, encoded=None, controlnet=None, image=None):
     """The loss in torch, with diffusers' own scheduler for what is mixed and what is the target."""
     latents, noise, context = (torch.tensor(x, dtype=torch.float64) for x in inputs)
+    context = context if encoded is None else encoded
     latents, noise = latents.permute(0, 3, 1, 2), noise.permute(0, 3, 1, 2)
     timesteps = torch.tensor(TIMESTEPS)
     scheduler = pipeline.scheduler
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-    prediction = pipeline.unet(scheduler.add_noise(latents, noise, timesteps), timesteps, context).sample
+    noisy, residuals = scheduler.add_noise(latents, noise, timesteps), {}
+    if controlnet:
+        down, middle = controlnet(noisy, timesteps, context, torch.tensor(image).permute(0, 3, 1, 2), return_dict=False)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    prediction = pipeline.unet(noisy, timesteps, context, **residuals).sample
     return torch.nn.functional.mse_loss(prediction, target)
 
 
-def test_whole_model(model, pipeline, inputs):
-    before = [np.array(ops.convert_to_numpy(v)) for v in model.diffusion_model.variables]
-    _, step = prepared(model, "diffusion_model", inputs)
-    try:
-        loss = step()
-        ours = {
-            target.name: loading.stored(ops.convert_to_numpy(target.variable), target.layout)
-            for target in loading.targets(model.diffusion_model, rows("diffusion_model", model.architecture))
-        }
-    finally:
-        for variable, value in zip(model.diffusion_model.variables, before, strict=True):
-            variable.assign(value)
-    reference = reference_loss(pipeline, inputs)
-    parameters = dict(pipeline.unet.named_parameters())
-    theirs = dict(zip(parameters, torch.autograd.grad(reference, parameters.values()), strict=True))
-    assert loss == pytest.approx(float(reference), rel=TOLERANCE)
+def require_equal(network, rows, theirs):
+    """Compares what stands in the place of every variable with torch's gradients, by name."""
+    ours = {
+        target.name: loading.stored(ops.convert_to_numpy(target.variable), target.layout)
+        for target in loading.targets(network, rows)
+    }
     assert ours.keys() == theirs.keys()
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     for name, gradient in theirs.items():
         error = np.abs(ours[name].reshape(gradient.shape) - gradient.numpy()).max()
         assert error <= TOLERANCE * max(float(gradient.abs().max()), 1e-3 * largest), name
+
+
+def gradients(loss, module):
+    parameters = dict(module.named_parameters())
+    return dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True))
+
+
+def test_whole_model(model, pipeline, inputs):
+    before = [np.array(ops.convert_to_numpy(v)) for v in model.diffusion_model.variables]
+    _, step = prepared(model, "diffusion_model", inputs)
+    reference = reference_loss(pipeline, inputs)
+    try:
+        assert step() == pytest.approx(float(reference), rel=TOLERANCE)
+        names = rows("diffusion_model", model.architecture)
+        require_equal(model.diffusion_model, names, gradients(reference, pipeline.unet))
+    finally:
+        for variable, value in zip(model.diffusion_model.variables, before, strict=True):
+            variable.assign(value)
+
+
+def test_controlnet(model, pipeline, inputs, tmp_path):
+    """Every weight, none of which is zero; the folder brings them to diffusers."""
+    image = np.random.default_rng(2).random((2, 32, 32, 3))
+    trainer, step = prepared(model, "controlnet", inputs, image=image)
+    generator = np.random.default_rng(1)
+    for variable in trainer.trainable_variables:
+        variable.assign(variable + generator.standard_normal(variable.shape) / 10)
+    trainer.save_controlnet(tmp_path / "controlnet")
+    controlnet = diffusers.ControlNetModel.from_pretrained(tmp_path / "controlnet").to(torch.float64)
+    reference = reference_loss(pipeline, inputs, controlnet=controlnet, image=image)
+    assert step() == pytest.approx(float(reference), rel=TOLERANCE)
+    names = controlnet_rows(trainer.controlnet.architecture, trainer.controlnet.get_config()["conditioning"])
+    require_equal(trainer.controlnet, names, gradients(reference, controlnet))
 
 
 def test_lora(model, pipeline, inputs, tmp_path):
@@ -124,9 +160,80 @@ def test_lora(model, pipeline, inputs, tmp_path):
     finally:
         pipeline.unload_lora_weights()
     assert step() == pytest.approx(float(reference), rel=TOLERANCE)
-    stored = {key: trainer.learner._stored(target) for key, target in trainer.learner.targets.items()}
+    stored = trainer.learner.stored()
     assert len(theirs) == 2 * len(stored)
     for key, pair in stored.items():
         for half, name in zip(pair, ("lora_A", "lora_B"), strict=True):
             gradient = theirs[f"{key.partition('/')[2]}.{name}.default_0.weight"].numpy()
             assert np.abs(half.reshape(gradient.shape) - gradient).max() <= TOLERANCE * np.abs(gradient).max(), key
+
+
+def test_embedding(model, pipeline, inputs, tmp_path):
+    """The gradients of the vectors alone, as transformers has them; diffusers reads the file."""
+    model = copy.copy(model)
+    model.tokenizer = SimpleTokenizer()
+    trainer, step = prepared(model, "embedding", inputs, caption="a <toy>", word="<toy>", initial_word="toy", vectors=2)
+    trainer.learner.vectors.assign(np.random.default_rng(1).standard_normal((2, 16)))
+    start = ops.convert_to_numpy(trainer.learner.vectors).copy()
+    trainer.save_textual_inversion(tmp_path / "toy.safetensors")
+    pipeline = copy.copy(pipeline)
+    pipeline.tokenizer, pipeline.text_encoder = copy.deepcopy((pipeline.tokenizer, pipeline.text_encoder))
+    pipeline.load_textual_inversion(tmp_path / "toy.safetensors")
+    table = pipeline.text_encoder.get_input_embeddings().weight
+    np.testing.assert_array_equal(table[-2:].detach().numpy(), start)
+    prompt = pipeline.maybe_convert_prompt("a <toy>", pipeline.tokenizer)
+    tokens = pipeline.tokenizer([prompt] * 2, padding="max_length", return_tensors="pt").input_ids
+    np.testing.assert_array_equal(tokens, trainer.tokens)
+    reference = reference_loss(pipeline, inputs, pipeline.text_encoder(tokens)[0])
+    [gradient] = torch.autograd.grad(reference, [table])
+    assert step() == pytest.approx(float(reference), rel=TOLERANCE)
+    ours, theirs = ops.convert_to_numpy(trainer.learner.vectors), gradient[-2:].numpy()
+    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+
+
+def test_twenty_steps(tmp_path):
+    """Every loss of a run, and the weights at its end, as torch's AdamW has them in float64."""
+    model = StableDiffusion(16, 16, preset=lora.SMALL)
+    networks.fill(model.diffusion_model, "diffusion_model", model.architecture)
+    for i in range(2):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), "uint8")).save(tmp_path / f"{i}.png")
+    model.save_to_preset(tmp_path / "model")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "model" / "unet").to(torch.float64)
+    trainer = Trainer(model, "diffusion_model")
+    trainer.compile(default_optimizer(1e-4))
+    batches = trainer.examples(tmp_path, "a toy", batch_size=2, steps=20, snr_gamma=5.0)
+    ours = Losses()
+    trainer.fit(batches, verbose=0, callbacks=[ours])
+
+    optimizer, theirs = torch.optim.AdamW(unet.parameters(), 1e-4, weight_decay=1e-2), []
+    for i in range(20):
+        x, target, weights = batches[i]
+        latent, target = (torch.tensor(a, dtype=torch.float64).permute(0, 3, 1, 2) for a in (x["latent"], target))
+        row = [np.abs(batches._embeddings - t).sum(axis=1).argmin() for t in x["timestep_embedding"]]
+        prediction = unet(latent, torch.tensor(row), torch.tensor(x["context"], dtype=torch.float64)).sample
+        loss = (((prediction - target) ** 2).mean(dim=(1, 2, 3)) * torch.tensor(weights)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        theirs.append(float(loss))
+    np.testing.assert_allclose(ours.losses, theirs, atol=1e-4)
+    stored = dict(unet.named_parameters())
+    for target in loading.targets(model.diffusion_model, rows("diffusion_model", model.architecture)):
+        value = loading.stored(ops.convert_to_numpy(target.variable), target.layout)
+        reference = stored[target.name].detach().numpy()
+        np.testing.assert_allclose(value.reshape(reference.shape), reference, atol=1e-4, err_msg=target.name)
+
+
+class Losses(keras.callbacks.Callback):
+    """Remembers the loss of every step; Keras reports their mean since the epoch began."""
+
+    def on_train_begin(self, logs=None):
+        self.means = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.means.append(logs["loss"])
+
+    @property
+    def losses(self):
+        return np.diff(np.array(self.means) * np.arange(1, len(self.means) + 1), prepend=0)

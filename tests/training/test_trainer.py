@@ -7,16 +7,17 @@ from keras import ops
 from PIL import Image
 
 from keras_diffusion import NumericalError, StableDiffusion
+from keras_diffusion.engines.choice import compiles_always
 from keras_diffusion.training.trainer import Trainer
 
-from ..golden import lora
+from ..golden import lora, networks
 
 pytestmark = pytest.mark.backend
 
 
 @pytest.fixture(scope="module")
 def model():
-    return StableDiffusion(preset=lora.ARCHITECTURE, img_height=16, img_width=16)
+    return StableDiffusion(preset=lora.SMALL, img_height=16, img_width=16)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,33 @@ def test_what_to_train(model):
     assert {id(v) for v in whole.trainable_variables} == {id(v) for v in model.diffusion_model.variables}
     Trainer(model, "lora")
     assert not model.diffusion_model.trainable_variables
-    half = StableDiffusion(preset=lora.ARCHITECTURE, dtype="float32_from_float16")
+    half = StableDiffusion(preset=lora.SMALL, dtype="float32_from_float16")
     with pytest.raises(ValueError, match="half precision cannot be trained"):
         Trainer(half, "diffusion_model")
+
+
+def test_float16_scales_the_loss():
+    """The gradients are those of float32; a step whose gradients overflow is skipped, and the scale halved."""
+    gradients = []
+    for dtype in ("float32", "mixed_float16"):
+        model = StableDiffusion(preset=lora.SMALL, dtype=dtype)
+        networks.fill(model.diffusion_model, "diffusion_model", lora.SMALL)
+        trainer = Trainer(model, "lora", rank=2, layers=["attn2.to_q", "attn2.to_out.0"])
+        trainer.learner.values.assign(np.random.default_rng(0).standard_normal(trainer.learner.values.shape) / 10)
+        start = values(trainer.trainable_variables)
+        trainer.compile(keras.optimizers.SGD(1.0), run_eagerly=not compiles_always())
+        latents = np.random.default_rng(1).standard_normal((2, 1, 8, 8, 4)).astype("float32")
+        x = {"latent": latents[0], "timestep_embedding": np.zeros((1, 16), "float32"), "context": np.ones((1, 7, 16))}
+        batch = x, latents[1], np.ones(1, "float32")
+        trainer.train_on_batch(*batch)
+        gradients.append(start[0] - values(trainer.trainable_variables)[0])
+    scale = trainer.optimizer.dynamic_scale
+    assert float(ops.convert_to_numpy(scale)) == trainer.optimizer.initial_scale == 2**15
+    assert np.abs(gradients[0] - gradients[1]).max() < 0.02 * np.abs(gradients[0]).max()
+
+    scale.assign(2.0**40)
+    before = values(trainer.trainable_variables)
+    trainer.train_on_batch(*batch)
+    assert all(equal(values(trainer.trainable_variables), before))
+    assert float(ops.convert_to_numpy(scale)) == 2.0**39
+    assert trainer.step == 1

@@ -1,6 +1,9 @@
 """Writes a model in another form."""
 
-from keras_diffusion.cli.model import load
+from pathlib import Path
+
+from keras_diffusion.architectures import PREDICTION_TYPES
+from keras_diffusion.cli.model import PRESETS, load
 from keras_diffusion.terminal import show
 
 STORED = ("float32", "float16", "bfloat16")  # how weights can be written
@@ -23,3 +26,12 @@ def convert(options):
     (model.export_checkpoint if single else model.save_to_preset)(options.output, options.dtype)
     show("")
     print(options.output)
+
+
+def add_arguments(command):
+    add = command.add_argument
+    add("preset", metavar="IN", help=PRESETS)
+    add("output", type=Path, metavar="OUT", help="a new folder, or a new .safetensors file in the original layout")
+    add("--dtype", choices=STORED, default=STORED[0], help=f"how weights are stored (default: {STORED[0]})")
+    add("--prediction-type", choices=PREDICTION_TYPES, help="what the model predicts (default: what IN says)")
+    add("--ema", action="store_true", help="take the moving averages that a single file may hold beside its weights")

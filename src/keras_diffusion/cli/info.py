@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from keras_diffusion import __version__
+from keras_diffusion.cli.model import PRESETS
 from keras_diffusion.images import metadata
 from keras_diffusion.images.metadata import FORMATS
 from keras_diffusion.terminal import quiet
@@ -67,3 +68,7 @@ def of_model(preset):
         "prediction type": found.architecture.prediction_type,
         "sampler": sampler,
     }
+
+
+def add_arguments(command):
+    command.add_argument("subject", nargs="?", help=f"{PRESETS}; or an image")

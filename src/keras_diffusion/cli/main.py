@@ -1,24 +1,24 @@
-"""The command line: `keras-diffusion generate`, `serve`, `train`, `convert` and `info`.
+"""The command line: `keras-diffusion generate`, `batch`, `serve`, `train`, `convert` and `info`.
 
 Keras takes seconds to import, so it waits until the command makes sense.
 """
 
 import argparse
 import sys
-from pathlib import Path
 
 from keras_diffusion import __version__
-from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES
-from keras_diffusion.cli.convert import STORED, convert
-from keras_diffusion.cli.generate import control, generate, with_scale
-from keras_diffusion.cli.info import info
-from keras_diffusion.cli.serve import LIMITS, serve
-from keras_diffusion.cli.train import train
-from keras_diffusion.engines.ways import COMPILED, EXPLAINED, JIT_COMPILE
+from keras_diffusion.cli import batch, convert, generate, generate_arguments, info, serve, train
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.terminal import show
 
-PRESETS = "emoji, a folder of diffusers or of KerasCV's .h5 files, a single file, or a model downloaded before"
+COMMANDS = (  # the module that adds the arguments, the function that runs, and what it does
+    (generate_arguments, generate.generate, "draw images of a prompt"),
+    (batch, batch.batch, "draw many jobs, and go on after a stop"),
+    (serve, serve.serve, "serve images over HTTP"),
+    (train, train.train, "teach a model your images"),
+    (convert, convert.convert, "write a model in another form"),
+    (info, info.info, "describe the installation, a model or an image"),
+)
 FAILURES = (ValueError, OSError, ImportError, MemoryError, NumericalError)  # any other exception is a defect
 
 
@@ -51,92 +51,8 @@ def parser():
     root = argparse.ArgumentParser("keras-diffusion", description="Stable Diffusion in Keras 3.")
     root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = root.add_subparsers(title="commands", metavar="command", required=True)
-
-    command = commands.add_parser("generate", help="draw images of a prompt", description=generate.__doc__)
-    command.usage = "%(prog)s prompt --output FILE [options]"
-    command.set_defaults(run=generate, refuse=command.error)
-    add = command.add_argument
-    add("prompt", nargs="?", help="what to draw; with --like, by default that of the image")
-    add("--output", type=Path, metavar="FILE", required=True, help=".png, .jpg or .webp; several are NAME-1, NAME-2")
-    add("--prompts", type=Path, metavar="FILE", help="a text file with a prompt in each line, instead of one prompt")
-    add("--image", type=Path, help="an image to start from")
-    add("--strength", type=float, help="how much to change it, 0 to 1 (default: 0.8; 1 with --mask or --outpaint)")
-    add("--mask", type=Path, metavar="IMAGE", help="white where the image is to be repainted")
-    add("--outpaint", type=int, nargs=4, metavar=("TOP", "BOTTOM", "LEFT", "RIGHT"), help="pixels to add to the image")
-    add("--resize", metavar="HOW", help="bring the image to the size of the result: stretch, crop, pad")
-    add("--hires", type=float, metavar="FACTOR", help="draw a second time from the image enlarged, such as by 2")
-    add("--hires-strength", type=float, metavar="STRENGTH", help="how much that changes (default: 0.5)")
-    add("--control", type=control, action="append", default=[], metavar="FILE=IMAGE[=SCALE]", help="a ControlNet")
-    add("--lora", type=with_scale, action="append", default=[], metavar="FILE[=SCALE]", help="a LoRA")
-    add("--embedding", type=Path, action="append", default=[], metavar="FILE", help="a textual inversion")
-    add("--vae", type=Path, metavar="FILE", help="another autoencoder, a file or a folder")
-    add("--like", type=Path, metavar="IMAGE", help="an image whose settings to use, unless other options say otherwise")
-    add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
-    add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
-    add("--steps", type=int, help="number of steps (default: the model's, such as 50)")
-    add("--guidance", type=float, help="how much to follow the prompt (default: the model's, such as 7.5)")
-    add("--negative-prompt", metavar="PROMPT", help="what to keep away from")
-    add("--prompt-weighting", action="store_true", default=None, help="read (word:1.3), [word] and BREAK as A1111 does")
-    add("--lora-folder", type=Path, metavar="FOLDER", help="where the LoRAs of <lora:name:0.8> are, with weighting")
-    add("--long-prompts", metavar="HOW", help="beyond 77 tokens: error (default), truncate, chunk")
-    add("--clip-skip", type=int, metavar="N", help="leave out the text encoder's last N blocks (default: 0)")
-    add("--batch-size", type=int, default=1, metavar="N", help="number of images (default: 1)")
-    add("--sampler", help="one that `keras-diffusion info` lists (default: the model's)")
-    add("--spacing", metavar="NAME", help="where the steps lie, such as karras (default: the sampler's or the model's)")
-    add("--width", type=int, help="in pixels (default: the model's)")
-    add("--height", type=int, help="in pixels (default: the model's)")
-    add("--no-metadata", action="store_true", help="do not write into the files how they were made")
-    add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
-    how = {"choices": JIT_COMPILE, "nargs": "?", "const": COMPILED, "default": "auto"}
-    add("--jit-compile", **how, help=f"compile for longer, to run faster: {EXPLAINED}")
-
-    command = commands.add_parser("info", help="describe installation, model or picture", description=info.__doc__)
-    command.set_defaults(run=info)
-    command.add_argument("subject", nargs="?", help=f"{PRESETS}; or a picture")
-
-    command = commands.add_parser("convert", help="write a model in another form", description=convert.__doc__)
-    command.set_defaults(run=convert, refuse=command.error)
-    add = command.add_argument
-    add("preset", metavar="IN", help=PRESETS)
-    add("output", type=Path, metavar="OUT", help="a new folder, or a new .safetensors file in the original layout")
-    add("--dtype", choices=STORED, default=STORED[0], help=f"how weights are stored (default: {STORED[0]})")
-    add("--prediction-type", choices=PREDICTION_TYPES, help="what the model predicts (default: what IN says)")
-    add("--ema", action="store_true", help="take the moving averages that a single file may hold beside its weights")
-
-    command = commands.add_parser("serve", help="serve images over HTTP", description=serve.__doc__)
-    command.set_defaults(run=serve, refuse=command.error)
-    add = command.add_argument
-    add("--preset", action="append", help=f"{PRESETS}; may be repeated, the first is the default (default: emoji)")
-    add("--port", type=int, default=7860, help="(default: 7860; 0 takes a free one)")
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this computer)")
-    add("--token-file", type=Path, metavar="FILE", help="the token that clients must show (or KERAS_DIFFUSION_TOKEN)")
-    add("--allow-host", action="append", default=[], metavar="NAME", help="another name that the server is known by")
-    add("--allow-origin", action="append", default=[], metavar="ORIGIN", help="a web page that may use the server")
-    add("--jobs", type=Path, metavar="FOLDER", help="where to keep jobs and images (default: in the user's cache)")
-    add("--keep", type=int, default=10_000, metavar="N", help="how many finished jobs to keep (default: 10000)")
-    add("--loras", type=Path, metavar="FOLDER", help="the LoRAs that clients may name")
-    add("--embeddings", type=Path, metavar="FOLDER", help="the textual inversions that prompts may name")
-    for limit in LIMITS:
-        add(f"--{limit.replace('_', '-')}", type=int, metavar="N", help="a limit, see docs/serving.md")
-    add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
-    add("--jit-compile", action="store_const", const=True, default="auto", help="compile for longer, to run faster")
-
-    command = commands.add_parser("train", help="teach a model your images", description=train.__doc__)
-    command.usage = "%(prog)s lora FOLDER --output FILE [options]"
-    command.set_defaults(run=train, refuse=command.error)
-    add = command.add_argument
-    add("kind", choices=("lora",), help="what to train")
-    add("folder", type=Path, metavar="FOLDER", help="images, each with a caption in a .txt file of its name beside it")
-    add("--output", type=Path, metavar="FILE", required=True, help="a new .safetensors file")
-    add("--caption", help="the caption of images that have none of their own")
-    add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
-    add("--steps", type=int, default=800, help="number of steps (default: 800)")
-    add("--rank", type=int, default=8, help="rank of the LoRA (default: 8)")
-    add("--batch-size", type=int, default=1, metavar="N", help="images in a step (default: 1)")
-    add("--learning-rate", type=float, default=1e-4, metavar="RATE", help="(default: 1e-4)")
-    add("--text-encoder", action="store_true", help="train the text encoder too")
-    add("--flip", action="store_true", help="mirror half of the images")
-    add("--seed", type=int, default=0, help="where all random numbers come from (default: 0)")
-    add("--format", choices=("kohya", "diffusers"), default="kohya", help="how FILE names layers (default: kohya)")
-    add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
+    for module, run, summary in COMMANDS:
+        command = commands.add_parser(run.__name__, help=summary, description=run.__doc__)
+        command.set_defaults(run=run, refuse=command.error)
+        module.add_arguments(command)
     return root

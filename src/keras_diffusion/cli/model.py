@@ -3,6 +3,8 @@
 from keras_diffusion.startup import paused_gc
 from keras_diffusion.terminal import quiet
 
+PRESETS = "emoji, a folder of diffusers or of KerasCV's .h5 files, a single file, or a model downloaded before"
+
 
 def load(*arguments, **options):
     """Builds the `StableDiffusion` of these arguments."""

@@ -4,6 +4,9 @@ import logging
 import os
 from pathlib import Path
 
+from keras_diffusion.architectures import DTYPES
+from keras_diffusion.cli.model import PRESETS
+
 TOKEN = "KERAS_DIFFUSION_TOKEN"
 ANY = ("0.0.0.0", "::")  # all addresses of the computer, and the name of none
 
@@ -80,3 +83,21 @@ def read_token(options):
     if (token or options.token_file) and not (token.isascii() and token.isprintable() and len(token) >= 16):
         options.refuse("the token must have at least 16 letters, digits or signs of ASCII")
     return token or None
+
+
+def add_arguments(command):
+    add = command.add_argument
+    add("--preset", action="append", help=f"{PRESETS}; may be repeated, the first is the default (default: emoji)")
+    add("--port", type=int, default=7860, help="(default: 7860; 0 takes a free one)")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this computer)")
+    add("--token-file", type=Path, metavar="FILE", help="the token that clients must show (or KERAS_DIFFUSION_TOKEN)")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="another name that the server is known by")
+    add("--allow-origin", action="append", default=[], metavar="ORIGIN", help="a web page that may use the server")
+    add("--jobs", type=Path, metavar="FOLDER", help="where to keep jobs and images (default: in the user's cache)")
+    add("--keep", type=int, default=10_000, metavar="N", help="how many finished jobs to keep (default: 10000)")
+    add("--loras", type=Path, metavar="FOLDER", help="the LoRAs that clients may name")
+    add("--embeddings", type=Path, metavar="FOLDER", help="the textual inversions that prompts may name")
+    for limit in LIMITS:
+        add(f"--{limit.replace('_', '-')}", type=int, metavar="N", help="a limit, see docs/serving.md")
+    add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")
+    add("--jit-compile", action="store_const", const=True, default="auto", help="compile for longer, to run faster")

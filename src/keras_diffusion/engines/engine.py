@@ -65,8 +65,7 @@ class Engine:
     def __init__(self, jit_compile="auto"):
         if not isinstance(jit_compile, bool | str) or jit_compile not in (True, False, "auto", "openvino"):
             raise ValueError(
-                "`jit_compile` must be True, False, 'auto' or 'openvino'. "
-                f"Received: jit_compile={repr(jit_compile)[:200]}"
+                f"`jit_compile` must be True, False, 'auto' or 'openvino'. Received: jit_compile={jit_compile!r:.200}"
             )
         if jit_compile == "openvino" and not find_spec("openvino"):
             raise ImportError(

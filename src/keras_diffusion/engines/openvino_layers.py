@@ -282,7 +282,7 @@ def encoder_layer(layer, x):
 LOWERINGS = {
     layers.Dense: dense,
     layers.Conv2D: conv,
-    keras.layers.Embedding: embedding,
+    layers.Embedding: embedding,
     keras.layers.LayerNormalization: layer_norm,
     keras.layers.Activation: activation,
     layers.Rescaling: rescaling,

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_diffusion.arguments import interval, number, shorten
+from keras_diffusion.arguments import interval, number
 from keras_diffusion.images.reading import read_images
 from keras_diffusion.images.resizing import fit, nearest
 from keras_diffusion.networks.controlnet import ControlNet
@@ -51,7 +51,7 @@ def controls(name, value, batch_size, size, diffusion_model, how="stretch"):
     """
     entries = [] if value is None else [value] if isinstance(value, tuple) else value
     if not isinstance(entries, list):
-        raise TypeError(f"`{name}` must be (network, image, scale) or a list of those. Received: {shorten(value)}")
+        raise TypeError(f"`{name}` must be (network, image, scale) or a list of those. Received: {value!r:.200}")
     return [_control(f"{name}[{i}]", entry, batch_size, size, diffusion_model, how) for i, entry in enumerate(entries)]
 
 
@@ -71,15 +71,9 @@ def scales(controls, steps):
 
 def _control(name, entry, batch_size, size, diffusion_model, how):
     if not (isinstance(entry, tuple) and 2 <= len(entry) <= len(Control._fields)):
-        raise TypeError(f"`{name}` must be a tuple ({', '.join(Control._fields)}). Received: {name}={shorten(entry)}")
+        raise TypeError(f"`{name}` must be a tuple ({', '.join(Control._fields)}). Received: {name}={entry!r:.200}")
     network, image, scale, start, end = Control(*entry)
-    if not isinstance(network, ControlNet):
-        raise TypeError(
-            f"`{name}` must begin with a ControlNet; load one with `load_controlnet`. Received: {shorten(network)}"
-        )
-    ours, theirs = _fitting(diffusion_model), _fitting(network)
-    if ours != theirs:
-        raise ValueError(f"`{name}` must be a ControlNet for this model, with {ours}. Received: one with {theirs}")
+    require_fitting(f"{name}.network", network, diffusion_model)
     image = _followed(f"{name}.image", image, size, how)
     if len(image) not in (1, batch_size):
         count = f"1 or {batch_size}" if batch_size > 1 else "1"
@@ -97,6 +91,15 @@ def _followed(name, value, size, how):
     if drawn.any():
         image[fit(drawn.reshape(-1, *drawn.shape[-3:]), size, how, nearest)] = -1
     return image
+
+
+def require_fitting(name, network, diffusion_model):
+    """Raises an error unless a network is a `ControlNet` for a diffusion model."""
+    if not isinstance(network, ControlNet):
+        raise TypeError(f"`{name}` must be a ControlNet; load one with `load_controlnet`. Received: {network!r:.200}")
+    ours, theirs = _fitting(diffusion_model), _fitting(network)
+    if ours != theirs:
+        raise ValueError(f"`{name}` must be a ControlNet for this model, with {ours}. Received: one with {theirs}")
 
 
 def _fitting(network):

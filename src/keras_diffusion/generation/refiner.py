@@ -55,7 +55,7 @@ def _check(model, name, refiner):
     if name != "prompt":
         raise ValueError("`refiner` encodes prompts itself; call text_to_image. Received: an encoded text")
     if not isinstance(refiner, type(model)):
-        raise TypeError(f"`refiner` must be a {type(model).__name__}. Received: {arguments.shorten(refiner)}")
+        raise TypeError(f"`refiner` must be a {type(model).__name__}. Received: {refiner!r:.200}")
     ours, theirs = (
         {
             "latent channels": each.architecture.autoencoder.latent_channels,

@@ -236,7 +236,7 @@ def _extended(image, mask, outpaint):
     if image is None or mask is not None:
         raise ValueError("`outpaint` needs an `image`, and takes the place of a `mask`. Received: a mask or no image")
     if not (isinstance(outpaint, tuple | list) and len(outpaint) == 4):
-        raise TypeError(f"`outpaint` must be (top, bottom, left, right). Received: {arguments.shorten(outpaint)}")
+        raise TypeError(f"`outpaint` must be (top, bottom, left, right). Received: {outpaint!r:.200}")
     sides = [arguments.whole_number("outpaint", side, 0, arguments.LARGEST_SIDE) for side in outpaint]
     pixels, mask = resizing.pad(images.read_images("image", image), *sides)
     return pixels.astype("float32") / 255, mask

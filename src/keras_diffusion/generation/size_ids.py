@@ -52,5 +52,5 @@ def _numbers(name, value, like):
     if not isinstance(like, tuple):
         return [arguments.number(name, value, 0, LARGEST)]
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"`{name}` must be a pair of numbers. Received: {name}={arguments.shorten(value)}")
+        raise TypeError(f"`{name}` must be a pair of numbers. Received: {name}={value!r:.200}")
     return [arguments.number(f"{name}[{i}]", number, 0, LARGEST) for i, number in enumerate(value)]

@@ -48,7 +48,7 @@ def read(model, name, value, **options):
     if not second:
         return [composing.constant(EncodedText(context)) for context in arguments.context(name, value, size)]
     if not isinstance(value, EncodedText):
-        raise TypeError(f"`{name}` must be an EncodedText, from `encode_text`. Received: {arguments.shorten(value)}")
+        raise TypeError(f"`{name}` must be an EncodedText, from `encode_text`. Received: {value!r:.200}")
     contexts = arguments.context(f"{name}.context", value.context, size)
     pooled = arguments.array(f"{name}.pooled", np.atleast_2d(value.pooled), (len(contexts), second.projection))
     return [composing.constant(EncodedText(*pair)) for pair in zip(contexts, pooled, strict=True)]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from keras_diffusion.arguments import LARGEST_SIDE, shorten
+from keras_diffusion.arguments import LARGEST_SIDE
 from keras_diffusion.images.png import refuse_many_texts
 from keras_diffusion.images.resizing import fit, nearest
 from keras_diffusion.system.paths import existing_file
@@ -61,7 +61,7 @@ def read_images(name, value, size=None, how="stretch"):
     """
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
-        raise ValueError(f"`{name}` must be {ALLOWED}. Received: {name}={shorten(value)}")
+        raise ValueError(f"`{name}` must be {ALLOWED}. Received: {name}={value!r:.200}")
     read = [_pixels(name, single) for single in values]
     if len({array.shape[1:] for array in read}) > 1:
         sizes = ", ".join(f"{array.shape[1]}×{array.shape[2]}" for array in read)
@@ -116,7 +116,7 @@ def _pixels(name, value):
     if isinstance(value, str | os.PathLike | Image.Image):
         return _from_pil(name, open_image(name, value))
     if not hasattr(value, "shape"):
-        raise TypeError(f"`{name}` must be {ALLOWED}. Received: {name}={shorten(value)}")
+        raise TypeError(f"`{name}` must be {ALLOWED}. Received: {name}={value!r:.200}")
     array = np.asarray(value)
     if array.ndim not in (3, 4) or array.shape[-1] != 3 or not array.size:
         raise ValueError(f"`{name}` must be {ALLOWED}. Received: an array of shape {array.shape}")

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from keras_diffusion.arguments import shorten
 from keras_diffusion.errors import FlaggedImagesError
 
 
@@ -19,7 +18,7 @@ def refuse_flagged(safety, images):
     """
     flags = np.asarray(safety(images.copy()))
     if flags.shape != (len(images),) or flags.dtype != bool:
-        raise ValueError(f"`safety` must return {len(images)} bools, one for each image. Received: {shorten(flags)}")
+        raise ValueError(f"`safety` must return {len(images)} bools, one for each image. Received: {flags!r:.200}")
     if flags.any():
         raise FlaggedImagesError(
             f"`safety` flagged {flags.sum()} of {len(images)} images: {np.flatnonzero(flags).tolist()}. "

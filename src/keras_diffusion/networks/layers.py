@@ -38,6 +38,13 @@ class Conv2D(keras.layers.Conv2D):
         return operation("convolve")(self, x)
 
 
+class Embedding(keras.layers.Embedding):
+    """Looks up rows of a table, as the operation "embed" does; it keeps the name of Keras' own, as `Dense`."""
+
+    def call(self, x):
+        return operation("embed")(self, x)
+
+
 class Rescaling(keras.layers.Rescaling):
     """Multiplies by a number, without the tensor that Keras makes in every call: a CUDA graph cannot record that."""
 
@@ -51,7 +58,7 @@ def embedding(size, width, name):
     initializer = kernel_initializer.get()
     if initializer == "glorot_uniform":
         initializer = keras.initializers.RandomNormal(stddev=0.02)
-    return keras.layers.Embedding(size, width, embeddings_initializer=initializer, name=name)
+    return Embedding(size, width, embeddings_initializer=initializer, name=name)
 
 
 def layer_norm(name):
@@ -71,8 +78,7 @@ class GroupNorm(keras.layers.Layer):
         self.beta = self.add_weight(shape=x_shape[-1:], initializer="zeros", name="beta")
 
     def call(self, x):
-        x = ops.cast(x, "float32")
-        return self.normalise(x, *operation("moments")(x))
+        return operation("group_norm")(self, ops.cast(x, "float32"))
 
     def normalise(self, x, mean, variance):
         """Normalises a part of a float32 feature map by the mean and variance (b, 1, 1, c) of the whole."""

@@ -51,10 +51,20 @@ def project(layer, x):
     return keras.layers.Dense.call(layer, x)
 
 
+def embed(layer, tokens):
+    """Looks up the rows of an `Embedding` for integers (…,)."""
+    return keras.layers.Embedding.call(layer, tokens)
+
+
 def feed(layer, x):
     """Applies a `FeedForward` to x (b, n, c)."""
     x, gate = ops.split(layer.net_0_proj(x), 2, axis=-1)
     return layer.net_2(x * ops.gelu(gate, approximate=False))
+
+
+def group_norm(layer, x):
+    """Normalises a float32 feature map x (b, h, w, c) by a `GroupNorm`."""
+    return layer.normalise(x, *operation("moments")(x))
 
 
 def moments(x):
@@ -69,7 +79,9 @@ def modulate(x, scale, shift, silu):
     return ops.silu(x) if silu else x
 
 
-DEFAULT = {function.__name__: function for function in (attend, convolve, project, feed, moments, modulate)}
+DEFAULT = {
+    function.__name__: function for function in (attend, convolve, project, embed, feed, group_norm, moments, modulate)
+}
 _replaced = ContextVar("replaced", default=MappingProxyType({}))
 
 

@@ -106,7 +106,7 @@ def read(name, prompts, *given, prompt_weighting=False, evaluations=None, passed
         if evaluations is None and (len(split) > 1 or split[0][1] != 1 or any(map(_has_change, changing))):
             raise ValueError(
                 f"Only what draws can follow AND and what changes between steps, such as [a:b:0.5]; call "
-                f"`text_to_image`. Received: {name}={arguments.shorten(prompt)}"
+                f"`text_to_image`. Received: {name}={prompt!r:.200}"
             )
         parts = []
         for (_, weight), pieces in zip(split, changing, strict=True):

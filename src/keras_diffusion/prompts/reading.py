@@ -88,7 +88,7 @@ def read(name, prompts, tokenizer, shape, prompt_weighting=False, long_prompts="
         _mention_tags(name, prompt, prompt_weighting)
         parts = parse(prompt) if prompt_weighting else [[(prompt, 1.0)]]
         parts = [[(token, w) for text, w in part for token in tokenizer.encode(text)[1:-1]] for part in parts]
-        chunks = _chunks(f"{name}={arguments.shorten(prompt)}", parts, tokenizer, shape.length - 2, long_prompts)
+        chunks = _chunks(f"{name}={prompt!r:.200}", parts, tokenizer, shape.length - 2, long_prompts)
         tokens = np.full((len(chunks), shape.length), shape.pad_token, "int32")
         weights = np.ones(tokens.shape, "float32")
         tokens[:, 0] = tokenizer.start_of_text
@@ -107,7 +107,7 @@ def _mention_tags(name, prompt, prompt_weighting):
     if prompt_weighting and name == "prompt":
         raise ValueError(
             f"A prompt can name LoRAs in `text_to_image`, `image_to_image` and `inpaint` alone; here, load them with "
-            f"`load_lora`, and leave out {found[0]}. Received: {name}={arguments.shorten(prompt)}"
+            f"`load_lora`, and leave out {found[0]}. Received: {name}={prompt!r:.200}"
         )
     reason = "in a negative prompt, as to A1111" if prompt_weighting else "unless prompt_weighting=True"
     logger.warning("%s is words %s. Received: %s=%.200r", found[0], reason, name, prompt)
@@ -132,7 +132,7 @@ def parse(prompt):
             if not abs(weight) <= LARGEST_WEIGHT:
                 raise ValueError(
                     f"Weights of words must be from -{LARGEST_WEIGHT} to {LARGEST_WEIGHT}. "
-                    f"Received: weight {weight:g} for {arguments.shorten(content)}"
+                    f"Received: weight {weight:g} for {content!r:.200}"
                 )
             first, *others = _BREAK.split(content)
             parts[-1].append((first, weight))
@@ -174,7 +174,7 @@ def _chunks(received, parts, tokenizer, room, long_prompts):
             length = f"{room + 2} tokens, start and end of text included; this one has {len(part) + 2}"
             if long_prompts == "error":
                 raise ValueError(
-                    f"A prompt can have {length}. Leave out what does not fit, from {arguments.shorten(rest)} on, or "
+                    f"A prompt can have {length}. Leave out what does not fit, from {rest!r:.200} on, or "
                     f"choose long_prompts='truncate' or 'chunk'. Received: {received}"
                 )
             logger.warning("A prompt can have %s: it ends before %.200r. Received: %s", length, rest, received)

@@ -14,8 +14,6 @@ are words.
 import math
 import re
 
-from keras_diffusion.arguments import shorten
-
 TAG = re.compile(r"<(\w+):([^>]+)>")
 KINDS = ("lora", "lyco")
 WEIGHTS = {"te": "text_encoder", "unet": "diffusion_model"}  # A1111's name → network, in the order of the weights
@@ -42,7 +40,7 @@ def take_loras(name, prompts):
     if any(named != loras[0] for named in loras):
         raise ValueError(
             f"All of `{name}` must name the same LoRAs, because the images of a call are drawn together; draw them "
-            f"one at a time. Received: {shorten(loras)}"
+            f"one at a time. Received: {loras!r:.200}"
         )
     without = [TAG.sub("", text) for text in texts]
     return (without[0] if isinstance(prompts, str) else without), (loras[0] if loras else {})
@@ -51,7 +49,7 @@ def take_loras(name, prompts):
 def _loras(name, text):
     loras = {}
     for kind, content in TAG.findall(text):
-        received = f"Received: <{kind}:{content}> in {name}={shorten(text)}"
+        received = f"Received: <{kind}:{content}> in {name}={text!r:.200}"
         if kind not in KINDS:
             raise ValueError(f"A tag in a prompt must be <lora:name:weight>; other kinds are not supported. {received}")
         lora, *rest = content.split(":")

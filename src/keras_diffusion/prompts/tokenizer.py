@@ -121,7 +121,7 @@ class SimpleTokenizer:
         for index, token in enumerate(tokens):
             if not isinstance(token, (int, np.integer)) or not 0 <= token < len(words):
                 raise ValueError(
-                    f"Tokens must be integers from 0 to {len(words) - 1}. Received: tokens[{index}]={_shorten(token)}"
+                    f"Tokens must be integers from 0 to {len(words) - 1}. Received: tokens[{index}]={token!r:.200}"
                 )
             text += bytes(_BYTE_OF_LETTER[letter] for letter in words[token])
         return text.decode("utf-8", errors="replace").replace(_END_OF_WORD, " ")
@@ -154,7 +154,7 @@ class SimpleTokenizer:
             known = added[word][:1] if word in added else self._encode_cleaned(word)
             if len(known) < 2:
                 problem = f"is token {known[0]} already" if known else "is empty"
-                raise ValueError(f"A new word {problem}; choose one like '<word>'. Received: {name}={_shorten(token)}")
+                raise ValueError(f"A new word {problem}; choose one like '<word>'. Received: {name}={token!r:.200}")
             first = _VOCAB_SIZE + sum(map(len, added.values()))
             added[word] = range(first, first + count)
         new = len(added) - len(self._added)
@@ -184,7 +184,7 @@ class SimpleTokenizer:
                 rest = self.decode(row[length - 1 : -1][:length]).strip()
                 raise ValueError(
                     f"A prompt can have {length} tokens, start and end of text included; this one has {len(row)}. "
-                    f"Leave out what does not fit, from {_shorten(rest)} on. Received: {name}={_shorten(prompt)}"
+                    f"Leave out what does not fit, from {rest!r:.200} on. Received: {name}={prompt!r:.200}"
                 )
             rows.append(row + [pad_token] * (length - len(row)))
         return np.array(rows, "int32")
@@ -212,7 +212,7 @@ def _named(name, texts):
     if isinstance(texts, str):
         return [(name, texts)]
     if not isinstance(texts, (list, tuple)):
-        raise TypeError(f"`{name}` must be a str or a list of str. Received: {name}={_shorten(texts)}")
+        raise TypeError(f"`{name}` must be a str or a list of str. Received: {name}={texts!r:.200}")
     if not texts:
         raise ValueError(f"`{name}` must hold at least one str. Received: {name}={texts}")
     named = [(f"{name}[{index}]", text) for index, text in enumerate(texts)]
@@ -223,12 +223,7 @@ def _named(name, texts):
 
 def _check_text(name, text):
     if not isinstance(text, str):
-        raise TypeError(f"`{name}` must be a str. Received: {name}={_shorten(text)} of type {type(text).__name__}")
-
-
-def _shorten(value):
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+        raise TypeError(f"`{name}` must be a str. Received: {name}={text!r:.200} of type {type(text).__name__}")
 
 
 def _clean(text):

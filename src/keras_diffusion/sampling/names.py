@@ -56,7 +56,7 @@ def resolve(name):
         sampler, spacing = _SAMPLERS.get(key[:end]), _SPACINGS.get(key[end:])
         if sampler and (spacing or end == len(key)):
             return sampler, spacing
-    raise ValueError(f"The sampler must be one of {', '.join(SAMPLERS)}. Received: sampler={repr(name)[:200]}")
+    raise ValueError(f"The sampler must be one of {', '.join(SAMPLERS)}. Received: sampler={name!r:.200}")
 
 
 def resolve_spacing(name):
@@ -75,7 +75,7 @@ def resolve_spacing(name):
         return None
     key = _key(name) if isinstance(name, str) else ""
     if key not in _SPACINGS:
-        raise ValueError(f"`spacing` must be one of {', '.join(ALL_SPACINGS)}. Received: spacing={repr(name)[:200]}")
+        raise ValueError(f"`spacing` must be one of {', '.join(ALL_SPACINGS)}. Received: spacing={name!r:.200}")
     return _SPACINGS[key]
 
 

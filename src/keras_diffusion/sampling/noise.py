@@ -47,9 +47,9 @@ def seeds(seed, batch_size):
 def _checked(seed, name):
     """Checks one seed."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"A seed must be an int from 0 to 2**63 - 1. Received: {name}={repr(seed)[:200]}")
+        raise TypeError(f"A seed must be an int from 0 to 2**63 - 1. Received: {name}={seed!r:.200}")
     if not 0 <= seed < SEED_LIMIT:
-        raise ValueError(f"A seed must be from 0 to 2**63 - 1. Received: {name}={repr(seed)[:200]}")
+        raise ValueError(f"A seed must be from 0 to 2**63 - 1. Received: {name}={seed!r:.200}")
     return int(seed)
 
 

@@ -179,7 +179,7 @@ def build(
         bent = spread and sampler.extremes == "visited"
         ends_clean = sampler.ends_clean or bool(bent) or spacing in ("keras_cv", *LEVEL_SPACINGS)
     if timesteps is not None and num_steps is not None:
-        raise ValueError(f"Give `num_steps` or `timesteps`, not both. Received: num_steps={repr(num_steps)[:200]}")
+        raise ValueError(f"Give `num_steps` or `timesteps`, not both. Received: num_steps={num_steps!r:.200}")
     if timesteps is not None:
         timesteps = _falling("timesteps", timesteps, len(alphas_cumprod))
     else:
@@ -228,7 +228,7 @@ def _falling(name, values, bound):
     if array.ndim != 1 or not array.size or not (array[0] < bound and array[-1] >= 0 and (np.diff(array) < 0).all()):
         raise ValueError(
             f"`{name}` must be a list of numbers that decrease, from less than {bound} to at least 0. "
-            f"Received: {name}={repr(values)[:200]}"
+            f"Received: {name}={values!r:.200}"
         )
     return array
 
@@ -240,7 +240,7 @@ def _options(sampler, eta, options):
         return options
     if "eta" not in options or isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta <= 1:
         having = ", ".join(name for name, row in SAMPLERS.items() if "eta" in row.options)
-        raise ValueError(f"`eta` must be a number from 0 to 1, and only for {having}. Received: eta={repr(eta)[:200]}")
+        raise ValueError(f"`eta` must be a number from 0 to 1, and only for {having}. Received: eta={eta!r:.200}")
     return options | {"eta": float(eta)}
 
 

@@ -107,7 +107,7 @@ def _refusal(kind, config, given):
     """Returns why a scheduler cannot be followed, or None."""
     problems = [
         f"The scheduler option {key} of {kind} must be {' or '.join(map(repr, OPTIONS[kind][key]))}. "
-        f"Received: {key}={repr(value)[:200]}"
+        f"Received: {key}={value!r:.200}"
         for key, value in given.items()
         if not _is_supported(value, OPTIONS[kind][key], OPEN.get(key))
     ]

@@ -62,7 +62,7 @@ def noise_schedule(
     if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
         raise ValueError(
             "The variance added by a timestep must be between 0 and 1. "
-            f"Received: beta_start={repr(beta_start)[:50]}, beta_end={repr(beta_end)[:50]}, betas={repr(betas)[:50]}"
+            f"Received: beta_start={beta_start!r:.50}, beta_end={beta_end!r:.50}, betas={betas!r:.50}"
         )
     alphas_cumprod = np.cumprod(1 - betas)
     if rescale_betas_zero_snr:

@@ -45,7 +45,7 @@ class Limits(NamedTuple):
 
 def text(name, value, limits):
     if not isinstance(value, str):
-        raise TypeError(f"`{name}` must be a str. Received: {name}={arguments.shorten(value)}")
+        raise TypeError(f"`{name}` must be a str. Received: {name}={value!r:.200}")
     if len(value) > LONGEST_PROMPT:
         raise ValueError(f"`{name}` must have at most {LONGEST_PROMPT} characters. Received: {len(value)} characters")
     return value
@@ -70,19 +70,19 @@ def choice(choices):
 
 def pair(name, value, limits):
     if not (isinstance(value, list) and len(value) == 2):
-        raise TypeError(f"`{name}` must be a list of two numbers. Received: {name}={arguments.shorten(value)}")
+        raise TypeError(f"`{name}` must be a list of two numbers. Received: {name}={value!r:.200}")
     return [arguments.number(name, x, 0, arguments.LARGEST_SIDE) for x in value]
 
 
 def loras(name, value, limits):
     """Checks a list of {"name", "scale"}."""
     if not (isinstance(value, list) and all(isinstance(row, dict) for row in value)):
-        raise TypeError(f'`{name}` must be a list of {{"name", "scale"}}. Received: {arguments.shorten(value)}')
+        raise TypeError(f'`{name}` must be a list of {{"name", "scale"}}. Received: {value!r:.200}')
     if len(value) > MOST_LORAS:
         raise ValueError(f"`{name}` must name at most {MOST_LORAS} LoRAs. Received: {len(value)}")
     for row in value:
         if unknown := row.keys() - {"name", "scale"}:
-            raise TypeError(f"A row of `{name}` has `name` and `scale`. Received: {arguments.shorten(sorted(unknown))}")
+            raise TypeError(f"A row of `{name}` has `name` and `scale`. Received: {sorted(unknown)!r:.200}")
     rows = [
         {"name": text("name", row.get("name"), limits), "scale": arguments.number("scale", row.get("scale", 1.0))}
         for row in value

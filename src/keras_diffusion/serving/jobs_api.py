@@ -8,9 +8,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from keras_diffusion.images import recipes
 from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.spacings import ALL_SPACINGS
-from keras_diffusion.serving import calls, recipes, uploads
+from keras_diffusion.serving import calls, uploads
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.service import EVERY, preview_png
 from keras_diffusion.serving.store import STATES

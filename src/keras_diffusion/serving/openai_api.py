@@ -19,8 +19,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from keras_diffusion import arguments
+from keras_diffusion.images import recipes
 from keras_diffusion.images.reading import OPAQUE
-from keras_diffusion.serving import calls, recipes, uploads
+from keras_diffusion.serving import calls, uploads
 from keras_diffusion.serving.jobs_api import event, event_stream
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.service import EVERY

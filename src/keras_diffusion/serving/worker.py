@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_diffusion.errors import FlaggedImagesError, GenerationCancelled, NumericalError
-from keras_diffusion.serving import recipes
+from keras_diffusion.images import recipes
 from keras_diffusion.serving.store import CANCELLED, DONE, FAILED
 
 PAUSE = 5  # seconds until what failed is tried again

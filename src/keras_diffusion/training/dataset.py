@@ -12,7 +12,7 @@ from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.schedules import noise_schedule
 from keras_diffusion.training import losses
-from keras_diffusion.training.folder import Record, records
+from keras_diffusion.training.folder import Record, counterparts, records
 
 ORDER, CHOICES, POSTERIOR, NOISE, OFFSET, PERTURBATION = range(1, 7)  # purposes of random numbers, see `noise.uniform`
 CLASSES = 16  # added to them for class images
@@ -28,13 +28,13 @@ class Source(NamedTuple):
     Args:
         means: float32 (n, v, h, w, c), the mean of each image's latents.
         deviations: float32 (n, v, h, w, c), their standard deviation.
-        texts: int (n,), the row of each caption among the texts.
+        texts: For each image, the rows of its captions among the texts, a list of ints.
         conditions: float32 (n, v, height, width, 3) in [0, 1], what a ControlNet sees, or None.
     """
 
     means: np.ndarray
     deviations: np.ndarray
-    texts: np.ndarray
+    texts: list
     conditions: np.ndarray | None = None
 
 
@@ -51,6 +51,7 @@ class Examples(keras.utils.PyDataset):
             arXiv:2208.12242, section 3.2).
         conditions: What a ControlNet sees with each of `images`, a list of images; or None.
         text: "context", or "tokens" where the text encoder takes part in the training.
+        tokenizer: What makes the tokens; None takes the model's.
         size: (height, width) to which images are scaled and cut around their middle; None takes the model's.
         batch_size: Number of `images` in a batch.
         steps: Number of batches of an epoch; None takes as many as show every image once.
@@ -82,6 +83,7 @@ class Examples(keras.utils.PyDataset):
         classes=(),
         conditions=None,
         text="context",
+        tokenizer=None,
         size=None,
         batch_size=1,
         steps=None,
@@ -112,18 +114,20 @@ class Examples(keras.utils.PyDataset):
         arguments.choice("damaged", damaged, DAMAGED)
         if snr_gamma is not None:
             arguments.number("snr_gamma", snr_gamma, 1e-3, 1e6)
+        if conditions is not None and classes:
+            raise ValueError("A ControlNet is trained without class images. Received: `conditions` and `classes`")
         if conditions is not None and len(conditions) != len(images):
             raise ValueError(f"Give one condition for each of {len(images)} images. Received: {len(conditions)}")
 
         size = size or (model.img_height, model.img_width)
         size = tuple(model.side(name, side) for name, side in zip(("height", "width"), size, strict=True))
-        captions = ["", *sorted({record.caption for record in (*images, *classes)})]
+        captions = ["", *sorted({caption for record in (*images, *classes) for caption in record.captions})]
         self._sources = [
             _source(model, group, shown, captions, size, flip, damaged)
             for group, shown in ((images, conditions), (classes, None))
             if group
         ]
-        self._text, self.texts = text, _encode(model, captions, text)
+        self._text, self.texts = text, _encode(model, captions, text, tokenizer)
         self._steps = arguments.whole_number("steps", steps or -(-len(self._sources[0].texts) // batch_size), 1, 10**9)
         self.epoch = 0
 
@@ -138,8 +142,10 @@ class Examples(keras.utils.PyDataset):
             self._weights = losses.min_snr_weights(self._prediction_type, self._alphas_cumprod, snr_gamma, snr_floor)
 
     @classmethod
-    def from_folder(cls, model, folder, caption=None, class_folder=None, class_caption=None, **options):
-        """Reads the images and captions of a folder, see `folder.records`, and of one with class images.
+    def from_folder(
+        cls, model, folder, caption=None, class_folder=None, class_caption=None, condition_folder=None, **options
+    ):
+        """Reads the images and captions of a folder, see `folder.records`, and of those that go with it.
 
         Args:
             model: The `StableDiffusion`.
@@ -147,10 +153,13 @@ class Examples(keras.utils.PyDataset):
             caption: The caption of images that have none of their own.
             class_folder: A folder of class images, or None.
             class_caption: Their caption.
+            condition_folder: A folder with what a ControlNet sees, an image of the same name for each image; or None.
             **options: Arguments of the class.
         """
         classes = records(class_folder, class_caption) if class_folder is not None else ()
-        return cls(model, records(folder, caption), classes, **options)
+        images = records(folder, caption)
+        conditions = counterparts(images, condition_folder) if condition_folder is not None else None
+        return cls(model, images, classes, conditions, **options)
 
     @property
     def num_batches(self):
@@ -189,10 +198,11 @@ class Examples(keras.utils.PyDataset):
         epoch, position = divmod(number, len(source.texts))
         order = noise.uniform(self._seed, epoch, (len(source.texts),), ORDER + purpose)
         row = np.argsort(order, kind="stable")[position]
-        choices = noise.uniform(self._seed, number, (3,), CHOICES + purpose)
+        choices = noise.uniform(self._seed, number, (4,), CHOICES + purpose)
         timestep = int(choices[0] * len(self._alphas_cumprod))
         variant = int(self._flip and choices[1] < 0.5)
-        text = 0 if choices[2] < self._dropout else source.texts[row]
+        texts = source.texts[row]
+        text = 0 if choices[2] < self._dropout else texts[int(choices[3] * len(texts))]
         shape = source.means.shape[2:]
 
         def normal(kind, shape=shape):
@@ -221,12 +231,12 @@ def _source(model, images, conditions, captions, size, flip, damaged):
             logger.warning("%s", error)
             continue
         pixels.append(_variants(image, flip))
-        texts.append(captions.index(record.caption))
+        texts.append([captions.index(caption) for caption in record.captions])
         shown += [] if seen is None else [_variants(seen, flip)]
     if not pixels:
         raise ValueError("None of the images can be read; the log names each.")
     means, deviations = zip(*(_latents(model, image) for image in pixels), strict=True)
-    return Source(np.stack(means), np.stack(deviations), np.array(texts), np.stack(shown) if shown else None)
+    return Source(np.stack(means), np.stack(deviations), texts, np.stack(shown) if shown else None)
 
 
 def _read(record):
@@ -263,9 +273,9 @@ def _moments(encoder):
     return keras.Model(encoder.inputs, encoder.get_layer("quant_conv").output, name="moments")
 
 
-def _encode(model, captions, text):
+def _encode(model, captions, text, tokenizer):
     """Turns captions into what the trainer takes."""
     if text == "context":
         return np.concatenate([model.encode_text(caption) for caption in captions])
     shape = model.architecture.text_encoder
-    return model.tokenizer.tokenize(captions, pad_token=shape.pad_token, length=shape.length)
+    return (tokenizer or model.tokenizer).tokenize(captions, pad_token=shape.pad_token, length=shape.length)

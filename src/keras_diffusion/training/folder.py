@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from keras_diffusion import arguments
+from keras_diffusion.system.paths import absolute
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TABLES = {  # file of captions → its rows as dicts
     "metadata.jsonl": lambda file: (json.loads(line) for line in file if line.strip()),
@@ -19,10 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
-    """An image's path and its caption."""
+    """Holds an image's path and its caption, or several captions, of which each example takes one."""
 
     path: Path
-    caption: str
+    caption: str | tuple[str, ...]
+
+    @property
+    def captions(self):
+        return (self.caption,) if isinstance(self.caption, str) else self.caption
 
 
 def records(folder, caption=None):
@@ -33,7 +40,7 @@ def records(folder, caption=None):
 
     Args:
         folder: The folder, with PNG, JPEG or WebP files.
-        caption: The caption of images that have none of their own.
+        caption: The caption of images that have none of their own; of a list, each example takes one at random.
 
     Returns:
         A list of `Record`, sorted by path.
@@ -46,7 +53,7 @@ def records(folder, caption=None):
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"`folder` must be a path to a folder of images. Received: folder={folder!r:.200}")
     if not isinstance(caption, str | None):
-        raise TypeError(f"`caption` must be a str, or None. Received: caption={caption!r:.200}")
+        caption = tuple(arguments.texts("caption", caption))
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"`folder` must be a folder of images. Received: folder={str(folder)!r:.200}")
@@ -69,6 +76,25 @@ def records(folder, caption=None):
             f"`caption` for all. Received: {len(bare)} images without a caption, {', '.join(bare)[:200]}"
         )
     return [Record(path, captions[path]) for path in sorted(captions)]
+
+
+def counterparts(images, folder):
+    """Finds the image of the same name in another folder, such as "edges/dog.png", for each of a list of `Record`.
+
+    Returns:
+        A list of paths.
+
+    Raises:
+        ValueError: If there is no such folder, or an image has no counterpart.
+    """
+    folder = absolute(folder, "condition_folder")
+    there = {path.stem: path for path in sorted(folder.glob("*")) if path.suffix.lower() in SUFFIXES}
+    if missing := [record.path.name for record in images if record.path.stem not in there]:
+        raise ValueError(
+            "`condition_folder` must hold an image of the same name for each image. "
+            f"Received: {str(folder)!r:.200} without those of {', '.join(missing):.200}"
+        )
+    return [there[record.path.stem] for record in images]
 
 
 def _table(folder, name):

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_diffusion import arguments
+from keras_diffusion.networks.operations import operation, replace_operations
 
 
 class Learner(keras.layers.Layer):
@@ -22,11 +23,14 @@ class Learner(keras.layers.Layer):
 
     Attributes:
         model: The `StableDiffusion`.
+        tokenizer: The tokenizer of the captions.
         text: What the learner takes of captions, "context" or "tokens".
+        conditioned: Whether it takes an image with each example, as a ControlNet.
         learning_rate: A rate that suits it.
     """
 
     text = "context"
+    conditioned = False
     learning_rate = 1e-4
 
     def __init__(self, model):
@@ -42,7 +46,7 @@ class Learner(keras.layers.Layer):
                 "Models of Stable Diffusion 1 and 2 can be trained. SDXL cannot yet: a step would lack its "
                 f"pooled vector and size ids. Received: a model of {shape.name!r}"
             )
-        self.model = model
+        self.model, self.tokenizer = model, model.tokenizer
         for network in self.networks():
             network.trainable = False
 
@@ -54,6 +58,9 @@ class Learner(keras.layers.Layer):
         """Turns tokens (b, n) into a context (b, n, width)."""
         return self.model.text_encoder([tokens, ops.arange(tokens.shape[1], dtype="int32")[None]])
 
+    def require_captions(self, images):
+        """Raises an error if it cannot learn from the captions of `images`, a list of `folder.Record`."""
+
     def predict(self, latent, timestep, context, inputs):
         """Predicts from what the diffusion model takes; `inputs` holds everything."""
         return self.model.diffusion_model([latent, timestep, context])
@@ -64,7 +71,7 @@ class Learner(keras.layers.Layer):
         yield
 
     def call(self, inputs):
-        with self.applied():
+        with replace_operations(group_norm=group_norm), self.applied():
             context = self.encode(inputs["tokens"]) if self.text == "tokens" else inputs["context"]
             return self.predict(inputs["latent"], inputs["timestep_embedding"], context, inputs)
 
@@ -95,9 +102,25 @@ class WholeModel(Learner):
             )
         self.trained = self.networks()
         for network in self.trained:
-            if "float16" in (stored := network.variables[0].dtype):
-                raise ValueError(
-                    "Weights in half precision cannot be trained, as small steps round to nothing; build the model "
-                    f"with dtype='float32' or 'mixed_{stored}'. Received: weights in {stored}"
-                )
+            require_full_precision(network)
             network.trainable = True
+
+
+def group_norm(layer, x):
+    """Normalises as the layer does, from the moments of groups at once, in half as many operations to trace."""
+    _, height, width, channels = ops.shape(x)
+    grouped = ops.reshape(x, (-1, height * width, layer.groups, channels // layer.groups))
+    centred = grouped - ops.mean(grouped, axis=(1, 3), keepdims=True)
+    variance = ops.mean(ops.square(centred), axis=(1, 3), keepdims=True)
+    x = ops.reshape(centred * ops.rsqrt(variance + layer.epsilon), (-1, height, width, channels))
+    gamma, beta = (ops.cast(weight, "float32") for weight in (layer.gamma, layer.beta))
+    return ops.cast(operation("modulate")(x, gamma, beta, layer.silu), layer.compute_dtype)
+
+
+def require_full_precision(network):
+    """Raises an error if the weights of a network are stored in half precision."""
+    if "float16" in (stored := network.variables[0].dtype):
+        raise ValueError(
+            "Weights in half precision cannot be trained, as small steps round to nothing; build the model "
+            f"with dtype='float32' or 'mixed_{stored}'. Received: weights in {stored}"
+        )

@@ -1,6 +1,5 @@
 """Trains a model: `compile` and `fit`, as any Keras model."""
 
-import logging
 import math
 
 import keras
@@ -9,16 +8,17 @@ from keras_diffusion import arguments as check
 from keras_diffusion.engines import choice
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.training import losses
+from keras_diffusion.training.controlnet import TrainedControlNet
 from keras_diffusion.training.dataset import Examples
+from keras_diffusion.training.embedding import Embedding
+from keras_diffusion.training.folder import records
 from keras_diffusion.training.learners import WholeModel
 from keras_diffusion.training.lora import Lora
+from keras_diffusion.training.memory import estimate
+from keras_diffusion.training.optimizers import default_optimizer
 
-LEARNERS = {"lora": Lora, "diffusion_model": WholeModel}
-LARGEST_RATE = 0.1  # more, and no training of a diffusion model has been seen to learn
+LEARNERS = {"lora": Lora, "diffusion_model": WholeModel, "embedding": Embedding, "controlnet": TrainedControlNet}
 NEVER = 2**31 - 1  # steps after which a loss scale would grow
-
-
-logger = logging.getLogger(__name__)
 
 
 class Trainer(keras.Model):
@@ -29,12 +29,12 @@ class Trainer(keras.Model):
 
     Args:
         model: The `StableDiffusion`.
-        train: What to train: "lora" or "diffusion_model".
-        **options: Arguments of the `Lora` or `WholeModel`.
+        train: What to train: "lora", "diffusion_model", "embedding" or "controlnet".
+        **options: Arguments of the `Lora`, `WholeModel`, `Embedding` or `TrainedControlNet`.
 
     Call arguments:
         inputs: A dict: "latent" (b, h, w, c), noisy; "timestep_embedding" (b, frequencies); "context" (b, n, width), or
-            "tokens" (b, n) where the text encoder is trained.
+            "tokens" (b, n) where the text encoder is trained; "image" (b, height, width, 3) for a ControlNet.
 
     Returns:
         The prediction (b, h, w, c).
@@ -67,9 +67,17 @@ class Trainer(keras.Model):
         """The trained variables, and the frozen ones that a step computes with."""
         return [*super().variables, *self._frozen]
 
-    def examples(self, folder, caption=None, **options):
+    def examples(self, folder, caption=None, condition_folder=None, **options):
         """Reads a folder of images and captions, see `Examples.from_folder`, for what is trained."""
-        return Examples.from_folder(self.learner.model, folder, caption, text=self.learner.text, **options)
+        learner = self.learner
+        if learner.conditioned != (condition_folder is not None):
+            raise ValueError(
+                "A ControlNet takes a `condition_folder`, nothing else does. "
+                f"Received: {condition_folder=!r:.200} for a {type(learner).__name__}"
+            )
+        learner.require_captions(records(folder, caption))
+        options = {"text": learner.text, "tokenizer": learner.tokenizer, **options}
+        return Examples.from_folder(learner.model, folder, caption, condition_folder=condition_folder, **options)
 
     def compile(self, optimizer=None, jit_compile="auto", **options):
         """Sets the optimiser.
@@ -93,6 +101,20 @@ class Trainer(keras.Model):
     def step(self):
         """The number of steps taken; `examples(first_step=…)` continues from there."""
         return int(keras.ops.convert_to_numpy(self.optimizer.iterations))
+
+    def memory(self, batch_size=1, size=None):
+        """Estimates the memory of a step of the training that was compiled, see `memory.estimate`.
+
+        Args:
+            batch_size: Number of images in a step, class images included.
+            size: Their (height, width); None takes the model's.
+
+        Returns:
+            A `Memory`: bytes of weights, gradients, optimiser and activations, and their `total`.
+        """
+        model = self.learner.model
+        size = size or (model.img_height, model.img_width)
+        return estimate(self, batch_size, size, model.architecture.text_encoder.length)
 
     def call(self, inputs):
         return self.learner(inputs)
@@ -132,6 +154,38 @@ class Trainer(keras.Model):
         """
         self._learned(Lora).save(path, format, metadata, dtype)
 
+    def save_textual_inversion(self, path, format="diffusers"):
+        """Writes the embedding that was learned.
+
+        Args:
+            path: A new .safetensors file.
+            format: "diffusers", which holds the word; or "webui" (A1111, Forge, ComfyUI), where the file's name is the
+                word. `load_textual_inversion` reads both.
+
+        Raises:
+            FileExistsError: If there is something at `path`.
+            ValueError: If an argument is wrong, a value is not finite, or something else was trained.
+        """
+        self._learned(Embedding).save(path, format)
+
+    @property
+    def controlnet(self):
+        """The `ControlNet` that is trained, for the `control` of a call."""
+        return self._learned(TrainedControlNet).controlnet
+
+    def save_controlnet(self, path, dtype="float32"):
+        """Writes the ControlNet that was trained as a folder of diffusers, which `load_controlnet` reads too.
+
+        Args:
+            path: The folder; it must not exist yet.
+            dtype: What the weights are stored in, "float32", "float16" or "bfloat16".
+
+        Raises:
+            FileExistsError: If there is something at `path`.
+            ValueError: If an argument is wrong, a value is not finite, or something else was trained.
+        """
+        self._learned(TrainedControlNet).save(path, dtype)
+
     def _learned(self, kind):
         if not isinstance(self.learner, kind):
             name = next(name for name, cls in LEARNERS.items() if cls is kind)
@@ -141,11 +195,6 @@ class Trainer(keras.Model):
     def update_model(self):
         """Puts what was learned into the model that draws. `fit` goes on from there."""
         self.learner.update_model()
-
-
-def default_optimizer(learning_rate):
-    """Makes AdamW as diffusers' training scripts do, see `Trainer.compile`."""
-    return keras.optimizers.AdamW(learning_rate, weight_decay=1e-2, epsilon=1e-8, global_clipnorm=1.0)
 
 
 class Watch(keras.callbacks.Callback):
@@ -166,27 +215,3 @@ class Watch(keras.callbacks.Callback):
                 f"The loss of step {batch + 1} is not finite, so nothing was changed by it. Lower the learning rate, "
                 f"or use dtype='float32' or 'mixed_bfloat16'. Received: loss={loss}"
             )
-
-
-def train_lora(model, folder, caption, learning_rate, verbose, callbacks, examples, **options):
-    """Trains a LoRA and puts it into the model, see `StableDiffusion.train_lora`.
-
-    Args:
-        model: The `StableDiffusion`.
-        folder: See there, as for `caption`, `learning_rate`, `verbose` and `callbacks`.
-        examples: Options of `Examples`.
-        **options: Arguments of the `Lora`.
-
-    Returns:
-        The `Trainer`.
-    """
-    learning_rate = check.number("learning_rate", learning_rate, 1e-9, LARGEST_RATE)
-    trainer = Trainer(model, "lora", **options)
-    batches = trainer.examples(folder, caption, **examples)
-    trainer.compile(default_optimizer(learning_rate))
-    try:
-        trainer.fit(batches, verbose=verbose, callbacks=list(callbacks))
-    except KeyboardInterrupt:
-        logger.warning("The training was stopped after step %d; what was learned until then is kept.", trainer.step)
-    trainer.update_model()
-    return trainer

@@ -8,13 +8,17 @@ import re
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from keras import ops
 
-from keras_diffusion.checkpoints.formats import tensor_index
+from keras_diffusion.arguments import choice
+from keras_diffusion.checkpoints.formats import safetensors, tensor_index
 from keras_diffusion.checkpoints.formats.tensors import DTYPES, largest, read
+from keras_diffusion.checkpoints.layouts.files import new_file
 from keras_diffusion.checkpoints.mapping import loading
 from keras_diffusion.errors import CheckpointMismatchError
 
+FORMATS = {"diffusers": "{}", "webui": "emb_params"}  # of files → what the one tensor is called, "{}" for the word
 EMBEDDING = "embeddings_token_embedding/embeddings"  # path of the text encoder's table
 NAMELESS = re.compile(r"emb_params|string_to_param\b.*")  # the vectors of the word that the file is called
 MEANINGLESS = re.compile(r"string_to_token\b.*")  # tensors that say nothing
@@ -117,3 +121,28 @@ def with_vectors(text_encoder, vectors):
             value = ops.concatenate([value, ops.convert_to_tensor(vectors, known.dtype)])
         variable.assign(value)
     return larger
+
+
+def save(path, word, vectors, format="diffusers"):
+    """Writes the vectors of a word.
+
+    Args:
+        path: A new .safetensors file.
+        word: The word, such as "<cat-toy>".
+        vectors: float32 (n, width).
+        format: "diffusers", which holds the word; or "webui" (A1111, Forge, ComfyUI), where the file is called as the
+            word.
+
+    Raises:
+        FileExistsError: If there is something at `path`.
+        ValueError: If `format` is another one, the file's name ends otherwise, or a value is not finite.
+    """
+    path = Path(path)
+    choice("format", format, FORMATS)
+    if path.suffix.lower() != ".safetensors":
+        raise ValueError(f"The file's name must end in .safetensors. Received: path={str(path)!r:.200}")
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"Vectors must be finite. Received: those of {word!r:.200} with inf or NaN")
+    name = FORMATS[format].format(word)
+    with new_file(path) as file:
+        safetensors.write(file, "float32", {name: vectors.shape}, [vectors])

@@ -1,4 +1,4 @@
-"""Reads a ControlNet: a folder in diffusers layout, or a file with the names of diffusers or of LDM.
+"""Reads and writes a ControlNet: a folder in diffusers layout, or a file with the names of diffusers or of LDM.
 
 Source: `save_pretrained` of diffusers; `cldm` of lllyasviel/ControlNet.
 """
@@ -9,10 +9,12 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from keras_diffusion.checkpoints.formats import tensor_index
+from keras_diffusion.arguments import choice
+from keras_diffusion.checkpoints.formats import safetensors, tensor_index
 from keras_diffusion.checkpoints.layouts.diffusers_configs import to_diffusers
 from keras_diffusion.checkpoints.layouts.diffusers_options import OPTIONS, PER_LEVEL, WIDTH, WITHOUT_EFFECT
-from keras_diffusion.checkpoints.layouts.files import read_json, weights
+from keras_diffusion.checkpoints.layouts.files import new_folder, read_json, weights, write_json
+from keras_diffusion.checkpoints.layouts.saving import write_weights
 from keras_diffusion.checkpoints.mapping import loading
 from keras_diffusion.checkpoints.mapping.loading import Part, load, targets, warn_of_unused
 from keras_diffusion.checkpoints.mapping.names import controlnet
@@ -127,6 +129,33 @@ class ControlNetFiles:
         rows = controlnet(self.options["architecture"], self.options["conditioning"])
         wanted = targets(network, rows, ldm=LDM_HINT.format(0) in self._tensors)
         load([Part("ControlNet", self._tensors, wanted, set())])
+
+
+def save(path, network, dtype="float32"):
+    """Writes a ControlNet as a folder that `ControlNetModel.from_pretrained` of diffusers loads.
+
+    Args:
+        path: The folder; it must not exist yet.
+        network: A `ControlNet`.
+        dtype: What the weights are stored in, "float32", "float16" or "bfloat16".
+
+    Raises:
+        FileExistsError: If there is something at `path`.
+        ValueError: If `dtype` is another one, or a weight is not finite in it.
+    """
+    choice("dtype", dtype, safetensors.NAMES)
+    architecture, options = network.architecture, network.get_config()
+    config = {option: x for option, x in to_diffusers(architecture)["unet"].items() if option not in NO_WAY_UP}
+    config |= {
+        "_class_name": "ControlNetModel",
+        "conditioning_channels": 3,
+        WIDTHS: list(options["conditioning"]),
+        "controlnet_conditioning_channel_order": options["channel_order"],
+    }
+    with new_folder(path) as folder:
+        write_json(folder / "config.json", config)
+        wanted = targets(network, controlnet(architecture, options["conditioning"]))
+        write_weights(folder / "diffusion_pytorch_model.safetensors", wanted, dtype)
 
 
 def _inferred(path, tensors, architecture):

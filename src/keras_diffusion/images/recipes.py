@@ -26,18 +26,18 @@ OTHERS = {
 }
 
 
-def settings(job, model, shape, about, version):
-    """Returns the settings of each image of a job, dicts of str.
+def settings(arguments, model, shape, about, version):
+    """Returns the settings of each image of a call, dicts of str.
 
     Args:
-        job: A `Job`.
+        arguments: Those of the call, a dict, with a seed; files that it starts from are not among them.
         model: The `StableDiffusion`.
         shape: That of the images, (b, h, w, 3).
         about: Settings that say which model it is, a dict of str.
         version: That of this package.
     """
     count, height, width, _ = shape
-    call = {"unconditional_guidance_scale": float(model.defaults.guidance), **job.arguments}
+    call = {"unconditional_guidance_scale": float(model.defaults.guidance), **arguments}
     sampler, spacing = call.pop("sampler", None), call.pop("spacing", None)
     call["sampler"] = names.label(sampler or model.sampler, spacing)
     others = {OTHERS[name]: json.dumps(call.pop(name)) for name in OTHERS if name in call}
