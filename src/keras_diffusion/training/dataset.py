@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_diffusion import arguments
-from keras_diffusion.images import reading
+from keras_diffusion.images import reading, resizing
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.schedules import noise_schedule
@@ -249,7 +249,7 @@ def _cut(image, size):
     factor = max(side / own for side, own in zip(size, pixels.shape[1:3], strict=True))
     scaled = [max(side, round(own * factor)) for side, own in zip(size, pixels.shape[1:3], strict=True)]
     if tuple(scaled) != pixels.shape[1:3]:
-        pixels = reading.resize(pixels, scaled).clip(0, 255)
+        pixels = resizing.resize(pixels, scaled).clip(0, 255)
     top, left = ((own - side) // 2 for side, own in zip(size, scaled, strict=True))
     return pixels[0, top : top + size[0], left : left + size[1]]
 
