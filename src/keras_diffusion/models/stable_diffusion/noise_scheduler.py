@@ -42,4 +42,4 @@ class NoiseScheduler:
         """
         shares = ops.convert_to_tensor(np.stack([self.alphas_cumprod, 1 - self.alphas_cumprod]) ** 0.5, "float32")
         signal, deviation = (ops.reshape(ops.take(share, timesteps), (-1, 1, 1, 1)) for share in shares)
-        return signal * original_samples + deviation * noise
+        return signal * ops.convert_to_tensor(original_samples) + deviation * ops.convert_to_tensor(noise)
