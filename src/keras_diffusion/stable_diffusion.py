@@ -9,7 +9,6 @@ from typing import Any, Literal, Self, Unpack
 import keras
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image
 
 from keras_diffusion import arguments
 from keras_diffusion.architectures import Architecture
@@ -19,13 +18,13 @@ from keras_diffusion.components import Components
 from keras_diffusion.engines.engine import Engine, JitCompile, finite
 from keras_diffusion.engines.plan import Plan
 from keras_diffusion.errors import GenerationCancelled
-from keras_diffusion.generation import hires
 from keras_diffusion.generation.conditions import encode_start, make_conditions, starting_latents
+from keras_diffusion.generation.hires import make_passes, start_from
 from keras_diffusion.generation.options import Options, OptionsOnce, OptionsWithImage, OptionsWithMask, OptionsWithNoise
 from keras_diffusion.generation.refiner import make_parts
+from keras_diffusion.generation.results import decode_images
 from keras_diffusion.generation.texts import EncodedText, encode_prompts, read
 from keras_diffusion.images import previews
-from keras_diffusion.images.safety import refuse_flagged
 from keras_diffusion.learning import Learning
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 from keras_diffusion.sampling import noise
@@ -216,7 +215,11 @@ class StableDiffusion(Components, Learning):
         weighting = options.get("prompt_weighting")
         with self._loras_of_prompt(prompt, weighting) as prompt, self._for_one_call() as model:
             given = prompt, negative_prompt, batch_size, num_steps, unconditional_guidance_scale, seed
-            return hires.draw(model, *given, options)
+            first, *others = make_passes(model, *given, options)
+            drawn = model._draw(first)
+            for parts in others:
+                drawn = model._draw(start_from(parts, drawn))
+            return drawn
 
     def image_to_image(
         self,
@@ -470,7 +473,9 @@ class StableDiffusion(Components, Learning):
                 progress.update(step + 1)
                 if callback and callback(step + 1, timestep, finite(f"denoising step {step + 1}", latents)) is False:
                     raise GenerationCancelled(f"The callback stopped the generation after step {step + 1} of {steps}.")
-        return finite("denoising", latents) if request.output == "latents" else self._finish(request, latents)
+        if request.output == "latents":
+            return finite("denoising", latents)
+        return decode_images(self._engine, self.decoder, request, latents)
 
     def _steps(self, parts, rows_per_call=1):
         """Encodes requests and denoises; yields the number of each step, from 0, its timestep and its latents."""
@@ -491,15 +496,6 @@ class StableDiffusion(Components, Learning):
             latents, history = yield from model._engine.denoise(
                 model.diffusion_model, latents, conditions, plan, rows_per_call, controlnets, history
             )
-
-    def _finish(self, request, latents):
-        """Decodes latents, puts back what is not repainted, and asks `safety`."""
-        drawn = self._engine.decode(self.decoder, latents)
-        if request.mask is not None:
-            drawn = np.where(request.mask[..., None], drawn, request.pixels.round().astype("uint8"))
-        if request.safety:
-            refuse_flagged(request.safety, drawn)
-        return drawn if request.output == "array" else [Image.fromarray(image) for image in drawn]
 
     def side(self, name: str, value: int | None) -> int:
         """Returns a height or width in pixels if latents can have it; None is that of the model."""

@@ -120,6 +120,11 @@ def test_failures_are_listed_and_tried_again(run, out, log):
     assert names(out) == ["000007-7.png"]
 
 
+def test_what_the_command_gives_itself_is_no_argument_of_a_job(run, out):
+    assert run({"prompt": "a", "output": "pil"}, {"prompt": "a", "verbose": 1}) == 1
+    assert all(f"no `{name}`" in errors(out)[line] for line, name in ((1, "output"), (2, "verbose")))
+
+
 def test_every_model_is_loaded_once(run, log):
     assert run(*[{"prompt": name, "preset": name} for name in ("x", "y", "x", "y")]) == 0
     assert log == ["load x", "x", "x", "unload", "load y", "y", "y", "unload"]

@@ -14,7 +14,7 @@ from keras_diffusion import Control, StableDiffusion
 from keras_diffusion.architectures import EMOJI, TINY
 from keras_diffusion.checkpoints.mapping.loading import stored, targets
 from keras_diffusion.checkpoints.mapping.names import controlnet
-from keras_diffusion.generation.controls import scales
+from keras_diffusion.generation.controls import controls, scales
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.sampling.samplers import build
 
@@ -247,6 +247,17 @@ BAD = [
 def test_refuses_what_is_no_control(draw, nets, control, error):
     with pytest.raises(error, match=r"(?s)`control.*Received: "):
         draw(control=control(nets["first"]) if callable(control) else control)
+
+
+def test_images_are_scaled_and_minus_one_stays(model, nets):
+    """Minus one marks where a ControlNet for inpainting draws."""
+    half = np.full((32, 32, 3), 0.25, "float32")
+    half[:8] = -1
+    (control,) = controls("control", (nets["first"], half), 2, (64, 64), model.diffusion_model)
+    assert control.image.shape == (2, 64, 64, 3)
+    assert (control.image[:, :16] == -1).all()
+    assert (control.image[:, 16:] >= 0).all()
+    np.testing.assert_allclose(control.image[:, 32:], 0.25, atol=1e-3)
 
 
 def test_refuses_a_controlnet_of_another_model(draw):

@@ -12,7 +12,8 @@ import numpy as np
 
 from keras_diffusion.architectures import EMOJI, TINY
 from keras_diffusion.checkpoints.layouts.diffusers_configs import to_diffusers
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS, controlnet
+from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
+from keras_diffusion.checkpoints.mapping.names import controlnet
 
 try:
     from . import networks

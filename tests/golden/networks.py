@@ -15,7 +15,8 @@ import numpy as np
 
 from keras_diffusion import architectures
 from keras_diffusion.architectures import EMOJI, AutoencoderShape, DiffusionModelShape, Level, TextEncoderShape
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS, rows
+from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
+from keras_diffusion.checkpoints.mapping.names import rows
 
 HERE = Path(__file__).parent
 WRITERS = re.compile(

@@ -9,8 +9,8 @@ from keras import layers, ops
 
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.mapping import names
+from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
 from keras_diffusion.checkpoints.mapping.loading import targets
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS
 from keras_diffusion.networks.controlnet import ControlNet, with_controlnets
 from keras_diffusion.networks.diffusion_model import DiffusionModel, UNetEncoder, timestep_embedding
 

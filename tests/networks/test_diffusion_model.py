@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_diffusion.architectures import TINY, Level
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS
+from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
 from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
 from keras_diffusion.networks.layers import FeedForward, TransformerBlock, Upsample
 

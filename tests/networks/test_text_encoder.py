@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from keras_diffusion.architectures import TINY
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS
+from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
 from keras_diffusion.networks.text_encoder import ACTIVATIONS, EncoderLayer, TextEncoder
 
 from ..golden import comparison, networks

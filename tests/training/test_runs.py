@@ -6,15 +6,12 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from PIL import Image
 
-from keras_diffusion import NumericalError, SimpleTokenizer, StableDiffusion
+from keras_diffusion import NumericalError, SimpleTokenizer
 from keras_diffusion.engines.choice import compiles_always
 from keras_diffusion.training.controlnet import copied
 from keras_diffusion.training.dataset import Examples
 from keras_diffusion.training.trainer import Trainer
-
-from ..golden import lora
 
 pytestmark = pytest.mark.backend
 
@@ -26,19 +23,6 @@ def eager(monkeypatch):
     monkeypatch.setattr(
         Trainer, "compile", lambda self, *given: compile(self, *given, run_eagerly=not compiles_always())
     )
-
-
-@pytest.fixture(scope="module")
-def model():
-    return StableDiffusion(preset=lora.SMALL, img_height=16, img_width=16)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("images")
-    for i in range(2):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype="uint8")).save(path / f"{i}.png")
-    return path
 
 
 def values(variables):

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from PIL import Image
 
 from keras_diffusion import NumericalError, StableDiffusion
 from keras_diffusion.engines.choice import compiles_always
@@ -13,19 +12,6 @@ from keras_diffusion.training.trainer import Trainer
 from ..golden import lora, networks
 
 pytestmark = pytest.mark.backend
-
-
-@pytest.fixture(scope="module")
-def model():
-    return StableDiffusion(preset=lora.SMALL, img_height=16, img_width=16)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("images")
-    for i in range(2):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype="uint8")).save(path / f"{i}.png")
-    return path
 
 
 def values(variables):

@@ -17,6 +17,7 @@ ERRORS = "errors.jsonl"
 OURS = {"preset": str, "name": str}  # fields of a job that are no arguments of the model
 TEXTS = {"prompt", "negative_prompt", "sampler", "spacing", "long_prompts", "image", "mask", "mask_white", *OURS}
 FILES = ("image", "mask")
+TAKEN = ("output", "verbose", "callback")  # arguments that the command itself gives
 COMPARED = ("prompt", "negative_prompt", "num_steps", "unconditional_guidance_scale", "seed")
 FAILURES = (ValueError, TypeError, OSError, MemoryError, NumericalError, FlaggedImagesError)  # of one job
 
@@ -161,6 +162,11 @@ def make_job(line, read, options):
         raise ValueError(f"A line must be a JSON object: {error}") from error
     if not isinstance(arguments, dict):
         raise TypeError(f"A line must be a JSON object. Received: {type(arguments).__name__}")
+    for name in TAKEN:
+        if name in arguments:
+            raise ValueError(
+                f"A job has no `{name}`; the command writes PNGs. Received: {name}={arguments[name]!r:.200}"
+            )
     for name, kind in OURS.items():
         if not isinstance(arguments.get(name, ""), kind):
             raise TypeError(f"`{name}` must be a str. Received: {arguments[name]!r:.200}")

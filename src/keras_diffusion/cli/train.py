@@ -33,7 +33,7 @@ OPTIONS = {  # option of a training → how the command line reads it
 
 
 class Kind(NamedTuple):
-    """What can be trained.
+    """Describes one kind of training.
 
     Args:
         method: Name of the method of the model.

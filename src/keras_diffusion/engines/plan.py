@@ -12,7 +12,7 @@ from keras_diffusion.sampling.samplers import Table
 
 
 class Plan(NamedTuple):
-    """What to run of a sampler's table, and how.
+    """Says what each row of a sampler's table computes.
 
     Args:
         table: A `samplers.Table`.

@@ -12,8 +12,8 @@ LARGEST = 8
 OF_THE_FIRST = ("diffusion_noise", "img_height", "img_width", *HiresOptions.__annotations__)
 
 
-def draw(model, prompt, negative_prompt, batch_size, num_steps, guidance, seed, options):
-    """Draws images of a call of `text_to_image`, once, or twice where `hires` asks for it.
+def make_passes(model, prompt, negative_prompt, batch_size, num_steps, guidance, seed, options):
+    """Checks a call of `text_to_image`, and says what each of its passes draws.
 
     Args:
         model: The `StableDiffusion`.
@@ -21,14 +21,18 @@ def draw(model, prompt, negative_prompt, batch_size, num_steps, guidance, seed, 
         options: A dict of the options.
 
     Returns:
-        What the option `output` says.
+        A list of one pass, or of two if `hires` asks for it. A pass is what `make_parts` returns. The second lacks the
+        images that it starts from, see `start_from`.
+
+    Raises:
+        TypeError, ValueError: As `make_parts`; also if `hires` is out of its range, or there is an image.
     """
     options = dict(options)
     hires, strength = options.pop("hires", None), options.pop("hires_strength", 0.5)
     given = negative_prompt, batch_size, num_steps, guidance
     parts = make_parts(model, "prompt", prompt, *given, seed, **options)
     if hires is None:
-        return model._draw(parts)
+        return [parts]
     hires = arguments.number("hires", hires, 1, LARGEST)
     if options.get("image") is not None:
         raise ValueError("`hires` is for images that are drawn from noise alone. Received: hires and an image")
@@ -39,7 +43,12 @@ def draw(model, prompt, negative_prompt, batch_size, num_steps, guidance, seed, 
     options |= {"image": np.zeros((*size, 3), "uint8"), "strength": strength}
     options["passed"] = count_evaluations(options.get("sampler") or model.sampler, request.table)
     given = negative_prompt, len(request.seeds), num_steps, guidance
-    again = make_parts(model, "prompt", prompt, *given, request.seeds, **options)  # before anything is drawn
-    first = model._draw([(each, part._replace(output="array", safety=None)) for each, part in parts])
-    pixels = resize(first, size).clip(0, 255)
-    return model._draw([(each, part._replace(pixels=pixels)) for each, part in again])
+    again = make_parts(model, "prompt", prompt, *given, request.seeds, **options)
+    return [[(each, part._replace(output="array", safety=None)) for each, part in parts], again]
+
+
+def start_from(parts, images):
+    """Returns the parts of a second pass, which start from images (b, h, w, 3), uint8, scaled to its size."""
+    size = parts[0][1].pixels.shape[1:3]
+    pixels = resize(images, size).clip(0, 255)
+    return [(each, part._replace(pixels=pixels)) for each, part in parts]

@@ -186,7 +186,7 @@ def _table(model, sampler, num_steps, strength, spread):
 
 
 def count_evaluations(sampler, table):
-    """How many times all steps of a sampler ask the network, as A1111 counts it."""
+    """Counts how many times a sampler runs the network in all of its steps, as A1111 does."""
     return (table.steps[-1] + 1) * SAMPLERS[resolve(sampler)[0]].evaluations
 
 

@@ -194,7 +194,7 @@ class _Graph:
         return found | self._of_model(guider, positive)
 
     def _of_model(self, guider, positive):
-        """What the networks are: names of files, LoRAs as tags behind the prompt, and how many blocks are left out."""
+        """Finds the files of the networks, the LoRAs as tags of a prompt, and the clip skip."""
         found, tags = {}, []
         models = self.chain(self.source(self.input(guider, "model")), "model")
         for key in models:

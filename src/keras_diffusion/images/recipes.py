@@ -23,6 +23,13 @@ OTHERS = {
     "target_size": "Target size",
     "aesthetic_score": "Aesthetic score",
     "loras": "LoRAs",
+    "resize": "Resize",
+    "outpaint": "Outpaint",
+    "timesteps": "Timesteps",
+    "negative_original_size": "Negative original size",
+    "negative_crop": "Negative crop",
+    "negative_target_size": "Negative target size",
+    "negative_aesthetic_score": "Negative aesthetic score",
 }
 
 

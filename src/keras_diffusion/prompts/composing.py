@@ -195,7 +195,7 @@ def text_at(pieces, evaluation):
 
 
 class _Group:
-    """What stands between two brackets: options, and the separators between them."""
+    """Holds the options between two brackets, and the separators between the options."""
 
     def __init__(self, bracket):
         self.bracket, self.options, self.separators = bracket, [[]], []

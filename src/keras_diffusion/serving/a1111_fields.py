@@ -74,7 +74,7 @@ HIRES_UPSCALERS = ("Lanczos", "None", "")
 
 
 class Translation(NamedTuple):
-    """What a request asks for.
+    """Holds a request of A1111's API in this library's terms.
 
     Args:
         task: The name of the method that draws.

@@ -26,7 +26,7 @@ def make_app(service, rules):
     Returns:
         An ASGI application.
     """
-    pages = [Route("/", page), Mount("/page", StaticFiles(directory=PAGE))] if PAGE.is_dir() else []
+    pages = [Route("/", page), Mount("/page", StaticFiles(directory=PAGE))]
     routes = [*jobs_api.ROUTES, *a1111_api.ROUTES, *openai_api.ROUTES, *pages]
     app = Starlette(
         routes=routes,

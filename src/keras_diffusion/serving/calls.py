@@ -20,7 +20,7 @@ MOST_LORAS = 16
 
 
 class Limits(NamedTuple):
-    """What one client may take of the server.
+    """Limits what one client can use of the server.
 
     Args:
         max_pixels: Pixels of all images of a job together.

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from keras_diffusion import CheckpointMismatchError, StableDiffusion, TextEncoder
 from keras_diffusion.architectures import DTYPES
 from keras_diffusion.checkpoints.adapters import kinds, lora_file, peft_config
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS
+from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 
 from ...golden import lora, networks

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from keras_diffusion.checkpoints.layouts.controlnet_files import ControlNetFiles
 from keras_diffusion.checkpoints.mapping import names
+from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
 from keras_diffusion.checkpoints.mapping.loading import targets
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError, UnsafeCheckpointError
 from keras_diffusion.networks.controlnet import ControlNet
 

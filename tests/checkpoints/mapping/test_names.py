@@ -9,8 +9,9 @@ import pytest
 
 from keras_diffusion.architectures import ARCHITECTURES
 from keras_diffusion.checkpoints.layouts.diffusers_configs import to_diffusers
+from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
 from keras_diffusion.checkpoints.mapping.loading import stored
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS, NETWORKS, rows
+from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 
 DIFFERENT = ["sd14", "sd21", "emoji", "tiny"]  # the others of Stable Diffusion 1 and 2 have the same names
 SDXL = ["sdxl", "sdxl_refiner", "ssd_1b", "vega", "tiny_sd"]

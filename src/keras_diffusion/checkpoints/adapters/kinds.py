@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS
+from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
 
 
 class Kind(NamedTuple):

@@ -21,7 +21,8 @@ from keras_diffusion.checkpoints.formats.tensors import (
     largest,
     value_of_bits,
 )
-from keras_diffusion.checkpoints.mapping.names import LAYOUTS, NETWORKS, rows
+from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
+from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CheckpointMismatchError
 from keras_diffusion.networks.keras_internals import has_value, initialize
 from keras_diffusion.system import limits

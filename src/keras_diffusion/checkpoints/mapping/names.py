@@ -1,119 +1,27 @@
-"""The table of names: which tensor of a checkpoint belongs to which variable. Pure data, no Keras.
+"""The names of a network's tensors: which tensor of a checkpoint belongs to which variable. Pure data, no Keras.
 
-`rows(architecture)` walks an architecture; every layer it meets stands in one of the tables below with its name here,
-its name in diffusers, its name in the original (LDM) files, and the kind of leaf it is, or both kinds where the two
-differ. A kind knows how the stored tensor becomes our variable.
+`rows(architecture)` walks an architecture, and takes the names inside each layer from `layer_tables`.
 """
 
 from functools import partial
 from itertools import count
-from typing import NamedTuple
 
-import numpy as np
-
-
-class Row(NamedTuple):
-    """One tensor: the path of our variable, and its name and layout in the files of diffusers and in LDM's.
-
-    `ldm` may end in "[i]": the i-th third of that tensor, along its first axis.
-    """
-
-    path: str
-    diffusers: str
-    layout: str
-    ldm: str
-    ldm_layout: str
-
-
-LAYOUTS = {  # stored → ours, ours → stored
-    "same": (lambda x: x, lambda x: x),
-    "matrix": (np.transpose, np.transpose),  # (out, in) ↔ (in, out)
-    "pointwise": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),  # (out, in, 1, 1) ↔ (in, out)
-    "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),  # (out, in, h, w) ↔ (h, w, in, out)
-    "window": (lambda x: x[0, 0], lambda x: x[None, None]),  # (1, 1, in, out) ↔ (in, out), Keras' 1×1 convolution
-}
-BIAS = ("bias", "bias", "same")
-KINDS = {  # kind of leaf → (our variable, stored tensor, layout)
-    "conv": (("kernel", "weight", "conv"), BIAS),
-    "pointwise": (("kernel", "weight", "pointwise"), BIAS),
-    "dense": (("kernel", "weight", "matrix"), BIAS),
-    "projection": (("kernel", "weight", "matrix"),),
-    "matrix": (("kernel", "", "same"),),
-    "third 0": (("kernel", "in_proj_weight[0]", "matrix"), ("bias", "in_proj_bias[0]", "same")),
-    "third 1": (("kernel", "in_proj_weight[1]", "matrix"), ("bias", "in_proj_bias[1]", "same")),
-    "third 2": (("kernel", "in_proj_weight[2]", "matrix"), ("bias", "in_proj_bias[2]", "same")),
-    "norm": (("gamma", "weight", "same"), ("beta", "bias", "same")),
-    "embedding": (("embeddings", "weight", "same"),),
-    "parameter": (("embeddings", "", "same"),),
-}
-
-
-def nested_rows(ours, diffusers, ldm, table):
-    """The rows of `table` one level deeper."""
-    return tuple((f"{ours}/{a}", f"{diffusers}.{b}", f"{ldm}.{c}", *kinds) for a, b, c, *kinds in table)
-
-
-CLIP_LAYER = (  # SD 1; LDM's names are transformers'
-    ("layer_norm1", "layer_norm1", "layer_norm1", "norm"),
-    ("self_attn/to_q", "self_attn.q_proj", "self_attn.q_proj", "dense"),
-    ("self_attn/to_k", "self_attn.k_proj", "self_attn.k_proj", "dense"),
-    ("self_attn/to_v", "self_attn.v_proj", "self_attn.v_proj", "dense"),
-    ("self_attn/to_out", "self_attn.out_proj", "self_attn.out_proj", "dense"),
-    ("layer_norm2", "layer_norm2", "layer_norm2", "norm"),
-    ("mlp_fc1", "mlp.fc1", "mlp.fc1", "dense"),
-    ("mlp_fc2", "mlp.fc2", "mlp.fc2", "dense"),
+from keras_diffusion.checkpoints.mapping.layer_tables import (
+    CLIP_LAYER,
+    DOWNSAMPLE,
+    OPEN_CLIP_LAYER,
+    RESIDUAL_BLOCK,
+    SHORTCUT,
+    TRANSFORMER_BLOCK,
+    UPSAMPLE,
+    VAE_ATTENTION,
+    VAE_RESAMPLE,
+    VAE_RESIDUAL_BLOCK,
+    VAE_SHORTCUT,
+    block,
+    layer,
+    nested_rows,
 )
-OPEN_CLIP_LAYER = (  # SD 2
-    ("layer_norm1", "layer_norm1", "ln_1", "norm"),
-    ("self_attn/to_q", "self_attn.q_proj", "attn", "dense", "third 0"),
-    ("self_attn/to_k", "self_attn.k_proj", "attn", "dense", "third 1"),
-    ("self_attn/to_v", "self_attn.v_proj", "attn", "dense", "third 2"),
-    ("self_attn/to_out", "self_attn.out_proj", "attn.out_proj", "dense"),
-    ("layer_norm2", "layer_norm2", "ln_2", "norm"),
-    ("mlp_fc1", "mlp.fc1", "mlp.c_fc", "dense"),
-    ("mlp_fc2", "mlp.fc2", "mlp.c_proj", "dense"),
-)
-ATTENTION = (
-    ("to_q", "to_q", "to_q", "projection"),
-    ("to_k", "to_k", "to_k", "projection"),
-    ("to_v", "to_v", "to_v", "projection"),
-    ("to_out", "to_out.0", "to_out.0", "dense"),
-)
-TRANSFORMER_BLOCK = (
-    ("norm1", "norm1", "norm1", "norm"),
-    *nested_rows("attn1", "attn1", "attn1", ATTENTION),
-    ("norm2", "norm2", "norm2", "norm"),
-    *nested_rows("attn2", "attn2", "attn2", ATTENTION),
-    ("norm3", "norm3", "norm3", "norm"),
-    ("ff/net_0_proj", "ff.net.0.proj", "ff.net.0.proj", "dense"),
-    ("ff/net_2", "ff.net.2", "ff.net.2", "dense"),
-)
-RESIDUAL_BLOCK = (  # of the UNet
-    ("norm1", "norm1", "in_layers.0", "norm"),
-    ("conv1", "conv1", "in_layers.2", "conv"),
-    ("norm2", "norm2", "out_layers.0", "norm"),
-    ("conv2", "conv2", "out_layers.3", "conv"),
-    ("time_emb_proj", "time_emb_proj", "emb_layers.1", "dense"),
-)
-SHORTCUT = (("conv_shortcut", "conv_shortcut", "skip_connection", "pointwise"),)
-DOWNSAMPLE = (("conv", "conv", "op", "conv"),)
-UPSAMPLE = (("conv", "conv", "conv", "conv"),)
-VAE_RESIDUAL_BLOCK = (
-    ("norm1", "norm1", "norm1", "norm"),
-    ("conv1", "conv1", "conv1", "conv"),
-    ("norm2", "norm2", "norm2", "norm"),
-    ("conv2", "conv2", "conv2", "conv"),
-)
-VAE_SHORTCUT = (("conv_shortcut", "conv_shortcut", "nin_shortcut", "pointwise"),)
-VAE_ATTENTION = (
-    ("group_norm", "group_norm", "norm", "norm"),
-    ("attention/to_q", "to_q", "q", "dense", "pointwise"),
-    ("attention/to_k", "to_k", "k", "dense", "pointwise"),
-    ("attention/to_v", "to_v", "v", "dense", "pointwise"),
-    ("attention/to_out", "to_out.0", "proj_out", "dense", "pointwise"),
-)
-VAE_RESAMPLE = (("conv", "conv", "conv", "conv"),)
-
 
 CLIP = (
     "transformer.text_model.encoder.layers",
@@ -243,34 +151,12 @@ def decoder(architecture):
 
 
 def autoencoder_ends(prefix):
-    """The middle and the exit, which the two halves of the autoencoder have alike."""
+    """Yields the rows of the middle and of the exit, which are the same in both halves of the autoencoder."""
     yield from block("mid_block.resnets.0", "mid.block_1", VAE_RESIDUAL_BLOCK, prefix)
     yield from block("mid_block.attentions.0", "mid.attn_1", VAE_ATTENTION, prefix)
     yield from block("mid_block.resnets.1", "mid.block_2", VAE_RESIDUAL_BLOCK, prefix)
     yield from layer("conv_norm_out", "norm_out", "norm", prefix=prefix)
     yield from layer("conv_out", "conv_out", "conv", prefix=prefix)
-
-
-def layer(name, ldm, *kinds, prefix=""):
-    """The rows of one layer at the top of a network."""
-    return block(name, ldm, [("", "", "", *kinds)], prefix)
-
-
-def block(name, ldm, table, prefix=""):
-    """The rows of a layer made of layers."""
-    for inner, theirs, original, *kinds in table:
-        for (ours, stored, layout), (_, ldm_stored, ldm_layout) in zip(KINDS[kinds[0]], KINDS[kinds[-1]], strict=True):
-            yield Row(
-                join_names("/", name.replace(".", "_"), inner, ours),
-                prefix + join_names(".", name, theirs, stored),
-                layout,
-                prefix + join_names(".", ldm, original, ldm_stored),
-                ldm_layout,
-            )
-
-
-def join_names(separator, *names):
-    return separator.join(filter(None, names))
 
 
 NETWORKS = {  # network → (folder of a diffusers model, its rows)
