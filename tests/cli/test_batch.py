@@ -138,6 +138,19 @@ def test_an_image_of_another_job_is_not_taken_for_its_own(run, out):
     assert "Line 1 draws" in errors(out)[2]
 
 
+def test_nor_is_one_of_several(run, out, log):
+    assert run({"prompt": "a", "batch_size": 2}) == 0
+    (out / "000001-1.png").unlink()
+    assert run({"prompt": "b", "batch_size": 2}) == 1
+    assert "another `prompt`" in errors(out)[1]
+    assert log == []
+
+
+def test_a_job_has_one_prompt(run, out):
+    assert run({"prompt": ["a", "b"], "batch_size": 2}) == 1
+    assert "one `prompt`" in errors(out)[1]
+
+
 def test_tables_and_images(run, out, tmp_path, log):
     Image.new("RGB", (24, 16)).save(tmp_path / "start.png")
     table = ("prompt,seed,image,prompt_weighting,num_steps", '"a, b",3,,TRUE,', "c,4,start.png,,10", "d,x,,,")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-uvicorn = pytest.importorskip("uvicorn", reason='the server is not installed: pip install "keras-diffusion[serve]"')
+uvicorn = pytest.importorskip("uvicorn", reason='the server is not installed: pip install ".[serve]"')
 webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install selenium")
 from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402

@@ -43,9 +43,8 @@ def batch(options):
     jobs, failed = read_jobs(options)
     total, waiting = len(jobs) + len(failed), {}
     for job in jobs:
-        if all(path.exists() for path in job.paths):
-            note(failed, [job.line], require_same_recipe, job)
-        else:
+        note(failed, [job.line], require_same_recipe, job)
+        if job.line not in failed and not all(path.exists() for path in job.paths):
             waiting.setdefault(job.preset, []).append(job)
     write_errors(options, failed)
     drawn, count = 0, sum(map(len, waiting.values()))
@@ -97,11 +96,11 @@ def draw(model, job):
 
 
 def require_same_recipe(job):
-    """Raises an error if the images of a job were drawn by another one."""
+    """Raises an error if images of a job are there that another job drew."""
     from keras_diffusion.images import recipes
 
     for i, path in enumerate(job.paths):
-        found, _ = recipes.read(path.read_bytes())
+        found, _ = recipes.read(path.read_bytes()) if path.exists() else ({}, "")
         wanted = {**job.arguments, "seed": job.arguments["seed"] + i}
         for name in COMPARED:
             if name in found and name in wanted and found[name] != wanted[name]:
@@ -167,6 +166,9 @@ def make_job(line, read, options):
             raise ValueError(
                 f"A job has no `{name}`; the command writes PNGs. Received: {name}={arguments[name]!r:.200}"
             )
+    for name in COMPARED:
+        if isinstance(arguments.get(name), list):
+            raise TypeError(f"A job takes one `{name}`. Received: {name}={arguments[name]!r:.200}")
     for name, kind in OURS.items():
         if not isinstance(arguments.get(name, ""), kind):
             raise TypeError(f"`{name}` must be a str. Received: {arguments[name]!r:.200}")

@@ -18,7 +18,7 @@ def serve(options):
     except ImportError as error:
         raise ImportError(
             f"The server needs packages that are not installed ({error.name}); install them with: "
-            'pip install "keras-diffusion[serve]"'
+            "pip install starlette uvicorn python-multipart"
         ) from error
     from keras_diffusion import arguments
     from keras_diffusion.checkpoints import presets
