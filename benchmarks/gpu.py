@@ -1,6 +1,7 @@
-"""Races every contender on one GPU, in under nine minutes, without downloads: Stable Diffusion 1.5 on random weights.
+"""Races every contender on one GPU, in under nine minutes, without downloads: Stable Diffusion on random weights.
 
     python benchmarks/gpu.py --json gpu.jsonl                                    # on a card
+    python benchmarks/gpu.py --model sdxl --size 1024 --steps 30 --batches 1 --json gpu.jsonl
     python benchmarks/gpu.py --size 64 --steps 2 --dtype float32 --batches 1     # a dry run on a processor
     python benchmarks/report.py gpu.jsonl                                        # the table
 
@@ -35,10 +36,11 @@ FIRST_LIMIT, LIMIT = 240, 60  # seconds that a question may take, the first time
 QUESTIONS = {  # question → whether it is asked of ours alone, and how often: "rounds" or once
     "latents": (False, True),  # prompt → latents
     "profile": (False, False),  # the same under the profiler
-    "image": (False, True),  # prompt → image
     "decode": (False, True),  # latents → image
+    "image": (False, True),  # prompt → image, for each number of images
     "bundled": (True, False),  # the bundled model's image in half precision and in float32
     "precision": (True, False),  # the latents in half precision and in float32
+    "train": (False, True),  # ten steps of training a LoRA
 }
 
 
@@ -133,6 +135,7 @@ def race(workers, question, batch, rounds, report):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help="default: all that can run")
+    parser.add_argument("--model", choices=["sd15", "sdxl"], default="sd15")
     parser.add_argument("--size", type=int, default=512, help="height and width in pixels")
     parser.add_argument("--steps", type=int, default=50, help="of an image")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16], help="numbers of images")
@@ -148,7 +151,7 @@ def main():
         return work(options.work[0], json.loads(options.work[1]))
     started = time.perf_counter()
     names = options.contenders or [name for name, row in CONTENDERS.items() if find_spec(row[3])]
-    shape = {name: getattr(options, name) for name in ("size", "steps", "dtype")}
+    shape = {name: getattr(options, name) for name in ("model", "size", "steps", "dtype")}
     described = machine()
 
     def report(row):
@@ -165,11 +168,11 @@ def main():
             report({"stage": "build", "contender": worker.name, **worker.answer(FIRST_LIMIT)})
         ours = [worker for worker in workers if CONTENDERS[worker.name][0] == "ours"]
         questions = [
-            (ours if ours_alone else workers, question, options.batches[0], options.rounds * timed)
+            (ours if ours_alone else workers, question, batch, options.rounds * timed)
             for question, (ours_alone, timed) in QUESTIONS.items()
             if question in options.questions
+            for batch in (options.batches if question == "image" else options.batches[:1])
         ]
-        questions += [(workers, "image", batch, max(1, options.rounds - 1)) for batch in options.batches[1:]]
         for who, question, batch, rounds in questions:
             if time.perf_counter() - started < 60 * options.minutes:
                 race(who, question, batch, rounds, report)

@@ -8,6 +8,7 @@ import numpy as np
 
 FACTOR, CHANNELS, LENGTH, WIDTH = 8, 4, 77, 768  # of Stable Diffusion 1.5: latents and context
 GUIDANCE = 7.5
+RANK, TRAINING_STEPS = 4, 10
 PROMPT = "a photograph of an astronaut riding a horse"
 
 

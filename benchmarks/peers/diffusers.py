@@ -3,8 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
-from peers import CHANNELS, FACTOR, GUIDANCE, LENGTH, PROMPT, WIDTH, arrays, profiles
+from peers import CHANNELS, FACTOR, GUIDANCE, LENGTH, PROMPT, RANK, TRAINING_STEPS, WIDTH, arrays, profiles
 
 
 def step(size, batch, dtype, convert, **_):
@@ -77,26 +78,13 @@ def cold(batch, steps, dtype, **_):
     return lambda: pipeline(PROMPT, **options)
 
 
-def gpu(size, steps, dtype, compiled):
+def gpu(model, size, steps, dtype, compiled):
     """Answers the questions of gpu.py, by a pipeline as its users build it; compiled as its documentation advises."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    vae = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae |= {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": CHANNELS}
-    text = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 12}
-    pipeline = StableDiffusionPipeline(
-        vae=randomized(lambda: AutoencoderKL(**vae), dtype),
-        unet=randomized(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=WIDTH), dtype),
-        text_encoder=randomized(lambda: CLIPTextModel(CLIPTextConfig(**text)), dtype),
-        tokenizer=CLIPTokenizer.from_pretrained(bundled() / "tokenizer"),
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = {"sd15": sd15, "sdxl": sdxl}[model](dtype)
     pipeline.set_progress_bar_config(disable=True)
+    unet, trained = pipeline.unet, []
     if compiled:
         for module in (pipeline.unet, pipeline.vae):
             module.to(memory_format=torch.channels_last)
@@ -110,19 +98,125 @@ def gpu(size, steps, dtype, compiled):
 
     def image(batch):
         draw(batch, "np")
-        return {"peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 1e6)} if torch.cuda.is_available() else {}
+        return peak()
 
     def decode(batch):
         latents = on_device(torch.from_numpy(arrays(size, batch)[0]), dtype).permute(0, 3, 1, 2).contiguous()
         image = pipeline.vae.decode(latents, return_dict=False)[0]
         pipeline.image_processor.postprocess(image, output_type="np")
 
+    def train(batch):
+        if not trained:
+            trained.append(lora_step(unet, dtype, compiled))
+        latents, context = (on_device(torch.from_numpy(x), dtype) for x in arrays(size, batch))
+        with torch.enable_grad():
+            for _ in range(TRAINING_STEPS):
+                loss = trained[0](latents.permute(0, 3, 1, 2), context[:batch])
+        return {"loss": float(loss), **peak()}
+
     return {
         "latents": lambda batch: {"finite": bool(torch.isfinite(draw(batch, "latent")).all())},
         "image": image,
         "decode": decode,
+        "train": train,
         "profile": lambda batch: profiles.of_torch(lambda: draw(batch, "latent")),
     }
+
+
+def sd15(dtype):
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    return StableDiffusionPipeline(
+        unet=small(randomized(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=WIDTH), dtype)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **shared(dtype),
+    )
+
+
+def sdxl(dtype):
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")}
+    blocks |= {"up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}
+    blocks |= {"block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10)}
+    blocks |= {"attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048, "use_linear_projection": True}
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
+    added |= {"projection_class_embeddings_input_dim": 2816}
+    text = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32}
+    parts = shared(dtype)
+    return StableDiffusionXLPipeline(
+        unet=small(randomized(lambda: UNet2DConditionModel(sample_size=128, **blocks, **added), dtype)),
+        text_encoder_2=randomized(
+            lambda: CLIPTextModelWithProjection(CLIPTextConfig(**text, projection_dim=1280, hidden_act="gelu")), dtype
+        ),
+        tokenizer_2=parts["tokenizer"],
+        add_watermarker=False,
+        **parts,
+    )
+
+
+def shared(dtype):
+    """The parts of a pipeline that all models have."""
+    from diffusers import AutoencoderKL, DDIMScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    vae = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae |= {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": CHANNELS}
+    text = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 12}
+    return {
+        "vae": randomized(lambda: AutoencoderKL(**vae), dtype),
+        "text_encoder": randomized(lambda: CLIPTextModel(CLIPTextConfig(**text)), dtype),
+        "tokenizer": CLIPTokenizer.from_pretrained(bundled() / "tokenizer"),
+        "scheduler": DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+        ),
+    }
+
+
+def small(unet):
+    """The network with small predictions: those of random weights grow beyond float16 in fifty steps."""
+    unet.conv_out.weight.mul_(0.01)
+    return unet
+
+
+def lora_step(unet, dtype, compiled):
+    """A step as that of diffusers' train_text_to_image_lora.py, on cached latents and contexts."""
+    import torch
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+
+    layers = ["to_k", "to_q", "to_v", "to_out.0"]
+    unet.requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=layers))
+    cast_training_params(unet, dtype=torch.float32)
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2)
+    scaler = torch.amp.GradScaler(device(), enabled=dtype == "float16")
+    predict = torch.compile(unet) if compiled else unet
+
+    def step(latents, context):
+        timestep = torch.ones(len(latents), dtype=torch.int64, device=latents.device)
+        with torch.autocast(latents.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+            prediction = predict(latents, timestep, context, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(prediction.float(), latents.float())
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        return loss
+
+    return step
+
+
+def peak():
+    import torch
+
+    return {"peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 1e6)} if torch.cuda.is_available() else {}
 
 
 def bundled():
@@ -193,9 +287,9 @@ def randomized(build, dtype):
     """A module with small random weights, without the minute that its own initialisation takes."""
     import torch
 
-    for name in ("kaiming_uniform_", "uniform_", "normal_"):
-        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
-    module = on_device(build().eval(), dtype)
+    names = ("kaiming_uniform_", "uniform_", "normal_")
+    with patch.multiple(torch.nn.init, **dict.fromkeys(names, lambda tensor, *_, **__: tensor)):
+        module = on_device(build().eval(), dtype)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if name.endswith("bias"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from peers import GUIDANCE, LENGTH, PROMPT, arrays, profiles
+from peers import GUIDANCE, LENGTH, PROMPT, RANK, TRAINING_STEPS, arrays, profiles
 
 EMOJI = "a slice of pizza"
 NUMBERS = np.random.default_rng(0).uniform(-0.5, 0.5, 2**20 + 7).astype("float32")
@@ -53,15 +53,16 @@ def cold(batch, steps, jit_compile, **_):
     return lambda: model.text_to_image(PROMPT, batch_size=batch, num_steps=steps, seed=0, verbose=0)
 
 
-def gpu(size, steps, dtype, compiled):
+def gpu(model, size, steps, dtype, compiled):
     """Answers the questions of gpu.py; every answer waits for the GPU, since it holds arrays of the host."""
     import keras
 
     from keras_diffusion import StableDiffusion
-    from keras_diffusion.architectures import SD15
+    from keras_diffusion.architectures import ARCHITECTURES
 
     keras.initializers.GlorotUniform.__call__ = uniform
-    model = StableDiffusion(size, size, compiled, dtype, SD15)
+    architecture, trainers = ARCHITECTURES[model], []
+    model = StableDiffusion(size, size, compiled, dtype, architecture)
 
     def draw(batch, output="array", model=model, steps=steps):
         return model.text_to_image(PROMPT, batch_size=batch, num_steps=steps, seed=0, verbose=0, output=output)
@@ -85,7 +86,7 @@ def gpu(size, steps, dtype, compiled):
 
     def precision(batch):
         """One image of random weights in this precision, beside the same weights in float32."""
-        exact = StableDiffusion(size, size, compiled, "float32", SD15)
+        exact = StableDiffusion(size, size, compiled, "float32", architecture)
         for name in ("text_encoder", "diffusion_model", "decoder"):
             for ours, theirs in zip(getattr(exact, name).variables, getattr(model, name).variables, strict=True):
                 ours.assign(theirs)
@@ -94,11 +95,25 @@ def gpu(size, steps, dtype, compiled):
         error = np.linalg.norm(half - exact) / np.linalg.norm(exact)
         return {"relative_error": float(error), "largest": float(np.abs(exact).max())}
 
+    def train(batch):
+        from keras_diffusion.training import Trainer
+
+        if not trainers:
+            trainers.append(Trainer(model, "lora", rank=RANK))
+            trainers[0].compile()
+        latents, context = arrays(size, batch)
+        embedding = np.ones((batch, architecture.diffusion_model.frequencies), "float32")
+        inputs = {"latent": latents, "timestep_embedding": embedding, "context": context[:batch]}
+        for _ in range(TRAINING_STEPS):
+            loss = trainers[0].train_on_batch(inputs, latents)
+        return {"loss": float(loss), "peak_gpu_mb": peak()}
+
     return {
         "latents": lambda batch: {"finite": bool(np.isfinite(draw(batch, "latents")).all())},
         "image": image,
         "decode": decode,
         "profile": profile,
+        "train": train,
         "bundled": bundled,
         "precision": precision,
     }

@@ -6,17 +6,23 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+GAPS = (10, 100, 1000, float("inf"))  # bounds of the gaps that are added up, in microseconds
+
 
 def summary(events, most=15):
-    """Of events (name, start, duration) in microseconds: the time they cover, their number, and the longest kernels."""
-    covered, until, total, number = 0.0, float("-inf"), Counter(), Counter()
+    """Of events (name, start, duration) in microseconds: the time they cover, the gaps, and the longest kernels."""
+    covered, until, total, number, gaps = 0.0, None, Counter(), Counter(), Counter()
     for name, start, duration in sorted(events, key=lambda event: event[1]):
+        until = start if until is None else until
+        size = next(size for size in GAPS if start - until < size)
+        gaps[size] += max(0.0, start - until)
         covered += max(0.0, start + duration - max(start, until))
         until = max(until, start + duration)
         total[name] += duration
         number[name] += 1
     return {
         "busy_ms": round(covered / 1e3, 3),
+        "gaps_ms": {f"under {size} us": round(gaps[size] / 1e3, 3) for size in GAPS},
         "kernels": sum(number.values()),
         "longest": [[name[:100], number[name], round(us / 1e3, 3)] for name, us in total.most_common(most)],
     }

@@ -124,18 +124,22 @@ def network_embedding(timestep):
     return np.tile(np.concatenate([np.cos(angles), np.sin(angles)]), (2, 1)).astype("float32")
 
 
-@pytest.mark.parametrize("looking", [False, True])
-def test_rows_run_together_where_nobody_looks(looking, monkeypatch):
-    """One call for ten rows on JAX with a GPU, which this has every runner do: 12 steps are two calls, or 12."""
-    monkeypatch.setattr("keras_diffusion.engines.engine.rows_at_once", lambda runner: 10)
+@pytest.mark.parametrize(
+    ("sampler", "looking", "expected"), [("ddim", False, 1), ("lcm", False, 2), ("ddim", True, 12)]
+)
+def test_rows_run_together_where_nobody_looks(sampler, looking, expected, monkeypatch):
+    """As on JAX with a GPU, which this has every runner do: 12 steps are one call, two if they add noise, or 12."""
+    monkeypatch.setattr("keras_diffusion.engines.engine.rows_at_once", lambda runner: 16)
     model, calls, steps = StableDiffusion(preset=TINY), [], []
     run = model._engine.run
     monkeypatch.setattr(
         model._engine, "run", lambda stage, *inputs: calls.append(stage.__name__) or run(stage, *inputs)
     )
     callback = (lambda step, *_: steps.append(step)) if looking else None
-    model.text_to_image("a", num_steps=12, seed=0, verbose=0, callback=callback, output="latents")
-    assert calls.count("denoise") == (12 if looking else 2)
+    options = {"num_steps": 12, "sampler": sampler, "seed": 0, "verbose": 0, "output": "latents"}
+    together = model.text_to_image("a", callback=callback, **options)
+    assert calls.count("denoise") == expected
+    np.testing.assert_allclose(together, model.text_to_image("a", callback=lambda *_: None, **options), atol=1e-5)
     assert steps == (list(range(1, 13)) if looking else [])
 
 

@@ -30,7 +30,7 @@ ADDRESS_WEIGHTS = ("eager", "inductor")  # their CUDA graphs read weights from w
 KEPT_SHAPES = {"graph": 16, "xla": 16, "jit": 16, "inductor": 4}
 # (runner, kind of device) → rows of a sampler's table that one program runs where nobody looks at each: Python takes
 # longer to start a row than an H200 takes to compute it, and what is the same in all rows is then computed once.
-ROWS_AT_ONCE = {("jit", "gpu"): 10}
+ROWS_AT_ONCE = {("jit", "gpu"): 64}
 # (backend, kind of device) → runner: the work from which it is worth its compiling; the first one that is installed.
 # XLA's was measured: at 256 × 256 Stable Diffusion has won back its compiling after 13 steps. OpenVINO's are estimates;
 # it is faster than XLA too, but takes three times its memory.

@@ -18,6 +18,7 @@ from keras_diffusion.engines.choice import (
     HOLD_WEIGHTS,
     KEPT_SHAPES,
     choose_runner,
+    device,
     load_runner,
     replaced_operations,
     rows_at_once,
@@ -42,7 +43,8 @@ from keras_diffusion.system.memory import trim
 
 JitCompile = bool | Literal["auto", "openvino"]
 ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output
-IN_STRIPS = ("eager",)  # runners where strips cost nothing: elsewhere each is more to compile
+# Runners and kinds of device where strips cost nothing: elsewhere each is more to compile, or to launch.
+IN_STRIPS = {("eager", "cpu")}
 
 
 class Engine:
@@ -59,7 +61,7 @@ class Engine:
         compilations: How many times a stage was compiled, once for each network, image size and batch size; eager torch
             compiles nothing. Of the sizes of each stage, the latest `choice.KEPT_SHAPES` stay compiled.
         strips: Whether images are decoded in strips of rows, the same image in less memory: True, False, or "auto", for
-            eager torch alone.
+            eager torch on a processor alone.
     """
 
     def __init__(self, jit_compile="auto"):
@@ -166,7 +168,8 @@ class Engine:
     def decode(self, decoder, latents):
         """Latents → images, a uint8 array (b, h, w, 3)."""
         self._forget_stale(decoder, latents.shape)
-        in_strips = self.runner(decoder, latents.shape) in IN_STRIPS if self.strips == "auto" else self.strips
+        if (in_strips := self.strips) == "auto":
+            in_strips = (self.runner(decoder, latents.shape), device()) in IN_STRIPS
         stage = decode_in_strips if in_strips else decode
         trim()
         return finite("decoding", self.run(stage, decoder, latents)).round().astype("uint8")

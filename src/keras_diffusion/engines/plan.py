@@ -10,6 +10,8 @@ from keras_diffusion.engines.stages import Rows
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.sampling.samplers import Table
 
+NOISY_ROWS = 10  # of a table with noise, run in one call: the processor draws that of the next ones meanwhile
+
 
 class Plan(NamedTuple):
     """Says what each row of a sampler's table computes.
@@ -61,16 +63,19 @@ class Plan(NamedTuple):
         levels = np.stack([table.alphas, table.sigmas], axis=-1)[1:].astype("float32")
         if self.last:
             levels[-1] = 1.0, 0.0  # what is known ends as it was, also where a sampler leaves a trace of noise
-        quiet = ops.zeros((rows_per_call, *shape), "float32")
-        for first in range(0, count, rows_per_call):
+        shape = rows_per_call, *shape
+        quiet = None if table.stochastic else ops.zeros(shape, "float32")
+        most = min(rows_per_call, NOISY_ROWS) if table.stochastic else rows_per_call
+        for first in range(0, count, most):
             index = np.arange(first, first + rows_per_call).clip(max=count - 1)
-            final = index[-1]
-            noise = self.noise(index) if table.stochastic else quiet
+            run = min(most, count - first)
+            final = index[run - 1]
+            noise = np.resize(self.noise(index[:run]), shape) if table.stochastic else quiet
             scales = None if self.scales is None else self.scales[index]
             step, timestep = int(table.steps[final]), float(table.rows[final, 0])
             yield Call(
                 Rows(columns[index], levels[index], embeddings[index], noise, scales),
-                np.int32(min(rows_per_call, count - first)),
+                np.int32(run),
                 self.guided is None or self.guided[first],
                 self.deep is None or self.deep[first],
                 self.texts[1][first] if self.texts else 0,

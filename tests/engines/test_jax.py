@@ -1,0 +1,24 @@
+"""What JAX computes in its own way is what Keras' operations compute."""
+
+import keras
+import numpy as np
+import pytest
+
+pytestmark = [
+    pytest.mark.backend,
+    pytest.mark.skipif(keras.backend.backend() != "jax", reason="these are JAX's"),
+]
+
+
+@pytest.mark.parametrize(("mean", "first"), [(0.0, 0.0), (100.0, 0.0), (-1000.0, 0.0), (0.0, 50.0)])
+def test_moments_do_not_cancel(mean, first):
+    """Also far from zero; where the first position is far from the others, by float32's digits of its square."""
+    from keras_diffusion.engines.jax import moments_from_one
+
+    x = np.random.default_rng(0).normal(mean, 1.0, (2, 16, 16, 8)).astype("float32")
+    x[:, 0, 0] += first
+    found = [keras.ops.convert_to_numpy(part) for part in moments_from_one(keras.ops.convert_to_tensor(x))]
+    expected = x.mean((1, 2), "float64", keepdims=True), x.var((1, 2), "float64", keepdims=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5 + 1e-7 * first**2, atol=3e-5)
+    assert found[1].min() >= 0.0
