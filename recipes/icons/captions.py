@@ -19,8 +19,7 @@ STYLE_WORDS = {
     "kameleon": ("flat style", "icon style"),
     "sticker": ("sticker style", "outline style"),
     "outline": ("outline style", "icon style"),
-    "plump": ("outline style", "icon style"),
-    "line": ("outline style", "icon style"),
+    "silhouette": ("silhouette", "silhouette style"),
     "flat color": ("flat style", "icon style"),
 }
 UNIQUE = {"sun", "moon", "earth", "milky way", "statue of liberty", "full moon", "sea"}

@@ -46,7 +46,7 @@ def hue_name(hue, saturation, value):
         return "black"
     if saturation < 0.12:
         return "white" if value > 0.88 else "grey"
-    if 8 < hue < 45 and value < 0.68:
+    if (8 < hue < 45 and value < 0.72) or (hue < 12 or hue > 350) and value < 0.42:
         return "brown"
     name = next(name for name, end in HUES if hue < end)
     if name == "red" and saturation < 0.55 and value > 0.8:

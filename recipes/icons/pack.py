@@ -14,14 +14,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from captions import Concept, captions, emoji_concepts
-from packages import EMOJI, LABELS, RASTERS, fetch, read_icons, read_json
+from captions import Concept, captions, emoji_concepts, popularity
+from packages import EMOJI, ICONS, LABELS, RASTERS, fetch, read_icons, read_json
 from PIL import Image
 from workers import run
 
 SIZE = 128
 MARGIN = 6  # between the image's edge and what it shows, in pixels of 128
+RASTER_WEIGHT = 0.25  # concepts that weigh less have no raster image
 VISIBLE = 24  # least alpha of a pixel that counts as part of the object
+
+
+FOLDER = Path(__file__).parent
+SILHOUETTES = {  # colours of one-coloured icons, by kind
+    "animal": ("#5d4a3c", "#4a5560", "#7a5230", "#33424f"),
+    "creature": ("#4b3a6b", "#2f5d4a", "#3a3f55", "#7a2e2e"),
+    "person": ("#2f4368", "#3a3f55", "#5d4a3c"),
+    "building": ("#4a5560", "#7a5a44", "#5b5b66"),
+    "scene": ("#2e6a7a", "#3f6d4a", "#4a5560"),
+    "plant": ("#2f7a45", "#4b8a2f", "#3f6d4a"),
+    "food": ("#c2452f", "#c9822a", "#6f8f2f", "#8a4a2f"),
+    "vehicle": ("#2f5f9a", "#4a5560", "#b03a32", "#33424f"),
+    "object": ("#33424f", "#6b4a34", "#2f5f7a", "#8a3a4a", "#555a66"),
+}
 
 
 class Pictures(NamedTuple):
@@ -71,7 +86,7 @@ def tight_box(body, box):
     return [round(float(value), 3) for value in (left + x0, top + y0, x1 - x0, y1 - y0)]
 
 
-def pack_raster(data, quality=80):
+def pack_raster(data, quality=86):
     """Returns an encoded image as WebP of 128×128, its visible part fitted inside the margin."""
     picture = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data).convert("RGBA")
     picture = picture.crop(visible_box(np.asarray(picture)))
@@ -106,18 +121,56 @@ def slug(label):
     return re.sub(r"[^a-z0-9]", "", label.lower().replace("ñ", "n").replace("o’clock", "oclock"))
 
 
+def read_renamed():
+    """Returns {slug of an icon's name: label} of renamed.txt."""
+    lines = (line.rsplit(":", 1) for line in (FOLDER / "renamed.txt").read_text().splitlines())
+    return {slug(name): label for label, names in lines for name in names.split()}
+
+
 def choose_emoji(icons, concepts):
     """Returns [(label, body, view box)] of an emoji set: the images that a concept names, each once."""
-    labels = {slug(label): label for label in concepts}
-    chosen, bodies = {}, set()
+    labels = read_renamed() | {slug(label): label for label in concepts}
+    chosen, bodies = [], set()
     for name, (body, box) in icons.items():
-        for stem in (name, re.sub(r"-(face|\d)$", "", name), re.sub(r"^person-", "", name)):
-            label = labels.get(slug(stem))
-            if label and label not in chosen and body not in bodies:
-                chosen[label] = (label, body, box)
-                bodies.add(body)
-                break
-    return list(chosen.values())
+        stems = (name, re.sub(r"-\d$", "", name), re.sub(r"-face(-\d)?$", "", name), re.sub(r"^person-", "", name))
+        label = next((labels[slug(stem)] for stem in stems if slug(stem) in labels), None)
+        if label in concepts and body not in bodies:
+            chosen.append((label, body, box))
+            bodies.add(body)
+    return chosen
+
+
+def choose_icons(icons, style, concepts):
+    """Returns [(label, body, view box)] of the icons that icons.txt names; adds the concepts that are missing."""
+    known = {concept.names[0]: label for label, concept in concepts.items()}
+    chosen = []
+    for kind, icon, names in read_icon_names(style):
+        body, box = icons[icon]
+        if style == "kameleon":
+            body = re.sub(r"<path [^>]*/>", "", body, count=1)  # the coloured disc behind the icon
+        if style == "silhouette":
+            colours = SILHOUETTES[kind]
+            body = body.replace("currentColor", colours[sum(icon.encode()) % len(colours)])
+        if names[0] not in known:
+            known[names[0]] = names[0]
+            hypernyms = {"animal": ("animal",), "food": ("food",), "vehicle": ("vehicle",)}.get(kind, ())
+            weight = (2.0 if kind in ("animal", "creature") else 1.3) * popularity(names)
+            concepts[names[0]] = Concept(names, kind, weight, tuple(h for h in hypernyms if h not in names))
+        chosen.append((known[names[0]], body, box))
+    return chosen
+
+
+def read_icon_names(style):
+    """Yields (kind, icon, names) of a style's icons in icons.txt."""
+    section = kind = None
+    for line in (FOLDER / "icons.txt").read_text().splitlines():
+        if line.startswith("["):
+            section, _, kind = line.strip("[]").rpartition(" ")
+        elif section == style and not line.startswith("#"):
+            for item in line.split(";"):
+                icon, _, names = item.partition("=")
+                names = names or icon.replace("-", " ")
+                yield kind, icon.strip(), tuple(name.strip() for name in names.split(","))
 
 
 def build(folder):
@@ -126,8 +179,9 @@ def build(folder):
     data, messages = read_json(labels, "en/data.json"), read_json(labels, "en/messages.json")
     concepts = emoji_concepts(data, messages)
     images = []
-    for package in EMOJI:
-        chosen = choose_emoji(read_icons(fetch(package, folder)), concepts)
+    for package in (*EMOJI, *ICONS):
+        icons = read_icons(fetch(package, folder))
+        chosen = choose_emoji(icons, concepts) if package in EMOJI else choose_icons(icons, package.style, concepts)
         boxes = run(tight_boxes, [[item[1:] for item in chosen[i::8]] for i in range(8)], workers=2)
         for start, part in enumerate(boxes):
             for (label, body, _), box in zip(chosen[start::8], part, strict=True):
@@ -141,9 +195,6 @@ def build(folder):
             if label in concepts and concepts[label].weight >= RASTER_WEIGHT:
                 images.append((label, RASTERS.style, pack_raster(archive.extractfile(member))))
     return concepts, images
-
-
-RASTER_WEIGHT = 0.5
 
 
 def save(concepts, images, path):
@@ -181,9 +232,11 @@ def read(path):
 def load(path, size=SIZE, workers=16):
     """Returns the `Pictures` of a pack, drawn by `workers` processes."""
     concepts, images = read(path)
-    parts = [images[start : start + 64] for start in range(0, len(images), 64)]
-    tasks = [(size, [image[2:] if len(image) == 4 else image[2] for image in part]) for part in parts]
-    rgba = np.concatenate(run(draw, tasks, workers))
+    share = 2 * workers  # each task takes every share-th image, so that all take about as long
+    items = [image[2:] if len(image) == 4 else image[2] for image in images]
+    rgba = np.empty((len(images), size, size, 4), np.uint8)
+    for start, part in enumerate(run(draw, [(size, items[start::share]) for start in range(share)], workers)):
+        rgba[start::share] = part
     chosen = [concepts[image[0]] for image in images]
     texts = {key: captions(concept) for key, concept in concepts.items()}
     return Pictures(
