@@ -22,7 +22,8 @@ STYLE_WORDS = {
     "silhouette": ("silhouette", "silhouette style"),
     "flat color": ("flat style", "icon style"),
 }
-UNIQUE = {"sun", "moon", "earth", "milky way", "statue of liberty", "full moon", "sea"}
+UNIQUE = {"sun", "moon", "earth", "milky way", "statue of liberty", "full moon", "sea", "eiffel tower", "colosseum", "grim reaper",
+    "leaning tower of pisa"}
 NO_ARTICLE = {
     *("rice", "bread", "cheese", "sushi", "bacon", "honey", "butter", "salt", "ice", "fire", "snow", "popcorn", "meat"),
     *("water", "milk", "money", "lightning", "fog", "corn", "broccoli", "garlic", "ginger", "spaghetti", "ramen"),
@@ -32,8 +33,10 @@ NO_ARTICLE = {
     *("chess", "tennis", "badminton", "ping pong", "field hockey", "ice hockey", "bowling", "cheers", "thumbs up"),
     *("curry", "thread", "french bread", "fried chicken", "bubble tea", "boba", "toilet paper", "shaved ice", "dna"),
     *("clothing", "paella", "stew", "flan", "maize", "salt", "steak", "bamboo", "grass", "gold"),
+    *("wood", "dynamite", "lacrosse", "nefertiti", "anubis", "medusa", "cleopatra", "big ben", "quicksand", "death"),
+    *("money with wings", "flying money", "skis", "dice", "medicine", "perfume", "performing arts", "stationery"),
 }
-SINGULAR_S = ("ss", "us", "is", "gas", "lens", "bus", "s'", "tennis", "saturn's", "rings", "cactus", "chess", "trousers'")
+SINGULAR_S = ("ss", "us", "is", "gas", "lens", "bus", "s'", "tennis", "saturn's", "rings", "cactus", "chess", "cyclops")
 IRREGULAR = {
     **{name: name for name in ("sheep", "fish", "deer", "moose", "bison", "salmon", "squid", "shrimp", "sushi")},
     **{"mouse": "mice", "wolf": "wolves", "leaf": "leaves", "knife": "knives", "child": "children", "person": "people"},
@@ -41,6 +44,8 @@ IRREGULAR = {
     **{"die": "dice", "scarf": "scarves", "loaf": "loaves", "elf": "elves", "potato": "potatoes", "tomato": "tomatoes"},
     **{"mango": "mangoes", "volcano": "volcanoes", "cactus": "cacti", "hero": "heroes", "snowman": "snowmen"},
     **{"policeman": "policemen", "spaceman": "spacemen", "ladybird": "ladybirds", "superhero": "superheroes"},
+    **{"caveman": "cavemen", "werewolf": "werewolves", "bookshelf": "bookshelves", "businessman": "businessmen"},
+    **{"businesswoman": "businesswomen", "dwarf": "dwarves", "thief": "thieves", "fireman": "firemen", "shelf": "shelves"},
     **{"tropical fish": "tropical fish", "t-rex": "t-rexes", "merman": "mermen"},
 }
 MIDDLES = (" of ", " with ", " in ", " and ", " over ", " behind ", " on ", " without ", " riding ", " taking ")
@@ -58,6 +63,8 @@ def is_plural(name):
     head = name
     for middle in MIDDLES:
         head = head.split(middle)[0]
+    if head.split()[0] in ("people", "men", "women"):
+        return True
     return head.endswith("s") and not head.endswith(SINGULAR_S)
 
 
@@ -136,6 +143,8 @@ def emoji_names(label, table):
     """Returns the names of an emoji by its label."""
     if label in table:
         return table[label]
+    if label.endswith(("o’clock", "-thirty")):
+        return ("clock",)
     text = label.lower().replace("’", "'")
     for sex, word in (("man ", "male"), ("woman ", "female")):
         role = label.removeprefix(sex)

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -235,9 +236,10 @@ def load(path, size=SIZE, workers=16):
     share = 2 * workers  # each task takes every share-th image, so that all take about as long
     items = [image[2:] if len(image) == 4 else image[2] for image in images]
     rgba = np.empty((len(images), size, size, 4), np.uint8)
-    for start, part in enumerate(run(draw, [(size, items[start::share]) for start in range(share)], workers)):
+    for start, part in enumerate(run(draw, [(size, items[start::share]) for start in range(min(share, len(items)))], workers)):
         rgba[start::share] = part
     chosen = [concepts[image[0]] for image in images]
+    count = Counter(image[0] for image in images)
     texts = {key: captions(concept) for key, concept in concepts.items()}
     return Pictures(
         rgba,
@@ -245,7 +247,7 @@ def load(path, size=SIZE, workers=16):
         names=[concept.names[0] for concept in chosen],
         styles=[image[1] for image in images],
         kinds=[concept.kind for concept in chosen],
-        weights=np.array([concept.weight for concept in chosen]),
+        weights=np.array([concept.weight * max(1, 3 / count[image[0]]) for concept, image in zip(chosen, images, strict=True)]),
         concepts=chosen,
     )
 
