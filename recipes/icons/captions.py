@@ -19,6 +19,9 @@ STYLE_WORDS = {
     "kameleon": ("flat style", "icon style"),
     "sticker": ("sticker style", "outline style"),
     "outline": ("outline style", "icon style"),
+    "duotone": ("duotone style", "icon style"),
+    "solid": ("silhouette", "icon style"),
+    "plump": ("icon style", "flat style"),
     "silhouette": ("silhouette", "silhouette style"),
     "flat color": ("flat style", "icon style"),
 }

@@ -8,14 +8,14 @@ Packages that are not in the folder yet are fetched with `npm pack`.
 import argparse
 import io
 import json
-import re
 import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from captions import Concept, captions, emoji_concepts, popularity
+from captions import Concept, captions, emoji_concepts
+from choose import choose_emoji, choose_icons
 from packages import EMOJI, ICONS, LABELS, RASTERS, fetch, read_icons, read_json
 from PIL import Image
 from workers import run
@@ -25,19 +25,6 @@ MARGIN = 6  # between the image's edge and what it shows, in pixels of 128
 RASTER_WEIGHT = 0.25  # concepts that weigh less have no raster image
 VISIBLE = 24  # least alpha of a pixel that counts as part of the object
 
-
-FOLDER = Path(__file__).parent
-SILHOUETTES = {  # colours of one-coloured icons, by kind
-    "animal": ("#5d4a3c", "#4a5560", "#7a5230", "#33424f"),
-    "creature": ("#4b3a6b", "#2f5d4a", "#3a3f55", "#7a2e2e"),
-    "person": ("#2f4368", "#3a3f55", "#5d4a3c"),
-    "building": ("#4a5560", "#7a5a44", "#5b5b66"),
-    "scene": ("#2e6a7a", "#3f6d4a", "#4a5560"),
-    "plant": ("#2f7a45", "#4b8a2f", "#3f6d4a"),
-    "food": ("#c2452f", "#c9822a", "#6f8f2f", "#8a4a2f"),
-    "vehicle": ("#2f5f9a", "#4a5560", "#b03a32", "#33424f"),
-    "object": ("#33424f", "#6b4a34", "#2f5f7a", "#8a3a4a", "#555a66"),
-}
 
 
 class Pictures(NamedTuple):
@@ -116,62 +103,6 @@ def tight_boxes(items):
 
 
 # Building the pack
-
-
-def slug(label):
-    return re.sub(r"[^a-z0-9]", "", label.lower().replace("ñ", "n").replace("o’clock", "oclock"))
-
-
-def read_renamed():
-    """Returns {slug of an icon's name: label} of renamed.txt."""
-    lines = (line.rsplit(":", 1) for line in (FOLDER / "renamed.txt").read_text().splitlines())
-    return {slug(name): label for label, names in lines for name in names.split()}
-
-
-def choose_emoji(icons, concepts):
-    """Returns [(label, body, view box)] of an emoji set: the images that a concept names, each once."""
-    labels = read_renamed() | {slug(label): label for label in concepts}
-    chosen, bodies = [], set()
-    for name, (body, box) in icons.items():
-        stems = (name, re.sub(r"-\d$", "", name), re.sub(r"-face(-\d)?$", "", name), re.sub(r"^person-", "", name))
-        label = next((labels[slug(stem)] for stem in stems if slug(stem) in labels), None)
-        if label in concepts and body not in bodies:
-            chosen.append((label, body, box))
-            bodies.add(body)
-    return chosen
-
-
-def choose_icons(icons, style, concepts):
-    """Returns [(label, body, view box)] of the icons that icons.txt names; adds the concepts that are missing."""
-    known = {concept.names[0]: label for label, concept in concepts.items()}
-    chosen = []
-    for kind, icon, names in read_icon_names(style):
-        body, box = icons[icon]
-        if style == "kameleon":
-            body = re.sub(r"<path [^>]*/>", "", body, count=1)  # the coloured disc behind the icon
-        if style == "silhouette":
-            colours = SILHOUETTES[kind]
-            body = body.replace("currentColor", colours[sum(icon.encode()) % len(colours)])
-        if names[0] not in known:
-            known[names[0]] = names[0]
-            hypernyms = {"animal": ("animal",), "food": ("food",), "vehicle": ("vehicle",)}.get(kind, ())
-            weight = (2.0 if kind in ("animal", "creature") else 1.3) * popularity(names)
-            concepts[names[0]] = Concept(names, kind, weight, tuple(h for h in hypernyms if h not in names))
-        chosen.append((known[names[0]], body, box))
-    return chosen
-
-
-def read_icon_names(style):
-    """Yields (kind, icon, names) of a style's icons in icons.txt."""
-    section = kind = None
-    for line in (FOLDER / "icons.txt").read_text().splitlines():
-        if line.startswith("["):
-            section, _, kind = line.strip("[]").rpartition(" ")
-        elif section == style and not line.startswith("#"):
-            for item in line.split(";"):
-                icon, _, names = item.partition("=")
-                names = names or icon.replace("-", " ")
-                yield kind, icon.strip(), tuple(name.strip() for name in names.split(","))
 
 
 def build(folder):

@@ -35,6 +35,9 @@ EMOJI = (
 RASTERS = Package("@lobehub/fluent-emoji-3d", "1.1.0", "MIT", "Microsoft", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58", "3d")
 ICONS = (
     Package("@iconify-json/game-icons", "1.2.4", "CC-BY-3.0", "Game-icons.net", "f5758efb34d91c4f50b941f355f16ee73938625e5996fabc25171288404460a4", "silhouette"),
+    Package("@iconify-json/ph", "1.2.2", "MIT", "Phosphor Icons", "e3a582a047d9829fc7e8842c660d8065e598d1b68bb58cb68e75a1f1e5a614cc", "duotone"),
+    Package("@iconify-json/mdi", "1.2.3", "Apache-2.0", "Pictogrammers", "ddd817a7213f91de51147943915c0cda8c8b818a53c92b5c068cfa9883c6d7ac", "solid"),
+    Package("@iconify-json/streamline-plump-color", "1.2.2", "CC-BY-4.0", "Streamline", "33ed8a9ebda9ed896125f1e01873105688d68d0b0c95ca1bcead5a41309afcf6", "plump"),
     Package("@iconify-json/streamline-kameleon-color", "1.2.2", "CC-BY-4.0", "Streamline", "5f972d986afb340d8a45d7a16e767f99f91fdd94db53e46a78c79847212aed7b", "kameleon"),
     Package("@iconify-json/streamline-stickies-color", "1.2.2", "CC-BY-4.0", "Streamline", "e96b8b2bbe1efde22272c420a75024b4b2c7e224ec1f323c93a421a07410971e", "sticker"),
     Package("@iconify-json/streamline-ultimate-color", "1.2.2", "CC-BY-4.0", "Streamline", "46133a11f3734bcef29066391d7edc141ed1d8056242ddfa1b5d36ce286420b6", "outline"),
