@@ -82,6 +82,14 @@ def with_article(name):
     return f"{'an' if vowel else 'a'} {name}"
 
 
+def phrase(noun, adjectives=""):
+    """Returns a noun with its adjectives and its article: "a blue apple", "blue grapes"."""
+    if not adjectives:
+        return with_article(noun)
+    article = "" if with_article(noun) == noun else "an " if adjectives[0] in "aeiou" else "a "
+    return f"{article}{adjectives} {noun}"
+
+
 def plural(name):
     """Returns the plural of a name: "cats", "glasses of milk"."""
     for middle in MIDDLES:
@@ -100,17 +108,27 @@ def plural(name):
     return name + "s"
 
 
-def forms(name):
+PRAISE = {  # adjectives that people use without meaning anything that can be seen
+    "animal": ("cute", "beautiful"),
+    "creature": ("cute", "scary"),
+    "person": ("happy", "beautiful"),
+    "food": ("delicious", "tasty"),
+    "vehicle": ("cool", "fast"),
+}
+
+
+def forms(name, kind):
     """Returns the ways of asking for a name, as (text, share)."""
-    phrase = with_article(name)
+    noun = with_article(name)
+    praise = PRAISE.get(kind, ("beautiful", "nice"))
+    frames = ("a photo of {}", "a picture of {}", "a drawing of {}", "an image of {}", "an icon of {}", "{} on a white background")
     return [
-        (phrase, 0.48),
-        (name, 0.36),
-        (f"a photo of {phrase}", 0.04),
-        (f"a picture of {phrase}", 0.05),
-        (f"a drawing of {phrase}", 0.03),
-        (f"an icon of {phrase}", 0.02),
-        (f"an emoji of {phrase}", 0.02),
+        (noun, 0.48),
+        (name, 0.34),
+        *((frame.format(noun), 0.02) for frame in frames),
+        *((phrase(name, adjective), 0.015) for adjective in praise),
+        (f"{name} icon", 0.015),
+        (f"{name} emoji", 0.015),
     ]
 
 
@@ -120,7 +138,7 @@ def captions(concept):
 
     def add(names, share):
         for name in names:
-            for text, part in forms(name):
+            for text, part in forms(name, concept.kind):
                 shares[text] = shares.get(text, 0) + share * part / len(names)
 
     main, *others = concept.names

@@ -32,30 +32,30 @@ def sweep(top, bottom):
 
 
 def plain(rng):
-    """Returns (canvas, words of the caption, its colour words) of a coloured or patterned ground."""
+    """Returns (canvas, words of the caption, its colour word) of a coloured or patterned ground."""
     word = list(TONES)[rng.integers(len(TONES))]
     tone = TONES[word]
     canvas = solid(tone)
     joint = ("on a {} background", "on a {} background", "with a {} background")[rng.integers(3)]
     pattern = rng.random()
     if pattern < 0.7:
-        return canvas, joint.format(word), {word.split()[-1]}
+        return canvas, joint.format(word), word.split()[-1]
     draw = ImageDraw.Draw(canvas)
     light = tuple(int(255 - (255 - part) * 0.35) for part in tone)
     if pattern < 0.8:
         for x in range(0, SIZE, 32):
             draw.rectangle((x, 0, x + 15, SIZE), fill=light)
-        return canvas, joint.format(f"{word} striped" if rng.random() < 0.5 else "striped"), {word.split()[-1]}
+        return canvas, joint.format(f"{word} striped" if rng.random() < 0.5 else "striped"), word.split()[-1]
     if pattern < 0.9:
         for x in range(8, SIZE, 22):
             for y in range(8, SIZE, 22):
                 draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=light)
-        return canvas, joint.format(f"{word} dotted" if rng.random() < 0.5 else "dotted"), {word.split()[-1]}
+        return canvas, joint.format(f"{word} dotted" if rng.random() < 0.5 else "dotted"), word.split()[-1]
     for x in range(0, SIZE, 32):
         for y in range(0, SIZE, 32):
             if (x + y) // 32 % 2:
                 draw.rectangle((x, y, x + 31, y + 31), fill=light)
-    return canvas, joint.format("checkered"), {word.split()[-1]}
+    return canvas, joint.format("checkered"), word.split()[-1]
 
 
 def stars(draw, rng, bottom=SIZE, count=26):
