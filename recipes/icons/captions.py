@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from words import DROPPED, RARE, SUBGROUPS
+from words import DROPPED, OVERRIDES, RARE, SUBGROUPS
 
 FOLDER = Path(__file__).parent
 STYLE_WORDS = {
@@ -25,8 +25,19 @@ STYLE_WORDS = {
     "silhouette": ("silhouette", "silhouette style"),
     "flat color": ("flat style", "icon style"),
 }
-UNIQUE = {"sun", "moon", "earth", "milky way", "statue of liberty", "full moon", "sea", "eiffel tower", "colosseum", "grim reaper",
-    "leaning tower of pisa"}
+UNIQUE = {
+    "sun",
+    "moon",
+    "earth",
+    "milky way",
+    "statue of liberty",
+    "full moon",
+    "sea",
+    "eiffel tower",
+    "colosseum",
+    "grim reaper",
+    "leaning tower of pisa",
+}
 NO_ARTICLE = {
     *("rice", "bread", "cheese", "sushi", "bacon", "honey", "butter", "salt", "ice", "fire", "snow", "popcorn", "meat"),
     *("water", "milk", "money", "lightning", "fog", "corn", "broccoli", "garlic", "ginger", "spaghetti", "ramen"),
@@ -48,7 +59,13 @@ IRREGULAR = {
     **{"mango": "mangoes", "volcano": "volcanoes", "cactus": "cacti", "hero": "heroes", "snowman": "snowmen"},
     **{"policeman": "policemen", "spaceman": "spacemen", "ladybird": "ladybirds", "superhero": "superheroes"},
     **{"caveman": "cavemen", "werewolf": "werewolves", "bookshelf": "bookshelves", "businessman": "businessmen"},
-    **{"businesswoman": "businesswomen", "dwarf": "dwarves", "thief": "thieves", "fireman": "firemen", "shelf": "shelves"},
+    **{
+        "businesswoman": "businesswomen",
+        "dwarf": "dwarves",
+        "thief": "thieves",
+        "fireman": "firemen",
+        "shelf": "shelves",
+    },
     **{"tropical fish": "tropical fish", "t-rex": "t-rexes", "merman": "mermen"},
 }
 MIDDLES = (" of ", " with ", " in ", " and ", " over ", " behind ", " on ", " without ", " riding ", " taking ")
@@ -121,7 +138,14 @@ def forms(name, kind):
     """Returns the ways of asking for a name, as (text, share)."""
     noun = with_article(name)
     praise = PRAISE.get(kind, ("beautiful", "nice"))
-    frames = ("a photo of {}", "a picture of {}", "a drawing of {}", "an image of {}", "an icon of {}", "{} on a white background")
+    frames = (
+        "a photo of {}",
+        "a picture of {}",
+        "a drawing of {}",
+        "an image of {}",
+        "an icon of {}",
+        "{} on a white background",
+    )
     return [
         (noun, 0.48),
         (name, 0.34),
@@ -190,9 +214,14 @@ def emoji_concepts(data, messages):
     concepts = {}
     for emoji in data:
         label, subgroup = emoji["label"], subgroups.get(emoji.get("subgroup"))
-        if subgroup not in SUBGROUPS or label in DROPPED or "facing right" in label or label.startswith(("family:", "kiss:", "couple with heart:")):
+        if (
+            subgroup not in SUBGROUPS
+            or label in DROPPED
+            or "facing right" in label
+            or label.startswith(("family:", "kiss:", "couple with heart:"))
+        ):
             continue
-        kind, weight, hypernyms = SUBGROUPS[subgroup]
+        kind, weight, hypernyms = OVERRIDES.get(label, SUBGROUPS[subgroup])
         if any(word in label for word in RARE):
             weight *= 0.2
         names = emoji_names(label, table)
@@ -207,7 +236,4 @@ def popularity(names):
     return 2.0 if names[0] in POPULAR else 1.0
 
 
-POPULAR = {
-    name.strip()
-    for name in (FOLDER / "popular.txt").read_text().replace("\n", ",").split(",")
-}
+POPULAR = {name.strip() for name in (FOLDER / "popular.txt").read_text().replace("\n", ",").split(",")}

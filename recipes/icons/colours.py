@@ -18,7 +18,16 @@ COLOURS = {
     "white": (None, 0.0, 0.97),
     "grey": (None, 0.0, 0.58),
 }
-HUES = (("red", 12), ("orange", 40), ("yellow", 66), ("green", 168), ("blue", 250), ("purple", 297), ("pink", 343), ("red", 361))
+HUES = (
+    ("red", 12),
+    ("orange", 40),
+    ("yellow", 66),
+    ("green", 168),
+    ("blue", 250),
+    ("purple", 297),
+    ("pink", 343),
+    ("red", 361),
+)
 
 
 class Tone(NamedTuple):
@@ -54,7 +63,7 @@ def hue_name(hue, saturation, value):
         return "black"
     if saturation < 0.12:
         return "white" if value > 0.88 else "grey"
-    if (8 < hue < 45 and value < 0.72) or (hue < 12 or hue > 350) and value < 0.42:
+    if (8 < hue < 45 and value < 0.72) or ((hue < 12 or hue > 350) and value < 0.42):
         return "brown"
     if 8 < hue < 66 and saturation < 0.48:
         return None  # the colours of skin, wood and paper

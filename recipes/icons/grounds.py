@@ -59,7 +59,9 @@ def plain(rng):
 
 
 def stars(draw, rng, bottom=SIZE, count=26):
-    for x, y, size in zip(rng.uniform(0, SIZE, count), rng.uniform(0, bottom, count), rng.uniform(0.6, 1.7, count), strict=True):
+    for x, y, size in zip(
+        rng.uniform(0, SIZE, count), rng.uniform(0, bottom, count), rng.uniform(0.6, 1.7, count), strict=True
+    ):
         draw.ellipse((x - size, y - size, x + size, y + size), fill=(255, 255, 240))
 
 
@@ -145,7 +147,9 @@ def forest(rng):
         foot = 100 + rng.uniform(-4, 4)
         draw.rectangle((x - 3, foot - 20, x + 3, foot), fill=(112, 78, 50))
         for width, top in ((17, 66), (14, 78), (11, 90)):
-            draw.polygon([(x, foot - top - 8), (x - width, foot - top + 26), (x + width, foot - top + 26)], fill=(44, 122, 68))
+            draw.polygon(
+                [(x, foot - top - 8), (x - width, foot - top + 26), (x + width, foot - top + 26)], fill=(44, 122, 68)
+            )
     return canvas, ("in a forest", "in the forest", "in the woods")[rng.integers(3)], 116
 
 

@@ -1,12 +1,13 @@
-"""Judges what an image shows: finds its objects, names them with a small classifier, names their colour.
+"""Judges what an image shows: names and counts its objects with small classifiers, names their colour.
 
-    python recipes/icons/judge.py --pack icons.pack --output judge.weights.h5
+    python recipes/icons/judge.py --pack icons.pack --output judge/
 
-trains the classifier and prints how often the judge is right on real compositions of unseen combinations.
+trains its classifiers and prints how often the judge is right on real compositions of unseen combinations.
 """
 
 import argparse
 import itertools
+from pathlib import Path
 
 import layouts
 import numpy as np
@@ -20,30 +21,56 @@ from stock import Stock, describe, held_out
 NOUNS = (
     *("cat", "dog", "horse", "elephant", "lion", "panda", "rabbit", "frog", "penguin", "owl", "duck", "fish", "bee"),
     *("butterfly", "snake", "turtle", "octopus", "dragon", "cow", "pig", "sheep", "chicken", "mouse", "crab", "whale"),
-    *("snail", "spider", "monkey", "bear", "fox", "giraffe", "apple", "banana", "strawberry", "lemon", "carrot", "pizza"),
+    *(
+        "snail",
+        "spider",
+        "monkey",
+        "bear",
+        "fox",
+        "giraffe",
+        "apple",
+        "banana",
+        "strawberry",
+        "lemon",
+        "carrot",
+        "pizza",
+    ),
     *("hamburger", "donut", "cupcake", "egg", "mushroom", "car", "bus", "train", "airplane", "rocket", "bicycle"),
     *("tractor", "helicopter", "sailboat", "house", "castle", "tree", "cactus", "rose", "sunflower", "tulip", "star"),
     *("cloud", "umbrella", "key", "book", "clock", "camera", "guitar", "trumpet", "hammer", "light bulb", "candle"),
     *("balloon", "gift", "crown", "shoe", "dress", "backpack", "chair", "robot", "ghost", "skull", "diamond", "bell"),
 )
+MORE_NOUNS = (  # things that need no classifier: their colours and counts are measured as well
+    *("squirrel", "flamingo", "parrot", "lizard", "shark", "wolf", "goat", "camel", "kangaroo", "koala", "hedgehog"),
+    *("pear", "peach", "cherry", "pineapple", "watermelon", "broccoli", "tomato", "avocado", "cookie", "pretzel"),
+    *("truck", "motorcycle", "scooter", "taxi", "ship", "ufo", "teapot", "vase", "cup", "spoon", "knife", "hat", "tie"),
+    *(
+        "glove",
+        "sock",
+        "boot",
+        "t-shirt",
+        "handbag",
+        "ring",
+        "drum",
+        "violin",
+        "piano",
+        "pencil",
+        "paintbrush",
+        "magnet",
+    ),
+    *("bucket", "basket", "bed", "door", "couch", "phone", "laptop", "microphone", "battery", "flashlight", "kite"),
+    *("leaf", "seashell", "snowflake", "feather", "heart", "circle", "square", "gem", "flower", "pumpkin", "lantern"),
+)
 CROP = 48
+HALF = 64
 
 
-# Finding objects
+# Pixels
 
 
 def visible(image):
     """Returns which pixels of uint8 (height, width, 3) are not white ground."""
     return image.min(-1) < 222
-
-
-def objects(image, least=0.12):
-    """Returns the boxes of an image's objects, each (slice, slice): connected parts not much smaller than the largest."""
-    mask = ndimage.binary_closing(np.pad(visible(image), 4), iterations=2)[4:-4, 4:-4]
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
-    sizes = ndimage.sum_labels(mask, parts, np.arange(1, count + 1))
-    boxes = ndimage.find_objects(parts)
-    return [box for box, size in zip(boxes, sizes, strict=True) if size > max(20, least * sizes.max())]
 
 
 def halves(image, axis):
@@ -84,7 +111,7 @@ def colour_share(image, word):
 
 
 def prompts(kind, count, seed=0):
-    """Returns `count` prompts of combinations that no scene shows, each a dict of "prompt" and what it asks for.
+    """Returns `count` prompts of combinations that no scene shows, some twice if there are fewer, each a dict of "prompt" and what it asks for.
 
     Args:
         kind: "colour", "count", "beside" or "above".
@@ -92,13 +119,15 @@ def prompts(kind, count, seed=0):
         seed: An integer; the same seed gives the same prompts.
     """
     if kind == "colour":
-        words = [word for word in COLOURS if word not in ("white", "black", "grey")]
-        found = [{"noun": b, "colour": a, "prompt": phrase(b, a)} for a, b in itertools.product(words, NOUNS)]
+        words = [word for word in COLOURS if word not in ("white", "grey")]
+        found = [
+            {"noun": b, "colour": a, "prompt": phrase(b, a)} for a, b in itertools.product(words, NOUNS + MORE_NOUNS)
+        ]
         found = [item for item in found if held_out("colour", item["colour"], item["noun"])]
     elif kind == "count":
         found = [
             {"noun": noun, "count": number, "prompt": f"{word} {plural(noun)}"}
-            for (number, word), noun in itertools.product(list(enumerate(NUMBERS, 1))[1:], NOUNS)
+            for (number, word), noun in itertools.product(list(enumerate(NUMBERS, 1))[1:], NOUNS + MORE_NOUNS)
             if held_out("count", number, noun)
         ]
     else:
@@ -108,8 +137,8 @@ def prompts(kind, count, seed=0):
             for a, b in itertools.permutations(NOUNS, 2)
             if held_out(kind, *(sorted((a, b)) if kind == "beside" else (a, b)))
         ]
-    order = np.random.default_rng(seed).permutation(len(found))[:count]
-    return [found[i] for i in order]
+    order = np.random.default_rng(seed).permutation(len(found))
+    return [found[i] for i in np.resize(order, count)]
 
 
 def compose(rng, stock, item):
@@ -124,76 +153,94 @@ def compose(rng, stock, item):
     return np.asarray(canvas.convert("RGB"))
 
 
-# The classifier
+# The classifiers
 
 
-def classifier():
-    """Returns the Keras model: float (n, CROP, CROP, 3) in [0, 1] to logits of NOUNS."""
+def classifier(size, classes):
+    """Returns a Keras model: float (n, size, size, 3) in [0, 1] to logits of the classes."""
     import keras
 
-    layers = [keras.layers.Input((CROP, CROP, 3))]
-    for width in (32, 64, 128):
+    layers = [keras.layers.Input((size, size, 3))]
+    for width in (24, 48, 96, 128):
         layers += [
             keras.layers.Conv2D(width, 3, padding="same", use_bias=False),
             keras.layers.BatchNormalization(),
             keras.layers.ReLU(),
             keras.layers.MaxPooling2D(),
         ]
-    layers += [keras.layers.Flatten(), keras.layers.Dropout(0.4), keras.layers.Dense(len(NOUNS))]
+    layers += [keras.layers.Flatten(), keras.layers.Dropout(0.3), keras.layers.Dense(classes)]
     return keras.Sequential(layers)
 
 
-def examples(rng, stock, count):
-    """Returns (uint8 (count, CROP, CROP, 3), labels) of crops as compositions and models give them."""
-    images, labels = np.empty((count, CROP, CROP, 3), np.uint8), rng.integers(len(NOUNS), size=count)
-    for row, label in zip(images, labels, strict=True):
-        i = stock.called(rng, NOUNS[label])
-        tone = stock.tone(i)
-        colour = list(COLOURS)[rng.integers(9)] if tone is not None and rng.random() < 0.25 else None
-        image = layouts.fit(stock.image(i, colour), *rng.uniform(34, 80, 2))
-        canvas = layouts.blank()
-        layouts.put(canvas, image, 64, 110)
-        pixels = np.asarray(canvas.convert("RGB")).astype("float32")
-        if rng.random() < 0.5:
-            pixels = ndimage.gaussian_filter(pixels, (*[rng.uniform(0.3, 1.2)] * 2, 0))
-        pixels = pixels + rng.normal(0, rng.uniform(0, 8), pixels.shape)
-        row[:] = crop(np.clip(pixels, 0, 255).astype(np.uint8))
-    return images, labels
+def spoil(rng, canvas):
+    """Returns a canvas as uint8 (128, 128, 3), blurred and noisy as a model's images are."""
+    pixels = np.asarray(canvas.convert("RGB")).astype("float32")
+    if rng.random() < 0.6:
+        pixels = ndimage.gaussian_filter(pixels, (*[rng.uniform(0.3, 1.3)] * 2, 0))
+    return np.clip(pixels + rng.normal(0, rng.uniform(0, 8), pixels.shape), 0, 255).astype(np.uint8)
 
 
-def train(stock, steps=40, per_step=4096, seed=0):
-    """Returns the trained classifier."""
+def example_of_noun(rng, stock):
+    """Returns (uint8 (CROP, CROP, 3), index of its noun) of an object as compositions show it."""
+    label = int(rng.integers(len(NOUNS)))
+    i = stock.called(rng, NOUNS[label])
+    colour = list(COLOURS)[rng.integers(9)] if stock.tone(i) is not None and rng.random() < 0.25 else None
+    canvas = layouts.blank()
+    layouts.put(canvas, layouts.fit(stock.image(i, colour), *rng.uniform(34, 80, 2)), 64, 110)
+    return crop(spoil(rng, canvas)), label
+
+
+def example_of_count(rng, stock):
+    """Returns (uint8 (HALF, HALF, 3), count - 1) of an array of an object."""
+    count = int(rng.integers(1, 6))
+    i = stock.object(rng)
+    colour = list(COLOURS)[rng.integers(9)] if stock.tone(i) is not None and rng.random() < 0.25 else None
+    return halved(spoil(rng, layouts.array_of(rng, stock.image(i, colour), count))), count - 1
+
+
+def halved(image):
+    return np.asarray(Image.fromarray(image).reduce(2))
+
+
+def train(model, example, stock, rounds, size=2048, seed=0):
+    """Trains a classifier on fresh examples in every round."""
     import keras
 
-    model = classifier()
-    schedule = keras.optimizers.schedules.CosineDecay(2e-3, steps * per_step // 64)
+    schedule = keras.optimizers.schedules.CosineDecay(2e-3, rounds * size // 64)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-3), loss, metrics=["accuracy"])
     rng = np.random.default_rng(seed)
-    for step in range(steps):
-        images, labels = examples(rng, stock, per_step)
-        history = model.fit(images / np.float32(255), labels, batch_size=64, verbose=0).history
-        print(step, {name: round(values[0], 3) for name, values in history.items()}, flush=True)
-    return model
+    for number in range(rounds):
+        images, labels = zip(*(example(rng, stock) for _ in range(size)), strict=True)
+        history = model.fit(np.stack(images) / np.float32(255), np.array(labels), 64, verbose=0).history
+        print(example.__name__, number, {name: round(values[0], 3) for name, values in history.items()}, flush=True)
 
 
 class Judge:
-    """Answers what images show.
+    """Answers what images show; its two classifiers are kept in one folder."""
 
-    Args:
-        model: The trained `classifier()`.
-    """
+    def __init__(self):
+        self.of_nouns, self.of_counts = classifier(CROP, len(NOUNS)), classifier(HALF, 5)
+        self.models = {"nouns": self.of_nouns, "counts": self.of_counts}
 
-    def __init__(self, model):
-        self.model = model
+    def save(self, folder):
+        for name, model in self.models.items():
+            model.save_weights(Path(folder) / f"{name}.weights.h5")
+
+    def load(self, folder):
+        for name, model in self.models.items():
+            model.load_weights(Path(folder) / f"{name}.weights.h5")
+        return self
 
     def names(self, crops):
         """Returns the noun of each crop."""
-        logits = self.model.predict(np.stack(crops) / np.float32(255), verbose=0)
+        logits = self.of_nouns.predict(np.stack(crops) / np.float32(255), verbose=0)
         return [NOUNS[i] for i in logits.argmax(-1)]
 
     def counts(self, images):
-        return [len(objects(image)) for image in images]
+        """Returns how many objects each image shows, 1 to 5."""
+        small = np.stack([halved(image) for image in images])
+        return self.of_counts.predict(small / np.float32(255), verbose=0).argmax(-1) + 1
 
     def pairs(self, images, items):
         """Returns (both present, places right): bools for images of two objects beside or above each other."""
@@ -205,38 +252,42 @@ class Judge:
         both = [set(names) == set(wanted) for names, wanted in zip(found, asked, strict=True)]
         return both, [names == wanted for names, wanted in zip(found, asked, strict=True)]
 
+    def measure(self, images, items):
+        """Returns the percentages of what is right: "count", or "both" and "places"."""
+        if "count" in items[0]:
+            return {"count": 100 * float(np.mean(self.counts(images) == [item["count"] for item in items]))}
+        both, places = self.pairs(images, items)
+        return {"both": 100 * float(np.mean(both)), "places": 100 * float(np.mean(places))}
+
+
+def measure_on_real(judge, stock, count=200):
+    """Returns what the judge says about real compositions of unseen combinations."""
+    rng = np.random.default_rng(1)
+    result = {}
+    for kind in ("count", "beside", "above"):
+        items = [item for item in prompts(kind, count, seed=1) if "noun" not in item or stock.called(rng, item["noun"])]
+        result[kind] = judge.measure(np.stack([compose(rng, stock, item) for item in items]), items)
+    return result
+
 
 def main():
     import pack
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pack", required=True)
-    parser.add_argument("--output", required=True, help="the .weights.h5 to write")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--output", required=True, type=Path, help="folder to write the classifiers' weights to")
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
 
     pictures = pack.load(arguments.pack, workers=arguments.workers)
     stock = Stock(pictures.rgba, describe(pictures))
-    model = train(stock, arguments.steps)
-    model.save_weights(arguments.output)
-    print(measure_on_real(Judge(model), stock))
-
-
-def measure_on_real(judge, stock, count=200):
-    """Returns how often the judge is right on real compositions of unseen combinations, in percent."""
-    rng = np.random.default_rng(1)
-    result = {}
-    for kind in ("count", "beside", "above"):
-        items = prompts(kind, count, seed=1)
-        images = np.stack([compose(rng, stock, item) for item in items])
-        if kind == "count":
-            right = [found == item["count"] for found, item in zip(judge.counts(images), items, strict=True)]
-            result["count"] = 100 * np.mean(right)
-        else:
-            both, places = judge.pairs(images, items)
-            result |= {f"{kind} both": 100 * np.mean(both), f"{kind} places": 100 * np.mean(places)}
-    return {name: float(value) for name, value in result.items()}
+    judge = Judge()
+    train(judge.of_nouns, example_of_noun, stock, arguments.rounds)
+    train(judge.of_counts, example_of_count, stock, arguments.rounds // 2)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    judge.save(arguments.output)
+    print(measure_on_real(judge, stock))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ RASTER_WEIGHT = 0.25  # concepts that weigh less have no raster image
 VISIBLE = 24  # least alpha of a pixel that counts as part of the object
 
 
-
 class Pictures(NamedTuple):
     """n images with transparent ground; what they show touches the margin on its longer side and is centred."""
 
@@ -167,7 +166,9 @@ def load(path, size=SIZE, workers=16):
     share = 2 * workers  # each task takes every share-th image, so that all take about as long
     items = [image[2:] if len(image) == 4 else image[2] for image in images]
     rgba = np.empty((len(images), size, size, 4), np.uint8)
-    for start, part in enumerate(run(draw, [(size, items[start::share]) for start in range(min(share, len(items)))], workers)):
+    for start, part in enumerate(
+        run(draw, [(size, items[start::share]) for start in range(min(share, len(items)))], workers)
+    ):
         rgba[start::share] = part
     chosen = [concepts[image[0]] for image in images]
     count = Counter(image[0] for image in images)
@@ -178,7 +179,9 @@ def load(path, size=SIZE, workers=16):
         names=[concept.names[0] for concept in chosen],
         styles=[image[1] for image in images],
         kinds=[concept.kind for concept in chosen],
-        weights=np.array([concept.weight * max(1, 3 / count[image[0]]) for concept, image in zip(chosen, images, strict=True)]),
+        weights=np.array(
+            [concept.weight * max(1, 3 / count[image[0]]) for concept, image in zip(chosen, images, strict=True)]
+        ),
         concepts=chosen,
     )
 

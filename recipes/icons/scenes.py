@@ -19,24 +19,82 @@ from workers import run
 SIZE = layouts.SIZE
 NUMBERS = ("one", "two", "three", "four", "five")
 SUPPORTS = (
-    *("skateboard", "bed", "chair", "couch", "car", "horse", "elephant", "cloud", "cardboard box", "sailboat", "rocket"),
-    *("house", "castle", "mountain", "turtle", "whale", "truck", "bus", "bicycle", "motorcycle", "pizza", "cake", "donut"),
+    *(
+        "skateboard",
+        "bed",
+        "chair",
+        "couch",
+        "car",
+        "horse",
+        "elephant",
+        "cloud",
+        "cardboard box",
+        "sailboat",
+        "rocket",
+    ),
+    *(
+        "house",
+        "castle",
+        "mountain",
+        "turtle",
+        "whale",
+        "truck",
+        "bus",
+        "bicycle",
+        "motorcycle",
+        "pizza",
+        "cake",
+        "donut",
+    ),
     *("tree", "mushroom", "book", "tv", "piano", "scooter", "camel", "cow", "dragon", "unicorn", "canoe", "table"),
 )
 MOUNTS = (
-    *("horse", "bicycle", "motorcycle", "skateboard", "elephant", "unicorn", "camel", "dragon", "zebra", "whale", "shark"),
-    *("turtle", "rocket", "scooter", "kick scooter", "cow", "pig", "dinosaur", "tiger", "lion", "deer", "llama", "bear"),
+    *(
+        "horse",
+        "bicycle",
+        "motorcycle",
+        "skateboard",
+        "elephant",
+        "unicorn",
+        "camel",
+        "dragon",
+        "zebra",
+        "whale",
+        "shark",
+    ),
+    *(
+        "turtle",
+        "rocket",
+        "scooter",
+        "kick scooter",
+        "cow",
+        "pig",
+        "dinosaur",
+        "tiger",
+        "lion",
+        "deer",
+        "llama",
+        "bear",
+    ),
 )
 CONTAINERS = ("cardboard box", "basket", "bathtub", "shopping cart", "bucket", "gift", "treasure chest")
 CARRIED = ("food", "plant", "object", "symbol")
-WORN = {"sunglasses": 0.3, "glasses": 0.1, "top hat": 0.2, "crown": 0.2, "bow": 0.08, "baseball cap": 0.06, "sun hat": 0.06}
+WORN = {
+    "sunglasses": 0.3,
+    "glasses": 0.1,
+    "top hat": 0.2,
+    "crown": 0.2,
+    "bow": 0.08,
+    "baseball cap": 0.06,
+    "sun hat": 0.06,
+}
 # A face: how far down its eyes and its forehead are, as shares of its height.
 FACES = {
     **{f"{name} face": (0.46, 0.16) for name in ("dog", "cow", "pig", "monkey", "horse")},
-    **{name: (0.50, 0.20) for name in ("cat face", "tiger face", "fox", "lion", "bear", "panda", "koala", "mouse face")},
-    **{name: (0.60, 0.45) for name in ("rabbit face",)},
-    **{name: (0.45, 0.10) for name in ("grinning face", "smiling face", "robot", "wolf", "polar bear", "hamster")},
-    **{name: (0.45, 0.10) for name in ("man", "woman", "boy", "girl", "person", "baby", "clown", "alien", "skull")},
+    **dict.fromkeys(("cat face", "tiger face", "fox", "lion", "bear", "panda", "koala", "mouse face"), (0.5, 0.2)),
+    **dict.fromkeys(("rabbit face",), (0.6, 0.45)),
+    **dict.fromkeys(("grinning face", "smiling face", "robot", "wolf", "polar bear", "hamster"), (0.45, 0.1)),
+    **dict.fromkeys(("man", "woman", "boy", "girl", "person", "baby", "clown", "alien", "skull"), (0.45, 0.1)),
 }
 
 
@@ -84,7 +142,7 @@ def painted(rng, stock):
 def counted(rng, stock):
     i, noun, colour, word = pick(rng, stock, coloured=0.25)
     count = int(rng.choice(5, p=(0.08, 0.27, 0.27, 0.2, 0.18))) + 1
-    uncountable = with_article(noun) == noun and " " in noun or stock.kinds[i] == "person" and "ing" in noun
+    uncountable = (with_article(noun) == noun and " " in noun) or (stock.kinds[i] == "person" and "ing" in noun)
     if uncountable or held_out("count", count, noun):
         return None
     number = NUMBERS[count - 1] if rng.random() < 0.85 else str(count)

@@ -83,6 +83,35 @@ SUBGROUPS = {
     "geometric": ("symbol", 0.35, ("shape",)),
 }
 
+OVERRIDES = {  # labels whose subgroup says too little
+    "skull": ("object", 1.2, ()),
+    "skull and crossbones": ("object", 0.8, ("skull",)),
+    "bone": ("object", 1.0, ()),
+    "brain": ("object", 1.0, ()),
+    "eye": ("object", 0.8, ()),
+    "alarm clock": ("object", 1.2, ("clock",)),
+    "potted plant": ("plant", 1.5, ("plant",)),
+    "rose": ("plant", 2.0, ("flower",)),
+    "mushroom": ("plant", 1.5, ()),
+    "red heart": ("symbol", 1.5, ("heart",)),
+    "spider web": ("object", 0.8, ()),
+    "feather": ("object", 1.0, ()),
+    "cloud": ("sky", 2.0, ()),
+    "house": ("building", 2.5, ("building",)),
+    "castle": ("building", 2.5, ("building",)),
+    "traffic light": ("object", 1.0, ()),
+    "vertical traffic light": ("object", 1.0, ()),
+    "stop sign": ("object", 0.8, ("sign",)),
+    "anchor": ("object", 1.0, ()),
+    "fuel pump": ("object", 0.5, ()),
+    "oil drum": ("object", 0.5, ()),
+    "railway track": ("scene", 0.5, ()),
+    "police car light": ("object", 0.4, ()),
+    "wheel": ("object", 0.7, ()),
+    "ring buoy": ("object", 0.6, ()),
+    "parachute": ("object", 0.8, ()),
+}
+
 # Labels that are left out, or weigh less than their subgroup.
 DROPPED = """
 speaking head; bust in silhouette; busts in silhouette; dotted line face; ZZZ; anger symbol; hole; motorway
