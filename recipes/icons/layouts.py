@@ -112,7 +112,7 @@ def wear_glasses(face, glasses, eyes):
 
 
 def wear_hat(face, hat, forehead):
-    """Returns a canvas with a face and a hat; `forehead` is how far down the hat's edge is, as a share of the height."""
+    """Returns a canvas with a face and a hat; `forehead` is how far down its edge is, as a share of the height."""
     canvas = blank()
     face = fit(face, 112, 94)
     put(canvas, face, 64, 122)

@@ -105,7 +105,7 @@ def tight_boxes(items):
 
 
 def build(folder):
-    """Returns (concepts, images): {key: Concept} and lists of (key, style, SVG body, view box) or (key, style, WebP)."""
+    """Returns ({key: Concept}, images), each image (key, style, SVG body, view box) or (key, style, WebP)."""
     labels = fetch(LABELS, folder)
     data, messages = read_json(labels, "en/data.json"), read_json(labels, "en/messages.json")
     concepts = emoji_concepts(data, messages)

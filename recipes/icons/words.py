@@ -126,7 +126,8 @@ globe with meridians; middle finger; input symbols; identification card; foggy; 
 white medium square; black medium-small square; white medium-small square; black small square; white small square
 small orange diamond; small blue diamond; love hotel; kiss; couple with heart; moon viewing ceremony
 carp streamer; pine decoration; oden; fish cake with swirl; dango; rice cracker; fondue; mate; funeral urn
-nazar amulet; hamsa; kaaba; landslide; white cane; part alternation mark; horizontal traffic light; locked with pen; flat shoe; goal net; performing arts
+nazar amulet; hamsa; kaaba; landslide; white cane; part alternation mark; horizontal traffic light
+locked with pen; flat shoe; goal net; performing arts
 
 """.replace("\n", ";")
 DROPPED = {label.strip() for label in DROPPED.split(";") if label.strip()}
