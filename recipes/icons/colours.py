@@ -61,7 +61,7 @@ def hue_name(hue, saturation, value):
     """Returns the word for a colour, or None if it has no plain one."""
     if value < 0.22:
         return "black"
-    if saturation < 0.12:
+    if saturation < (0.12 if value > 0.55 else 0.3):
         return "white" if value > 0.88 else "grey"
     if (8 < hue < 45 and value < 0.72) or ((hue < 12 or hue > 350) and value < 0.42):
         return "brown"

@@ -100,7 +100,7 @@ def pick(rng, stock, style=None, coloured=0.0, being=False):
     """
     i = stock.being(rng, style) if being else stock.object(rng, style)
     noun, tone = stock.name(rng, i), stock.tone(i)
-    if tone is None or rng.random() > coloured or noun.startswith(tuple(COLOURS)):
+    if tone is None or rng.random() > coloured or COLOURS.keys() & noun.split():
         return i, noun, None, ""
     word = one_of(rng, list(COLOURS))
     new = stock.kinds[i] in PAINTED and word not in (tone.name, "white")
@@ -118,7 +118,8 @@ def plain(rng, stock):
     texts, weights = zip(*stock.captions[i], strict=True)
     caption = texts[min(int(np.searchsorted(np.cumsum(weights), rng.random(), side="right")), len(texts) - 1)]
     if rng.random() < 0.15:
-        caption += f", {one_of(rng, STYLE_WORDS[stock.styles[i]])}"
+        style = one_of(rng, STYLE_WORDS[stock.styles[i]])
+        caption += f" in {style}" if style.endswith("style") and rng.random() < 0.3 else f", {style}"
     canvas = layouts.blank()
     canvas.alpha_composite(Image.fromarray(stock.rgba[i]))
     return canvas, caption
@@ -240,6 +241,8 @@ def grounded(rng, stock):
         canvas, words, bottom = grounds.place(rng)
         room, shift = rng.uniform(62, 84), rng.uniform(-12, 12)
     image = layouts.fit(stock.image(i, colour), room, room)
+    if grounds.hides(canvas, image):
+        return None
     layouts.put(canvas, image, 64 + shift, bottom or 64 + image.height / 2)
     return canvas, f"{phrase(noun, word)} {words}"
 

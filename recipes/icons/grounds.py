@@ -1,6 +1,7 @@
 """Draws the grounds of scenes: colours, patterns and places."""
 
 import numpy as np
+from captions import with_article
 from PIL import Image, ImageDraw
 
 SIZE = 128
@@ -31,31 +32,47 @@ def sweep(top, bottom):
     return Image.fromarray(rgb).convert("RGBA")
 
 
+def hides(canvas, image, least=70):
+    """Returns whether an image's colours are too close to those of a canvas to be seen on it."""
+    pixels = np.asarray(image)[::2, ::2]
+    seen = pixels[pixels[..., 3] > 128][:, :3].astype("float32")
+    ground = np.asarray(canvas)[::4, ::4, :3].reshape(-1, 3).mean(0)
+    return bool((np.abs(seen - ground).max(-1) > least).mean() < 0.4)
+
+
 def plain(rng):
     """Returns (canvas, words of the caption, its colour word) of a coloured or patterned ground."""
     word = list(TONES)[rng.integers(len(TONES))]
     tone = TONES[word]
     canvas = solid(tone)
-    joint = ("on a {} background", "on a {} background", "with a {} background")[rng.integers(3)]
+    joint = ("on {} background", "on {} background", "with {} background")[rng.integers(3)]
     pattern = rng.random()
     if pattern < 0.7:
-        return canvas, joint.format(word), word.split()[-1]
+        return canvas, joint.format(with_article(word)), word.split()[-1]
     draw = ImageDraw.Draw(canvas)
     light = tuple(int(255 - (255 - part) * 0.35) for part in tone)
     if pattern < 0.8:
         for x in range(0, SIZE, 32):
             draw.rectangle((x, 0, x + 15, SIZE), fill=light)
-        return canvas, joint.format(f"{word} striped" if rng.random() < 0.5 else "striped"), word.split()[-1]
+        return (
+            canvas,
+            joint.format(with_article(f"{word} striped" if rng.random() < 0.5 else "striped")),
+            word.split()[-1],
+        )
     if pattern < 0.9:
         for x in range(8, SIZE, 22):
             for y in range(8, SIZE, 22):
                 draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=light)
-        return canvas, joint.format(f"{word} dotted" if rng.random() < 0.5 else "dotted"), word.split()[-1]
+        return (
+            canvas,
+            joint.format(with_article(f"{word} dotted" if rng.random() < 0.5 else "dotted")),
+            word.split()[-1],
+        )
     for x in range(0, SIZE, 32):
         for y in range(0, SIZE, 32):
             if (x + y) // 32 % 2:
                 draw.rectangle((x, y, x + 31, y + 31), fill=light)
-    return canvas, joint.format("checkered"), word.split()[-1]
+    return canvas, joint.format("a checkered"), word.split()[-1]
 
 
 def stars(draw, rng, bottom=SIZE, count=26):

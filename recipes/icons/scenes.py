@@ -14,7 +14,7 @@ from stock import Stock, describe
 from workers import run
 
 RECIPES = {
-    **{c.plain: 0.52, c.painted: 0.11, c.counted: 0.09, c.beside: 0.08, c.above: 0.04, c.on_top: 0.04},
+    **{c.plain: 0.51, c.painted: 0.11, c.counted: 0.09, c.beside: 0.08, c.above: 0.04, c.on_top: 0.05},
     **{c.inside: 0.01, c.holding: 0.015, c.dressed: 0.025, c.grounded: 0.05, c.sized: 0.02},
 }
 
