@@ -80,7 +80,7 @@ SUBGROUPS = {
     "household": ("object", 0.9, ()),
     "other-object": ("object", 0.4, ()),
     "religion": ("symbol", 0.1, ("symbol",)),
-    "geometric": ("symbol", 0.35, ("shape",)),
+    "geometric": ("symbol", 0.6, ("shape",)),
 }
 
 OVERRIDES = {  # labels whose subgroup says too little
