@@ -80,6 +80,7 @@ SUBGROUPS = {
     "household": ("object", 0.9, ()),
     "other-object": ("object", 0.4, ()),
     "religion": ("symbol", 0.1, ("symbol",)),
+    "flag": ("object", 0.5, ("flag",)),
     "geometric": ("symbol", 0.6, ("shape",)),
 }
 
@@ -127,7 +128,7 @@ white medium square; black medium-small square; white medium-small square; black
 small orange diamond; small blue diamond; love hotel; kiss; couple with heart; moon viewing ceremony
 carp streamer; pine decoration; oden; fish cake with swirl; dango; rice cracker; fondue; mate; funeral urn
 nazar amulet; hamsa; kaaba; landslide; white cane; part alternation mark; horizontal traffic light
-locked with pen; flat shoe; goal net; performing arts
+transgender flag; locked with pen; flat shoe; goal net; performing arts
 
 """.replace("\n", ";")
 DROPPED = {label.strip() for label in DROPPED.split(";") if label.strip()}
