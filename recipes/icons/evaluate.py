@@ -1,6 +1,6 @@
 """Measures a model that was trained on icons, and draws contact sheets of it.
 
-    python recipes/icons/evaluate.py --preset FOLDER --pack icons.pack --judge judge/ --output evaluation/
+    python recipes/icons/evaluate.py --preset FOLDER --pack icons.pack --counter counter.weights.h5 --output evaluation/
 
 Writes `measure.json`, contact sheets, and the questions for a reader who does not know the prompts: `questions/` holds
 sheets of numbered images and five prompts to choose from for each. The reader's answers, a JSON list of letters, are
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from judge import Judge, colour_share
 from PIL import Image, ImageDraw, ImageFont
+from stock import Stock, describe
 from unseen import prompts
 
 FOLDER = Path(__file__).parent
@@ -164,7 +165,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", help="name or folder of the model")
     parser.add_argument("--pack", help="the pack it was trained on")
-    parser.add_argument("--judge", help="folder that judge.py wrote")
+    parser.add_argument("--counter", help="the weights that judge.py wrote")
     parser.add_argument("--output", required=True, type=Path, help="folder to write to")
     parser.add_argument("--answers", help="a reader's answers to the questions; nothing else is measured then")
     parser.add_argument("--count", type=int, default=100, help="number of prompts of each kind of unseen combination")
@@ -192,10 +193,10 @@ def main():
         contact_sheet(images[part], texts[part]).save(folder / f"prompts-{start // 100 + 1}.png")
 
     result |= measure_colours(model, arguments.count, folder)
-    judge = Judge().load(arguments.judge)
+    pictures = pack.load(arguments.pack, workers=arguments.workers)
+    judge = Judge(Stock(pictures.rgba, describe(pictures)), arguments.counter)
     for kind in ("count", "beside", "above"):
         result[kind] = measure_unseen(model, judge, kind, arguments.count, folder)
-    pictures = pack.load(arguments.pack, workers=arguments.workers)
     known = thumbnails(on_white(pictures.rgba))
     result |= measure_labels(model, pictures, known)
     draw_neighbours(model, pictures, known, folder)

@@ -1,8 +1,9 @@
-"""Judges what an image shows: names and counts its objects with small classifiers, names their colour.
+"""Judges what an image shows: names its objects, counts them, and names their colour.
 
-    python recipes/icons/judge.py --pack icons.pack --output judge/
+    python recipes/icons/judge.py --pack icons.pack --output counter.weights.h5
 
-trains its classifiers and prints how often the judge is right on real compositions of unseen combinations.
+trains the small network that counts, and prints how often the judge is right on real compositions of unseen
+combinations.
 """
 
 import argparse
@@ -10,14 +11,15 @@ from pathlib import Path
 
 import layouts
 import numpy as np
-from colours import COLOURS, hsv, hue_name
+from colours import hsv, hue_name
 from PIL import Image
 from scipy import ndimage
-from stock import Stock, describe
+from stock import Stock, describe, held_out
 from unseen import NOUNS, compose, prompts
 
-CROP = 48
-HALF = 64
+CROP = 24  # side of the thumbnails by which objects are recognised
+SMALL = 32  # side of the images that the counter sees
+MOST = 5  # objects that it counts
 
 
 # Pixels
@@ -31,24 +33,23 @@ def visible(image):
 def halves(image, axis):
     """Returns the two parts of an image along an axis, cut where the fewest pixels are visible near the middle."""
     profile = visible(image).sum(1 - axis).astype(float)
-    length = len(profile)
-    low, high = length // 4, 3 * length // 4
-    smooth = ndimage.uniform_filter1d(profile, 5)[low:high] + 1e-3 * np.abs(np.arange(low, high) - length / 2)
-    cut = low + int(smooth.argmin())
+    low, high = len(profile) // 4, 3 * len(profile) // 4
+    to_middle = np.abs(np.arange(low, high) - len(profile) / 2)
+    cut = low + int((ndimage.uniform_filter1d(profile, 5)[low:high] + 1e-3 * to_middle).argmin())
     return np.split(image, [cut], axis=axis)
 
 
 def crop(image):
-    """Returns what an image shows as uint8 (CROP, CROP, 3), centred on white."""
+    """Returns what an image shows as float32 (CROP * CROP * 3,) in [0, 1], fitted into a white square."""
     mask = visible(image)
     if mask.sum() < 20:
-        return np.full((CROP, CROP, 3), 255, np.uint8)
+        return np.ones(CROP * CROP * 3, "float32")
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     part = Image.fromarray(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    part = layouts.fit(part.convert("RGBA"), CROP - 4, CROP - 4)
-    canvas = Image.new("RGBA", (CROP, CROP), "white")
-    canvas.alpha_composite(part, ((CROP - part.width) // 2, (CROP - part.height) // 2))
-    return np.asarray(canvas.convert("RGB"))
+    part = layouts.fit(part, CROP, CROP)
+    canvas = Image.new("RGB", (CROP, CROP), "white")
+    canvas.paste(part, ((CROP - part.width) // 2, (CROP - part.height) // 2))
+    return np.asarray(canvas).reshape(-1) / np.float32(255)
 
 
 def colour_share(image, word):
@@ -57,115 +58,109 @@ def colour_share(image, word):
     if len(pixels) < 20:
         return 0.0
     names = [hue_name(*values) for values in zip(*hsv(pixels[:: max(1, len(pixels) // 800)]), strict=True)]
-    greys = {"black", "white", "grey"}
-    counted = [name for name in names if name is None or name == word or name not in greys - {word}]
-    return sum(name == word for name in counted) / max(1, len(counted) if word not in greys else len(names))
+    counted = [name for name in names if name not in {"black", "white", "grey"} - {word}]
+    return sum(name == word for name in names) / max(1, len(names) if word in ("black", "grey") else len(counted))
 
 
-# The classifiers
+# The counter
 
 
-def classifier(size, classes):
-    """Returns a Keras model: float (n, size, size, 3) in [0, 1] to logits of the classes."""
+def counter():
+    """Returns a Keras model: float (n, SMALL, SMALL, 1), the visible pixels, to logits of 1 to MOST objects."""
     import keras
 
-    layers = [keras.layers.Input((size, size, 3))]
-    for width in (24, 48, 96, 128):
+    layers = [keras.layers.Input((SMALL, SMALL, 1))]
+    for width in (16, 32, 64):
         layers += [
             keras.layers.Conv2D(width, 3, padding="same", use_bias=False),
             keras.layers.BatchNormalization(),
             keras.layers.ReLU(),
             keras.layers.MaxPooling2D(),
         ]
-    layers += [keras.layers.Flatten(), keras.layers.Dropout(0.3), keras.layers.Dense(classes)]
+    layers += [keras.layers.Flatten(), keras.layers.Dropout(0.2), keras.layers.Dense(MOST)]
     return keras.Sequential(layers)
 
 
-def spoil(rng, canvas):
-    """Returns a canvas as uint8 (128, 128, 3), blurred and noisy as a model's images are."""
-    pixels = np.asarray(canvas.convert("RGB")).astype("float32")
-    if rng.random() < 0.6:
-        pixels = ndimage.gaussian_filter(pixels, (*[rng.uniform(0.3, 1.3)] * 2, 0))
-    return np.clip(pixels + rng.normal(0, rng.uniform(0, 8), pixels.shape), 0, 255).astype(np.uint8)
+def outline(image):
+    """Returns what the counter sees of uint8 (128, 128, 3): how much of each square is visible."""
+    side = image.shape[0] // SMALL
+    return visible(image).reshape(SMALL, side, SMALL, side, 1).mean((1, 3), dtype="float32")
 
 
-def example_of_noun(rng, stock):
-    """Returns (uint8 (CROP, CROP, 3), index of its noun) of an object as compositions show it."""
-    label = int(rng.integers(len(NOUNS)))
-    i = stock.called(rng, NOUNS[label])
-    colour = list(COLOURS)[rng.integers(9)] if stock.tone(i) is not None and rng.random() < 0.25 else None
-    canvas = layouts.blank()
-    layouts.put(canvas, layouts.fit(stock.image(i, colour), *rng.uniform(34, 80, 2)), 64, 110)
-    return crop(spoil(rng, canvas)), label
+def examples(rng, stock, size):
+    """Returns (outlines, counts - 1) of arrays of objects, of combinations that scenes may show."""
+    images, labels = [], []
+    while len(images) < size:
+        i, count = stock.object(rng), int(rng.integers(1, MOST + 1))
+        if held_out("count", count, stock.name(rng, i)):
+            continue
+        image = np.asarray(layouts.array_of(rng, stock.image(i), count).convert("RGB"))
+        if rng.random() < 0.5:  # softer, as a model draws
+            image = ndimage.uniform_filter(image, (3, 3, 0))
+        images.append(outline(image))
+        labels.append(count - 1)
+    return np.stack(images), np.array(labels)
 
 
-def example_of_count(rng, stock):
-    """Returns (uint8 (HALF, HALF, 3), count - 1) of an array of an object."""
-    count = int(rng.integers(1, 6))
-    i = stock.object(rng)
-    colour = list(COLOURS)[rng.integers(9)] if stock.tone(i) is not None and rng.random() < 0.25 else None
-    return halved(spoil(rng, layouts.array_of(rng, stock.image(i, colour), count))), count - 1
-
-
-def halved(image):
-    return np.asarray(Image.fromarray(image).reduce(2))
-
-
-def train(model, example, stock, rounds, size=2048, seed=0):
-    """Trains a classifier on fresh examples in every round."""
+def train(model, stock, size=10_000, epochs=12, seed=0):
+    """Trains the counter."""
     import keras
 
-    schedule = keras.optimizers.schedules.CosineDecay(2e-3, rounds * size // 64)
+    images, labels = examples(np.random.default_rng(seed), stock, size)
+    schedule = keras.optimizers.schedules.CosineDecay(2e-3, epochs * size // 64)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-3), loss, metrics=["accuracy"])
-    rng = np.random.default_rng(seed)
-    for number in range(rounds):
-        images, labels = zip(*(example(rng, stock) for _ in range(size)), strict=True)
-        history = model.fit(np.stack(images) / np.float32(255), np.array(labels), 64, verbose=0).history
-        print(example.__name__, number, {name: round(values[0], 3) for name, values in history.items()}, flush=True)
+    model.fit(images, labels, 64, epochs, verbose=2)
+
+
+# The judge
 
 
 class Judge:
-    """Answers what images show; its two classifiers are kept in one folder."""
+    """Answers what images show.
 
-    def __init__(self):
-        self.of_nouns, self.of_counts = classifier(CROP, len(NOUNS)), classifier(HALF, 5)
-        self.models = {"nouns": self.of_nouns, "counts": self.of_counts}
+    An object has the name of the real image that it looks most like; a small network counts.
 
-    def save(self, folder):
-        for name, model in self.models.items():
-            model.save_weights(Path(folder) / f"{name}.weights.h5")
+    Args:
+        stock: The `Stock` of real images.
+        weights: Path of the counter's weights, or None for an untrained one.
+    """
 
-    def load(self, folder):
-        for name, model in self.models.items():
-            model.load_weights(Path(folder) / f"{name}.weights.h5")
-        return self
+    def __init__(self, stock, weights=None):
+        self.counter = counter()
+        if weights:
+            self.counter.load_weights(weights)
+        known = [(noun, i) for noun in NOUNS for i in stock.all_called(noun)]
+        self.nouns = [noun for noun, _ in known]
+        images = [np.asarray(layouts.alone(stock.image(i)).convert("RGB")) for _, i in known]
+        self.known = np.stack([crop(image) for image in images])
 
-    def names(self, crops):
-        """Returns the noun of each crop."""
-        logits = self.of_nouns.predict(np.stack(crops) / np.float32(255), verbose=0)
-        return [NOUNS[i] for i in logits.argmax(-1)]
+    def names(self, images):
+        """Returns the noun of what each image shows."""
+        crops = np.stack([crop(image) for image in images])
+        distances = (self.known**2).sum(1) - 2 * crops @ self.known.T
+        return [self.nouns[i] for i in distances.argmin(1)]
 
     def counts(self, images):
-        """Returns how many objects each image shows, 1 to 5."""
-        small = np.stack([halved(image) for image in images])
-        return self.of_counts.predict(small / np.float32(255), verbose=0).argmax(-1) + 1
-
-    def pairs(self, images, items):
-        """Returns (both present, places right): bools for images of two objects beside or above each other."""
-        axes = [0 if " above " in item["prompt"] else 1 for item in items]
-        parts = [crop(part) for image, axis in zip(images, axes, strict=True) for part in halves(image, axis)]
-        names = self.names(parts)
-        found = list(zip(names[::2], names[1::2], strict=True))
-        asked = [(item["first"], item["second"]) for item in items]
-        both = [set(names) == set(wanted) for names, wanted in zip(found, asked, strict=True)]
-        return both, [names == wanted for names, wanted in zip(found, asked, strict=True)]
+        """Returns how many objects each image shows, 1 to MOST."""
+        outlines = np.stack([outline(image) for image in images])
+        return self.counter.predict(outlines, verbose=0).argmax(-1) + 1
 
     def measure(self, images, items):
-        """Returns the percentages of what is right: "count", or "both" and "places"."""
+        """Returns the percentages of what is right: "count", or "both" present and "places".
+
+        Args:
+            images: uint8 (n, 128, 128, 3).
+            items: n prompts of one kind, as `unseen.prompts` returns them.
+        """
         if "count" in items[0]:
             return {"count": 100 * float(np.mean(self.counts(images) == [item["count"] for item in items]))}
-        both, places = self.pairs(images, items)
+        axis = 0 if " above " in items[0]["prompt"] else 1
+        names = self.names([part for image in images for part in halves(image, axis)])
+        found = list(zip(names[::2], names[1::2], strict=True))
+        asked = [(item["first"], item["second"]) for item in items]
+        both = [set(pair) == set(wanted) for pair, wanted in zip(found, asked, strict=True)]
+        places = [pair == wanted for pair, wanted in zip(found, asked, strict=True)]
         return {"both": 100 * float(np.mean(both)), "places": 100 * float(np.mean(places))}
 
 
@@ -174,7 +169,7 @@ def measure_on_real(judge, stock, count=200):
     rng = np.random.default_rng(1)
     result = {}
     for kind in ("count", "beside", "above"):
-        items = [item for item in prompts(kind, count, seed=1) if "noun" not in item or stock.called(rng, item["noun"])]
+        items = [item for item in prompts(kind, count, seed=1) if "noun" not in item or stock.all_called(item["noun"])]
         result[kind] = judge.measure(np.stack([compose(rng, stock, item) for item in items]), items)
     return result
 
@@ -184,18 +179,15 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pack", required=True)
-    parser.add_argument("--output", required=True, type=Path, help="folder to write the classifiers' weights to")
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--output", required=True, type=Path, help="the .weights.h5 to write")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
 
     pictures = pack.load(arguments.pack, workers=arguments.workers)
     stock = Stock(pictures.rgba, describe(pictures))
-    judge = Judge()
-    train(judge.of_nouns, example_of_noun, stock, arguments.rounds)
-    train(judge.of_counts, example_of_count, stock, arguments.rounds // 2)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    judge.save(arguments.output)
+    judge = Judge(stock)
+    train(judge.counter, stock)
+    judge.counter.save_weights(arguments.output)
     print(measure_on_real(judge, stock))
 
 

@@ -12,8 +12,8 @@ GRIDS = (
     ((27, 27), (101, 27), (64, 64), (27, 101), (101, 101)),
 )
 ROWS = {3: ((22, 64), (64, 64), (106, 64)), 5: ((24, 40), (64, 40), (104, 40), (44, 92), (84, 92))}
-ROOM = {1: 92, 2: 58, 3: 54, 4: 54, 5: 44}  # pixels for each of so many objects
-ROOM_IN_ROWS = {3: 39, 5: 37}
+ROOM = {1: 92, 2: 56, 3: 52, 4: 52, 5: 42}  # pixels for each of so many objects
+ROOM_IN_ROWS = {3: 36, 5: 34}
 
 
 def fit(image, width, height):
@@ -46,7 +46,7 @@ def array_of(rng, image, count):
     image = fit(image, room, room)
     canvas = blank()
     for x, y in spots:
-        dx, dy = rng.uniform(-2.5, 2.5, 2)
+        dx, dy = rng.uniform(-2, 2, 2)
         put(canvas, image, x + dx, y + dy + image.height / 2)
     return canvas
 

@@ -77,8 +77,13 @@ class Stock:
 
     def called(self, rng, noun, style=None):
         """Returns an object one of whose names is `noun`, its face included."""
+        chosen = set(self.all_called(noun))
+        return self.choose(rng, ("called", noun), lambda i: i in chosen, style)
+
+    def all_called(self, noun):
+        """Returns the indices of all objects one of whose names is `noun`, their faces included."""
         names = {noun, f"{noun} face"}
-        return self.choose(rng, ("called", noun), lambda i: self.objects[i] and names & set(self.all_names[i]), style)
+        return [i for i, own in enumerate(self.all_names) if self.objects[i] and names & set(own)]
 
     def name(self, rng, i):
         """Returns one of the names of a picture, mostly the main one; an animal's face is called like the animal."""
