@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from judge import Judge, colour_share
+from judge import Judge, colour_share, counter
 from PIL import Image, ImageDraw, ImageFont
 from stock import Stock, describe
 from unseen import prompts
@@ -194,7 +194,9 @@ def main():
 
     result |= measure_colours(model, arguments.count, folder)
     pictures = pack.load(arguments.pack, workers=arguments.workers)
-    judge = Judge(Stock(pictures.rgba, describe(pictures)), arguments.counter)
+    trained = counter()
+    trained.load_weights(arguments.counter)
+    judge = Judge(Stock(pictures.rgba, describe(pictures)), trained)
     for kind in ("count", "beside", "above"):
         result[kind] = measure_unseen(model, judge, kind, arguments.count, folder)
     known = thumbnails(on_white(pictures.rgba))

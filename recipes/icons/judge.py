@@ -123,13 +123,11 @@ class Judge:
 
     Args:
         stock: The `Stock` of real images.
-        weights: Path of the counter's weights, or None for an untrained one.
+        counter: The trained `counter()`; None where nothing is to be counted.
     """
 
-    def __init__(self, stock, weights=None):
-        self.counter = counter()
-        if weights:
-            self.counter.load_weights(weights)
+    def __init__(self, stock, counter=None):
+        self.counter = counter
         known = [(noun, i) for noun in NOUNS for i in stock.all_called(noun)]
         self.nouns = [noun for noun, _ in known]
         images = [np.asarray(layouts.alone(stock.image(i)).convert("RGB")) for _, i in known]
@@ -185,10 +183,10 @@ def main():
 
     pictures = pack.load(arguments.pack, workers=arguments.workers)
     stock = Stock(pictures.rgba, describe(pictures))
-    judge = Judge(stock)
-    train(judge.counter, stock)
-    judge.counter.save_weights(arguments.output)
-    print(measure_on_real(judge, stock))
+    model = counter()
+    train(model, stock)
+    model.save_weights(arguments.output)
+    print(measure_on_real(Judge(stock, model), stock))
 
 
 if __name__ == "__main__":

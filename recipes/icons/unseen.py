@@ -10,47 +10,23 @@ from compositions import NUMBERS
 from stock import held_out
 
 NOUNS = (
-    *("cat", "dog", "horse", "elephant", "lion", "panda", "rabbit", "frog", "penguin", "owl", "duck", "fish", "bee"),
-    *("butterfly", "snake", "turtle", "octopus", "dragon", "cow", "pig", "sheep", "chicken", "mouse", "crab", "whale"),
-    *(
-        "snail",
-        "spider",
-        "monkey",
-        "bear",
-        "fox",
-        "giraffe",
-        "apple",
-        "banana",
-        "strawberry",
-        "lemon",
-        "carrot",
-        "pizza",
-    ),
-    *("hamburger", "donut", "cupcake", "egg", "mushroom", "car", "bus", "train", "airplane", "rocket", "bicycle"),
-    *("tractor", "helicopter", "sailboat", "house", "castle", "tree", "cactus", "rose", "sunflower", "tulip", "star"),
-    *("cloud", "umbrella", "key", "book", "clock", "camera", "guitar", "trumpet", "hammer", "light bulb", "candle"),
-    *("balloon", "gift", "crown", "shoe", "dress", "backpack", "chair", "robot", "ghost", "skull", "diamond", "bell"),
+    *("cat", "dog", "horse", "elephant", "lion", "panda", "rabbit", "frog", "penguin", "owl", "duck", "fish"),
+    *("bee", "butterfly", "snake", "turtle", "octopus", "dragon", "cow", "pig", "sheep", "chicken", "mouse"),
+    *("crab", "whale", "snail", "spider", "monkey", "bear", "fox", "giraffe", "apple", "banana", "strawberry"),
+    *("lemon", "carrot", "pizza", "hamburger", "donut", "cupcake", "egg", "mushroom", "car", "bus", "train"),
+    *("airplane", "rocket", "bicycle", "tractor", "helicopter", "sailboat", "house", "castle", "tree"),
+    *("cactus", "rose", "sunflower", "tulip", "star", "cloud", "umbrella", "key", "book", "clock", "camera"),
+    *("guitar", "trumpet", "hammer", "light bulb", "candle", "balloon", "gift", "crown", "shoe", "dress"),
+    *("backpack", "chair", "robot", "ghost", "skull", "diamond", "bell"),
 )
-MORE_NOUNS = (  # things that need no classifier: their colours and counts are measured as well
-    *("squirrel", "flamingo", "parrot", "lizard", "shark", "wolf", "goat", "camel", "kangaroo", "koala", "hedgehog"),
-    *("pear", "peach", "cherry", "pineapple", "watermelon", "broccoli", "tomato", "avocado", "cookie", "pretzel"),
-    *("truck", "motorcycle", "scooter", "taxi", "ship", "ufo", "teapot", "vase", "cup", "spoon", "knife", "hat", "tie"),
-    *(
-        "glove",
-        "sock",
-        "boot",
-        "t-shirt",
-        "handbag",
-        "ring",
-        "drum",
-        "violin",
-        "piano",
-        "pencil",
-        "paintbrush",
-        "magnet",
-    ),
-    *("bucket", "basket", "bed", "door", "couch", "phone", "laptop", "microphone", "battery", "flashlight", "kite"),
-    *("leaf", "seashell", "snowflake", "feather", "heart", "circle", "square", "gem", "flower", "pumpkin", "lantern"),
+MORE_NOUNS = (
+    *("squirrel", "flamingo", "parrot", "lizard", "shark", "wolf", "goat", "camel", "kangaroo", "koala"),
+    *("hedgehog", "pear", "peach", "cherry", "pineapple", "watermelon", "broccoli", "tomato", "avocado"),
+    *("cookie", "pretzel", "truck", "motorcycle", "scooter", "taxi", "ship", "ufo", "teapot", "vase", "cup"),
+    *("spoon", "knife", "hat", "tie", "glove", "sock", "boot", "t-shirt", "handbag", "ring", "drum", "violin"),
+    *("piano", "pencil", "paintbrush", "magnet", "bucket", "basket", "bed", "door", "couch", "phone", "laptop"),
+    *("microphone", "battery", "flashlight", "kite", "leaf", "seashell", "snowflake", "feather", "heart"),
+    *("circle", "square", "gem", "flower", "pumpkin", "lantern"),
 )
 
 

@@ -170,6 +170,33 @@ def test_prompts_for_the_measure_are_held_out():
     assert {item["count"] for item in prompts("count", 40)} == {2, 3, 4, 5}
 
 
+def test_judge_names_places_and_colours(pictures):
+    from judge import Judge, colour_share
+    from stock import Stock, describe
+    from unseen import compose
+
+    pictures = pictures._replace(names=["star", "box", *pictures.names[2:]])
+    pictures.concepts[0] = pictures.concepts[0]._replace(names=("star",))
+    stock = Stock(pictures.rgba, describe(pictures) | {"objects": [True] * len(pictures.names)})
+    judge = Judge(stock)
+    items = [
+        {"prompt": f"{first} to the left of {second}", "first": first, "second": second}
+        for first, second in (("star", "horse"), ("horse", "cat"))
+    ]
+    images = np.stack([compose(np.random.default_rng(0), stock, item) for item in items])
+    assert judge.measure(images, items) == {"both": 100, "places": 100}
+    swapped = [item | {"first": item["second"], "second": item["first"]} for item in items]
+    assert judge.measure(images, swapped) == {"both": 100, "places": 0}
+    stacked = [item | {"prompt": f"{item['first']} above {item['second']}"} for item in items]
+    images = np.stack([compose(np.random.default_rng(0), stock, item) for item in stacked])
+    assert judge.measure(images, stacked) == {"both": 100, "places": 100}
+
+    image = np.full((128, 128, 3), 255, np.uint8)
+    image[20:60, 20:60] = [30, 60, 220]
+    image[60:80, 20:60] = [220, 30, 30]
+    assert colour_share(image, "blue") == pytest.approx(2 / 3, abs=0.02)
+
+
 def test_prompts_of_strangers():
     texts = (FOLDER / "prompts.txt").read_text().splitlines()
     assert len(texts) == len(set(texts)) == 200
