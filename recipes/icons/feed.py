@@ -1,10 +1,11 @@
 """Makes scenes in processes beside the training and hands them over in blocks, through files.
 
-The training starts this script, which starts its workers; none of them imports JAX. A folder holds the pack's images, as
-rows that all workers share, and the scenes of each worker, in files that the training takes away as it reads them.
+The training starts this script, which starts its workers; none of them imports JAX. A folder holds the pack's images,
+which all workers share, and the scenes of each worker, in files that the training takes away as it reads them.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -66,10 +67,8 @@ class Feed:
         return self.process.poll() is not None
 
     def stop(self):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 

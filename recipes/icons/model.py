@@ -23,7 +23,9 @@ FULL = Architecture(
 TINY = replace(  # to rehearse on a processor
     FULL,
     text_encoder=TextEncoderShape(width=32, layers=2, heads=2, vocabulary=12288, length=48),
-    diffusion_model=DiffusionModelShape(levels=(Level(32, 2, 0), Level(64, 2, 1), Level(64, 2, 0)), blocks=1, context=32),
+    diffusion_model=DiffusionModelShape(
+        levels=(Level(32, 2, 0), Level(64, 2, 1), Level(64, 2, 0)), blocks=1, context=32
+    ),
     autoencoder=AutoencoderShape(channels=(8, 8, 16, 16), blocks=1, groups=8, scaling_factor=1.0),
 )
 SHAPES = {"full": FULL, "tiny": TINY}
@@ -92,7 +94,7 @@ def first_value(name, shape, generator):
         return np.ones(shape)
     if kind == "embeddings":
         return 0.02 * generator.standard_normal(shape)
-    if kind != "kernel" or name.startswith("diffusion_model/") and any(part in name for part in last):
+    if kind != "kernel" or (name.startswith("diffusion_model/") and any(part in name for part in last)):
         return np.zeros(shape)
     area = np.prod(shape[:-2])
     limit = np.sqrt(6 / (area * (shape[-2] + shape[-1])))

@@ -9,11 +9,20 @@ from PIL import Image, ImageDraw, ImageFont
 PROMPTS = (
     *("a cat", "a dog", "an astronaut", "a robot", "a red apple", "a tree", "the moon", "a house"),
     *("a car", "a slice of pizza", "a flower", "a horse", "a spaceship", "a castle", "a guitar", "a mountain"),
-    *("a blue apple", "a green cat", "a pink elephant", "a yellow heart", "two cats", "three apples", "four stars", "five balloons"),
+    *(
+        "a blue apple",
+        "a green cat",
+        "a pink elephant",
+        "a yellow heart",
+        "two cats",
+        "three apples",
+        "four stars",
+        "five balloons",
+    ),
     *("a cat next to a dog", "a dog on a skateboard", "a star above a house", "an apple to the left of a banana"),
     *("a dog with sunglasses", "a cat with a crown", "an astronaut riding a horse", "a small bird"),
     *("a red car on a blue background", "a penguin on a green background", "a cat, flat style", "a cat, 3d style"),
-    *("a beautiful sunset over the sea", "qwertz", "a green frog", "a happy person"),
+    *("a beautiful sunset over the sea", "qwertz", "a green frog", "five balloons"),
 )
 COLUMNS = 8
 
@@ -22,12 +31,13 @@ class Log:
     """Prints lines with the time since the start, and writes them to a file."""
 
     def __init__(self, folder, start):
-        self.start, self.file = start, open(Path(folder) / "log", "a", encoding="utf-8")
+        self.start, self.path = start, Path(folder) / "log"
 
     def __call__(self, text):
         line = f"{time.monotonic() - self.start:6.1f} s  {text}"
         print(line, flush=True)
-        print(line, file=self.file, flush=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            print(line, file=file)
 
 
 def decibels(images, originals):

@@ -16,15 +16,19 @@ import traceback
 from pathlib import Path
 
 START = time.monotonic()
-os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=2")  # compile sooner
+FLAGS = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=2"  # compile sooner
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["KERAS_BACKEND"] = "jax"
+if os.environ.get("JAX_PLATFORMS"):
+    os.environ["JAX_PLATFORMS"] += ",cpu"  # where networks are built
 
-AUTOENCODER_ENDS = 0.36  # share of the time
+BEGIN = 0.16  # share of the time after which the training begins, even if few scenes are there
+AUTOENCODER_ENDS = 0.36
 AUTOENCODER_LEAST = 0.17
 RESERVE = 14.0  # seconds at the end for the last files
 SAVE_EVERY, LOG_EVERY = 90.0, 5.0
 TAKE_EVERY = 3.0  # seconds between two blocks of new scenes while the diffusion model trains
-RATES = {"autoencoder": 2e-3, "diffusion": 2e-3}
+RATES = {"autoencoder": 2e-3, "diffusion": 1.5e-3}
 WARM_UP = 0.03
 
 
@@ -35,21 +39,20 @@ def learning_rate(peak, progress):
 
 
 def wait_for_scenes(machine, log, deadline):
-    """Takes scenes until there are enough to begin with and the first function is compiled."""
-    first = machine.compiled["diffusion" if machine.encodes else "autoencoder"]
-    while machine.count < machine.scale.enough or not first.done():
+    """Takes scenes until there are enough to begin with and the trainings are compiled, which may time kernels."""
+    trainings = [machine.compiled[part] for part in machine.parts if part in machine.compiled]
+    while machine.count < machine.scale.enough or not all(training.done() for training in trainings):
         if machine.take():
             continue
-        ended = machine.feed.failed()
-        if ended and not machine.count:
+        if machine.feed.failed() and not machine.count:
             raise RuntimeError("No scenes are made; the error is above.")
-        if time.monotonic() > deadline or (ended and first.done()):
+        if time.monotonic() > deadline and machine.count:
             break
         time.sleep(0.02)
     log(f"{machine.count} scenes to begin with")
 
 
-def train(machine, part, data, end, log, beside=lambda steps, average: None):
+def train(machine, part, data, end, log, beside=lambda steps, average: None, ready=lambda: True):
     """Trains a part until a time.
 
     Args:
@@ -58,7 +61,8 @@ def train(machine, part, data, end, log, beside=lambda steps, average: None):
         data: Function that returns the buffers to draw examples from.
         end: When to stop, by `time.monotonic`.
         log: Function of a line.
-        beside: Function of the number of steps and of a function that returns the averaged weights, called after every call.
+        beside: Function of the number of steps and of one that returns the averaged weights, called after every call.
+        ready: Function that tells whether what follows can begin; the training goes on until then.
 
     Returns:
         The moving average of the weights.
@@ -70,7 +74,7 @@ def train(machine, part, data, end, log, beside=lambda steps, average: None):
     state, steps, losses = machine.start(part), 0, []
     begin = now = logged = time.monotonic()
     longest, last_take = 0.0, 0.0
-    while now + longest < end:
+    while now + longest < end or not ready():
         rates = np.full(count, learning_rate(RATES[part], (now - begin) / (end - begin)), "float32")
         key = np.array([len(part), steps], "uint32")
         known = np.int32(min(machine.count, len(data()[0])))
@@ -85,7 +89,8 @@ def train(machine, part, data, end, log, beside=lambda steps, average: None):
         if now - logged > LOG_EVERY:
             mean, _, finite = np.mean(losses, 0)
             speed = len(losses) * count / (now - logged)
-            log(f"{part} step {steps}, loss {mean:.4f}, {speed:.1f} steps/s, {machine.count} scenes, rate {rates[0]:.5f}")
+            scenes = f"{machine.count} scenes, rate {rates[0]:.5f}"
+            log(f"{part} step {steps}, loss {mean:.4f}, {speed:.1f} steps/s, {scenes}")
             if finite < 1:
                 log(f"{1 - finite:.1%} of the steps were left out: gradients were not finite")
             losses, logged = [], now
@@ -134,10 +139,12 @@ def run(arguments, log, feed):
     found = {part: model.read(folder, part) for part in model.PARTS} if folder else {}
     machine = Machine(arguments.scale, arguments.latent_channels, arguments.seed, found, arguments.guidance, feed, log)
     log(f"built: {sum(w.size for w in machine.weights.values()) / 1e6:.2f} million weights")
-    wait_for_scenes(machine, log, deadline - total / 2)
+    wait_for_scenes(machine, log, START + BEGIN * total)
     if not machine.encodes:
         end = max(START + AUTOENCODER_ENDS * total, time.monotonic() + AUTOENCODER_LEAST * total)
-        machine.finish_autoencoder(train(machine, "autoencoder", lambda: (machine.images,), end, log))
+        ready = machine.compiled["diffusion"].done
+        weights = train(machine, "autoencoder", lambda: (machine.images,), end, log, ready=ready)
+        machine.finish_autoencoder(weights)
     log(f"autoencoder: {machine.quality():.2f} dB")
     about = {"latent_channels": arguments.latent_channels}
     model.write(arguments.output, "autoencoder", machine.own("autoencoder"), about)
