@@ -13,6 +13,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration
 ITERATIONS = 5
 MOMENTUM = 0.95
 BETAS = (0.9, 0.98)
+AT_ONCE = 64  # arrays joined
 LARGEST_NORM = 1.0  # of all gradients together
 DECAY = 0.01  # of the weights, a share of the learning rate
 
@@ -41,7 +42,10 @@ class Layout(NamedTuple):
         )
 
     def join(self, weights):
-        return jnp.concatenate([weights[name].reshape(-1) for name in self.shapes])
+        """Makes the vector, in two steps, because a GPU's kernel takes some hundreds of arrays at most."""
+        parts = [weights[name].reshape(-1) for name in self.shapes]
+        parts = [jnp.concatenate(parts[i : i + AT_ONCE]) for i in range(0, len(parts), AT_ONCE)]
+        return jnp.concatenate(lax.optimization_barrier(parts))
 
     def split(self, vector):
         weights, start = {}, 0

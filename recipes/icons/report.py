@@ -9,20 +9,11 @@ from PIL import Image, ImageDraw, ImageFont
 PROMPTS = (
     *("a cat", "a dog", "an astronaut", "a robot", "a red apple", "a tree", "the moon", "a house"),
     *("a car", "a slice of pizza", "a flower", "a horse", "a spaceship", "a castle", "a guitar", "a mountain"),
-    *(
-        "a blue apple",
-        "a green cat",
-        "a pink elephant",
-        "a yellow heart",
-        "two cats",
-        "three apples",
-        "four stars",
-        "five balloons",
-    ),
+    *("a blue apple", "a green cat", "a pink elephant", "a yellow heart", "two cats", "three apples", "four stars"),
+    *("five balloons", "a green frog", "qwertz", "a beautiful sunset over the sea", "a happy face"),
     *("a cat next to a dog", "a dog on a skateboard", "a star above a house", "an apple to the left of a banana"),
     *("a dog with sunglasses", "a cat with a crown", "an astronaut riding a horse", "a small bird"),
     *("a red car on a blue background", "a penguin on a green background", "a cat, flat style", "a cat, 3d style"),
-    *("a beautiful sunset over the sea", "qwertz", "a green frog", "five balloons"),
 )
 COLUMNS = 8
 
