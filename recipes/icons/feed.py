@@ -75,13 +75,13 @@ class Feed:
 
 def prepare(pack, folder, workers):
     """Draws the pack's images and saves what workers need."""
-    import scenes
     from pack import load
+    from stock import describe
 
     start = time.monotonic()
     pictures = load(pack, workers=workers)
     np.save(folder / "rgba.npy", pictures.rgba)
-    (folder / "pictures.json").write_text(json.dumps(scenes.describe(pictures)))
+    (folder / "pictures.json").write_text(json.dumps(describe(pictures)))
     print(f"pack: {len(pictures.rgba)} images drawn in {time.monotonic() - start:.1f} s", flush=True)
 
 
@@ -89,11 +89,12 @@ def maker(pack, folder):
     """Returns a function of a generator that makes a scene."""
     if str(pack) == "stub":
         return stub
-    import scenes
+    from scenes import scene
+    from stock import Stock
 
     images = np.load(folder / "rgba.npy", mmap_mode="r")
-    stock = scenes.Stock(images, json.loads((folder / "pictures.json").read_text()))
-    return lambda generator: scenes.scene(generator, stock)
+    stock = Stock(images, json.loads((folder / "pictures.json").read_text()))
+    return lambda generator: scene(generator, stock)
 
 
 def stub(generator):

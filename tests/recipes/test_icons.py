@@ -21,7 +21,7 @@ def test_muon_makes_matrices_orthogonal_and_keeps_their_places():
     import muon
 
     generator = np.random.default_rng(0)
-    shapes = {"a/kernel": (3, 3, 4, 8), "b/bias": (8,), "c/kernel": (36, 8), "d/kernel": (4, 16), "e/embeddings": (9, 4)}
+    shapes = {"a/kernel": (3, 3, 4, 8), "b/bias": (8,), "c/kernel": (36, 8), "d/kernel": (4, 16), "embeddings": (9, 4)}
     weights = {name: generator.standard_normal(shape).astype("float32") for name, shape in shapes.items()}
     layout = muon.Layout.of(weights)
     assert set(layout.groups) == {(2, 36, 8), (1, 4, 16)}

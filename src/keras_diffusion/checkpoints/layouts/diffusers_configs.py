@@ -182,7 +182,8 @@ def to_diffusers(architecture):
 
 def _special_tokens(vocabulary):
     """The numbers of the special tokens where they are not CLIP's, as in a part of its vocabulary."""
-    return {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1} if vocabulary < SD14.text_encoder.vocabulary else {}
+    whole = vocabulary >= SD14.text_encoder.vocabulary
+    return {} if whole else {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
 
 
 def _model_index(architecture):
