@@ -25,7 +25,7 @@ if os.environ.get("JAX_PLATFORMS"):
 BEGIN = 0.16  # share of the time after which the training begins, even if few scenes are there
 AUTOENCODER_ENDS = 0.36
 AUTOENCODER_LEAST = 0.17
-RESERVE = 14.0  # seconds at the end for the last files
+RESERVE = 11.0  # seconds at the end for the last files
 SAVE_EVERY, LOG_EVERY = 90.0, 5.0
 TAKE_EVERY = 3.0  # seconds between two blocks of new scenes while the diffusion model trains
 RATES = {"autoencoder": 2e-3, "diffusion": 1.5e-3}
@@ -36,6 +36,14 @@ def learning_rate(peak, progress):
     """A warm-up, then a cosine to a fiftieth."""
     cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))
     return peak * (0.02 + 0.98 * cosine) * min(1.0, (progress + 0.002) / WARM_UP)
+
+
+def safely(log, function):
+    """Calls a function that the training can do without, and logs its error."""
+    try:
+        function()
+    except Exception:
+        log(traceback.format_exc())
 
 
 def wait_for_scenes(machine, log, deadline):
@@ -52,13 +60,14 @@ def wait_for_scenes(machine, log, deadline):
     log(f"{machine.count} scenes to begin with")
 
 
-def train(machine, part, data, end, log, beside=lambda steps, average: None, ready=lambda: True):
+def train(machine, part, data, peak, end, log, beside=lambda steps, average: None, ready=lambda: True):
     """Trains a part until a time.
 
     Args:
         machine: The `Machine`.
         part: "autoencoder" or "diffusion".
         data: Function that returns the buffers to draw examples from.
+        peak: The highest learning rate.
         end: When to stop, by `time.monotonic`.
         log: Function of a line.
         beside: Function of the number of steps and of one that returns the averaged weights, called after every call.
@@ -75,12 +84,12 @@ def train(machine, part, data, end, log, beside=lambda steps, average: None, rea
     begin = now = logged = time.monotonic()
     longest, last_take = 0.0, 0.0
     while now + longest < end or not ready():
-        rates = np.full(count, learning_rate(RATES[part], (now - begin) / (end - begin)), "float32")
+        rates = np.full(count, learning_rate(peak, (now - begin) / (end - begin)), "float32")
         key = np.array([len(part), steps], "uint32")
         known = np.int32(min(machine.count, len(data()[0])))
         state, result = machine.call(part, state, data(), known, rates, key)
         if part == "autoencoder" or now - last_take > TAKE_EVERY:
-            machine.take()
+            safely(log, machine.take)
             last_take = now
         losses.append(np.asarray(result))
         steps += count
@@ -114,7 +123,7 @@ class Saver:
             self.next = now + SAVE_EVERY
         if self.sheets and now > self.sheets[0] and self.machine.compiled["draw"].done():
             self.sheets.pop(0)
-            self.machine.draw(self.output / "sheet_before.png", average())
+            safely(self.log, lambda: self.machine.draw(self.output / "sheet_before.png", average()))
 
     def save(self, steps, average):
         import model
@@ -143,18 +152,19 @@ def run(arguments, log, feed):
     if not machine.encodes:
         end = max(START + AUTOENCODER_ENDS * total, time.monotonic() + AUTOENCODER_LEAST * total)
         ready = machine.compiled["diffusion"].done
-        weights = train(machine, "autoencoder", lambda: (machine.images,), end, log, ready=ready)
+        weights = train(machine, "autoencoder", lambda: (machine.images,), RATES["autoencoder"], end, log, ready=ready)
         machine.finish_autoencoder(weights)
-    log(f"autoencoder: {machine.quality():.2f} dB")
+    safely(log, lambda: log(f"autoencoder: {machine.quality():.2f} dB"))
     about = {"latent_channels": arguments.latent_channels}
     model.write(arguments.output, "autoencoder", machine.own("autoencoder"), about)
     end = deadline - RESERVE * min(1.0, arguments.minutes / 4)
     saver = Saver(machine, arguments.output, time.monotonic(), end, log)
     machine.compiled["diffusion"].result()
-    average = train(machine, "diffusion", lambda: (machine.latents, machine.tokens), end, log, saver)
+    peak = arguments.rate * RATES["diffusion"]
+    average = train(machine, "diffusion", lambda: (machine.latents, machine.tokens), peak, end, log, saver)
     saver.save("all", average)
     feed.stop()
-    machine.draw(arguments.output / "sheet.png", average)
+    safely(log, lambda: machine.draw(arguments.output / "sheet.png", average))
     log("done")
 
 
@@ -168,6 +178,7 @@ def main():
     parser.add_argument("--latent-channels", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=4.0, help="of the sheets")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="that make scenes")
+    parser.add_argument("--rate", type=float, default=1.0, help="of learning, times the usual one; less with --weights")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
