@@ -44,6 +44,7 @@ class Machine:
     Args:
         scale: A name in `SCALES`.
         channels: Number of latent channels.
+        dtype: A Keras dtype policy.
         seed: Of the first weights.
         found: Weights to start from, by part; {} for none.
         guidance: Of the images drawn.
@@ -51,13 +52,13 @@ class Machine:
         log: Function of a line.
     """
 
-    def __init__(self, scale, channels, seed, found, guidance, feed, log):
+    def __init__(self, scale, channels, dtype, seed, found, guidance, feed, log):
         self.scale, self.feed, self.log = SCALES[scale], feed, log
         self.architecture = model.with_latents(model.SHAPES[scale], channels)
         jax.config.update("jax_compilation_cache_dir", CACHE)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
         with jax.default_device(jax.devices("cpu")[0]):
-            self.networks = model.build(self.architecture, "mixed_bfloat16")
+            self.networks = model.build(self.architecture, dtype)
         weights = model.first_weights(self.networks, seed)
         for part in found.values():
             weights |= part

@@ -146,7 +146,8 @@ def run(arguments, log, feed):
     log(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {os.cpu_count()} cores")
     folder = arguments.weights
     found = {part: model.read(folder, part) for part in model.PARTS} if folder else {}
-    machine = Machine(arguments.scale, arguments.latent_channels, arguments.seed, found, arguments.guidance, feed, log)
+    chosen = arguments.scale, arguments.latent_channels, arguments.dtype, arguments.seed
+    machine = Machine(*chosen, found, arguments.guidance, feed, log)
     log(f"built: {sum(w.size for w in machine.weights.values()) / 1e6:.2f} million weights")
     wait_for_scenes(machine, log, START + BEGIN * total)
     if not machine.encodes:
@@ -176,6 +177,7 @@ def main():
     parser.add_argument("--weights", type=Path, help="folder of earlier files to go on from")
     parser.add_argument("--scale", choices=("full", "tiny"), default="full", help="tiny rehearses on a processor")
     parser.add_argument("--latent-channels", type=int, default=4)
+    parser.add_argument("--dtype", default="mixed_bfloat16", help="policy to compute in; float32 on a processor")
     parser.add_argument("--guidance", type=float, default=4.0, help="of the sheets")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="that make scenes")
     parser.add_argument("--rate", type=float, default=1.0, help="of learning, times the usual one; less with --weights")
