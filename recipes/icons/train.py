@@ -194,13 +194,15 @@ def main():
     file = {"full": 256, "tiny": 16}[arguments.scale]
     feed = Feed(arguments.pack, file, arguments.workers, text.vocabulary, text.length)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
+    status = 1
     try:
         run(arguments, log, feed)
+        status = 0
     except BaseException:
         log(traceback.format_exc())
-        raise
     finally:
         feed.stop()
+        os._exit(status)  # at once, whatever is still compiled beside
 
 
 if __name__ == "__main__":
