@@ -17,6 +17,7 @@ from keras_diffusion.checkpoints.layouts import diffusers_folder
 from keras_diffusion.checkpoints.layouts.diffusers_configs import to_diffusers
 from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
 from keras_diffusion.checkpoints.layouts.files import TOKENIZERS
+from keras_diffusion.checkpoints.layouts.tokenizer_files import read_tokenizer
 from keras_diffusion.checkpoints.mapping.names import folders
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
@@ -122,7 +123,7 @@ def pipeline(architecture, tmp_path_factory):
     }
     for name, shape in architecture.text_encoders.items():
         path, tokenizer = tmp_path_factory.mktemp(name), TOKENIZERS[name]
-        diffusers_folder.write_tokenizer(path, configs[tokenizer], shape.length)
+        diffusers_folder.write_tokenizer(path, configs[tokenizer], shape)
         tokenizers[tokenizer] = transformers.CLIPTokenizer.from_pretrained(path)
         [kind] = configs[name]["architectures"]
         networks[name] = getattr(transformers, kind)(transformers.CLIPTextConfig(**configs[name]))
@@ -261,16 +262,20 @@ def test_diffusers_reads_bfloat16(pipeline, networks, architecture, tmp_path):
             assert torch.equal(after[name], tensor.bfloat16())
 
 
+@pytest.mark.parametrize("size", [49408, 1000])
 @pytest.mark.parametrize("architecture", ["sd1", "sd2"], indirect=True)
-def test_diffusers_tokenizes_alike(networks, architecture, tmp_path):
+def test_diffusers_tokenizes_alike(architecture, size, tmp_path):
     from transformers import CLIPTokenizer
 
-    shape = architecture.text_encoder
-    diffusers_folder.write_tokenizer(tmp_path, to_diffusers(architecture)["tokenizer"], shape.length)
+    shape = replace(architecture.text_encoder, vocabulary=size)
+    diffusers_folder.write_tokenizer(tmp_path, to_diffusers(architecture)["tokenizer"], shape)
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
     prompts = ["", "a slice of Pizza, 3 don'ts", "naïve café 🍕"]
     tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="np").input_ids
-    np.testing.assert_array_equal(tokens, SimpleTokenizer().tokenize(prompts, pad_token=shape.pad_token))
+    ours = read_tokenizer(tmp_path, rows=size)
+    assert (ours.vocab_size, ours.end_of_text) == (size, size - 1)
+    np.testing.assert_array_equal(tokens, ours.tokenize(prompts, pad_token=shape.pad_token))
+    assert ours.decode(ours.encode("pizza")) == "<|startoftext|>pizza <|endoftext|>"
 
 
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"], indirect=True)

@@ -79,7 +79,7 @@ def encode(model, engine, prompt):
         return prompt
     contexts, pooled = [], None
     for name, shape in model.architecture.text_encoders.items():
-        tokens = prompt.padded_with(shape.pad_token)
+        tokens = prompt.padded_with(model.tokenizer.padding(shape.pad_token))
         outputs = [engine.encode(getattr(model, name), row[None], prompt.clip_skip) for row in tokens]
         chunks, *vectors = zip(*map(keras.tree.flatten, outputs), strict=True)
         contexts.append(np.concatenate([emphasise(x, w) for (x,), w in zip(chunks, prompt.weights, strict=True)]))

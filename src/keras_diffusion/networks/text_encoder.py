@@ -21,7 +21,7 @@ class TextEncoder(Network):
     Source: `CLIPTextModel` of transformers (Radford et al. 2021).
 
     Args:
-        max_length: Number of tokens of a prompt, padding included.
+        max_length: Number of tokens of a prompt, padding included; None takes the architecture's.
         vocab_size: Number of known tokens; None takes the architecture's.
         architecture: The `Architecture` to build.
         initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
@@ -40,7 +40,7 @@ class TextEncoder(Network):
 
     def __init__(
         self,
-        max_length=77,
+        max_length=None,
         vocab_size=None,
         architecture=SD14,
         initialize=True,
@@ -49,7 +49,7 @@ class TextEncoder(Network):
         part="text_encoder",
     ):
         shape = getattr(architecture, part)
-        vocab_size = vocab_size or shape.vocabulary
+        max_length, vocab_size = max_length or shape.length, vocab_size or shape.vocabulary
         with construction(dtype, initialize):
             tokens = keras.Input((max_length,), dtype="int32", name="tokens")
             positions = keras.Input((max_length,), dtype="int32", name="positions")

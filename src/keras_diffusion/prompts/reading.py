@@ -89,7 +89,7 @@ def read(name, prompts, tokenizer, shape, prompt_weighting=False, long_prompts="
         parts = parse(prompt) if prompt_weighting else [[(prompt, 1.0)]]
         parts = [[(token, w) for text, w in part for token in tokenizer.encode(text)[1:-1]] for part in parts]
         chunks = _chunks(f"{name}={prompt!r:.200}", parts, tokenizer, shape.length - 2, long_prompts)
-        tokens = np.full((len(chunks), shape.length), shape.pad_token, "int32")
+        tokens = np.full((len(chunks), shape.length), tokenizer.padding(shape.pad_token), "int32")
         weights = np.ones(tokens.shape, "float32")
         tokens[:, 0] = tokenizer.start_of_text
         for i, chunk in enumerate(chunks):

@@ -7,8 +7,8 @@ from OpenAI's, this module follows OpenAI's:
 
 - HTML is unescaped twice in every text; transformers leaves that to ftfy, which
   does not touch a text with a "<".
-- "<|startoftext|>" and "<|endoftext|>" written in a prompt become 49406 and
-  49407, in both; but where other punctuation touches their left side, as in
+- "<|startoftext|>" and "<|endoftext|>" written in a prompt become the two last
+  tokens, in both; but where other punctuation touches their left side, as in
   "!<|endoftext|>", they are plain text here and special in transformers.
 """
 
@@ -26,8 +26,9 @@ import regex
 from keras_diffusion import arguments
 
 _TABLE = pathlib.Path(__file__).parent / "assets" / "bpe_simple_vocab_16e6.txt.gz"
-_SPECIAL_TOKENS = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+_SPECIAL_WORDS = ("<|startoftext|>", "<|endoftext|>")
 _VOCAB_SIZE = 49408
+SMALLEST = 514  # tokens: one for each byte, alone and at the end of a word, and the two special ones
 _END_OF_WORD = "</w>"
 
 # A byte's token is its place here: the printable bytes of Latin-1, then the rest.
@@ -64,22 +65,27 @@ class SimpleTokenizer:
     a time about proportional to its length. In texts of more than 2048 characters
     ftfy sees 2048 at a time and no HTML.
 
+    Args:
+        vocab_size: Number of tokens, 514 to 49408. A smaller number than CLIP's leaves
+            out the last merges of its table: rare words become more tokens.
+
     Attributes:
-        start_of_text: 49406, the first token of every prompt.
-        end_of_text: 49407, the last token of every prompt.
-        vocab_size: Number of tokens: 49408 and the added ones.
+        start_of_text: 49406, the first token of every prompt; in a smaller vocabulary,
+            the last token but one.
+        end_of_text: 49407, the last token of every prompt; in a smaller vocabulary, the
+            last token.
+        vocab_size: Number of tokens, the added ones included.
         added_tokens: The added words, a dict from each to its tokens.
     """
 
-    start_of_text = _SPECIAL_TOKENS["<|startoftext|>"]
-    end_of_text = _SPECIAL_TOKENS["<|endoftext|>"]
-
-    def __init__(self):
+    def __init__(self, vocab_size=_VOCAB_SIZE):
+        self._size = arguments.whole_number("vocab_size", vocab_size, SMALLEST, _VOCAB_SIZE)
+        self.start_of_text, self.end_of_text = self._size - 2, self._size - 1
         self._set_added({})
 
     @property
     def vocab_size(self):
-        return _VOCAB_SIZE + sum(map(len, self._added.values()))
+        return self._size + sum(map(len, self._added.values()))
 
     @property
     def added_tokens(self):
@@ -114,7 +120,7 @@ class SimpleTokenizer:
         Raises:
             ValueError: If an element is not an integer of this range.
         """
-        words = list(table()[0])
+        words = list(table(self._size)[0])
         for word, its in self._added.items():
             words += [""] * (len(its) - 1) + [_to_word(word)]
         text = bytearray()
@@ -155,7 +161,7 @@ class SimpleTokenizer:
             if len(known) < 2:
                 problem = f"is token {known[0]} already" if known else "is empty"
                 raise ValueError(f"A new word {problem}; choose one like '<word>'. Received: {name}={token!r:.200}")
-            first = _VOCAB_SIZE + sum(map(len, added.values()))
+            first = self._size + sum(map(len, added.values()))
             added[word] = range(first, first + count)
         new = len(added) - len(self._added)
         self._set_added(added)
@@ -167,7 +173,7 @@ class SimpleTokenizer:
         Args:
             prompts: A `str`, or a list of `b` of them.
             pad_token: The token behind the end of text: 49407 for Stable Diffusion
-                1.x, 0 for 2.x.
+                1.x, 0 for 2.x. In a smaller vocabulary, 49407 is its end of text.
             length: Number of tokens of each row, start and end of text included.
 
         Returns:
@@ -177,7 +183,7 @@ class SimpleTokenizer:
             TypeError: If a prompt is not a `str`.
             ValueError: If there is no prompt, or one has more than `length` tokens.
         """
-        rows = []
+        rows, pad_token = [], self.padding(pad_token)
         for name, prompt in _named("prompts", prompts):
             row = self.encode(prompt)
             if len(row) > length:
@@ -188,6 +194,10 @@ class SimpleTokenizer:
                 )
             rows.append(row + [pad_token] * (length - len(row)))
         return np.array(rows, "int32")
+
+    def padding(self, pad_token):
+        """Returns the token that fills a row up, given that of CLIP's whole vocabulary."""
+        return self.end_of_text if pad_token == _VOCAB_SIZE - 1 else pad_token
 
     def _set_added(self, added):
         longest_first = sorted(added, key=len, reverse=True)
@@ -203,7 +213,7 @@ class SimpleTokenizer:
             else:
                 for piece in _PIECE.findall(part):
                     encode = _encode_cached if len(piece) <= _MAX_CACHED_LENGTH else _encode_piece
-                    tokens += encode(piece)
+                    tokens += encode(piece, self._size)
         return tokens
 
 
@@ -242,21 +252,26 @@ def _to_word(text):
 
 
 @functools.cache
-def table():
-    """The words of all tokens, and the merges: a pair of tokens to the token it becomes."""
+def table(size=_VOCAB_SIZE):
+    """The words of all tokens, and the merges: a pair of tokens to the token it becomes.
+
+    Args:
+        size: Number of tokens, from `SMALLEST` to CLIP's 49408.
+    """
     words = _LETTERS + [letter + _END_OF_WORD for letter in _LETTERS]
     token_of_word = {word: token for token, word in enumerate(words)}
     merges = {}
     with gzip.open(_TABLE, "rt", encoding="utf-8") as lines:
         next(lines)  # the table's name
-        for token, line in enumerate(lines, start=len(words)):
+        last = size - len(_SPECIAL_WORDS)
+        for token, line in zip(range(len(words), last), lines, strict=False):
             left, right = line.split()
             token_of_word[left + right] = token
             merges[token_of_word[left], token_of_word[right]] = token
-    return [*token_of_word, *_SPECIAL_TOKENS], merges
+    return [*token_of_word, *_SPECIAL_WORDS], merges
 
 
-def _encode_piece(piece):
+def _encode_piece(piece, size=_VOCAB_SIZE):
     """The tokens of a piece: its bytes, merged in the order of the table.
 
     The original looks again and again for the pair that comes first in the table, and
@@ -265,9 +280,9 @@ def _encode_piece(piece):
     enough to note where each pair occurs and to go through the table once. The order of
     the places only matters to pairs of equal halves, which are noted from left to right.
     """
-    if piece in _SPECIAL_TOKENS:
-        return (_SPECIAL_TOKENS[piece],)
-    merges = table()[1]
+    if piece in _SPECIAL_WORDS:
+        return (size - len(_SPECIAL_WORDS) + _SPECIAL_WORDS.index(piece),)
+    merges = table(size)[1]
     tokens = [*piece.encode().translate(_TOKEN_OF_BYTE), None]  # None bounds both ends
     tokens[-2] += len(_LETTERS)  # the last byte of a word has its own token
     before, after = [*range(-1, len(tokens) - 1)], [*range(1, len(tokens)), 0]  # a linked list

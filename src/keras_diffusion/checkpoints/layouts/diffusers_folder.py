@@ -17,7 +17,7 @@ from keras_diffusion.checkpoints.layouts.files import (
     write_json,
 )
 from keras_diffusion.checkpoints.layouts.saving import describe, write_weights
-from keras_diffusion.checkpoints.layouts.tokenizer_files import write_words
+from keras_diffusion.checkpoints.layouts.tokenizer_files import base_size, write_words
 from keras_diffusion.checkpoints.mapping.loading import Part, find_targets, load, warn_of_unused
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CorruptCheckpointError
@@ -160,7 +160,7 @@ def save(path, architecture, dtype="float32", scheduler_config=None, words=None,
         for part, config in configs.items():
             write_json(folder / CONFIGS[part][0], config)
         for name, shape in architecture.text_encoders.items():
-            write_tokenizer(folder / TOKENIZERS[name], configs[TOKENIZERS[name]], shape.length)
+            write_tokenizer(folder / TOKENIZERS[name], configs[TOKENIZERS[name]], shape, words)
             if words:
                 write_words(folder / TOKENIZERS[name], words)
         for part, targets in wanted.items():
@@ -168,9 +168,10 @@ def save(path, architecture, dtype="float32", scheduler_config=None, words=None,
             write_weights(folder / part / f"{WEIGHTS[part]}.safetensors", targets, dtype)
 
 
-def write_tokenizer(folder, special_tokens, length):
-    """Writes the files of transformers' `CLIPTokenizer`."""
-    words, merges = tokenizer.table()
+def write_tokenizer(folder, special_tokens, shape, added=None):
+    """Writes the files of transformers' `CLIPTokenizer` for a text encoder's shape and a tokenizer with added words."""
+    size = added.end_of_text + 1 if added else base_size(shape.vocabulary)
+    words, merges = tokenizer.table(size)
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -178,7 +179,7 @@ def write_tokenizer(folder, special_tokens, length):
             "add_prefix_space": False,
             "do_lower_case": True,
             "errors": "replace",
-            "model_max_length": length,
+            "model_max_length": shape.length,
             "tokenizer_class": "CLIPTokenizer",
         },
     )

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from keras_diffusion.checkpoints.layouts.files import read_json, write_json
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
-from keras_diffusion.prompts.tokenizer import SimpleTokenizer
+from keras_diffusion.prompts.tokenizer import SMALLEST, SimpleTokenizer, table
 from keras_diffusion.system import limits
 
 ADDED = "added_tokens.json"
+VOCABULARY = "vocab.json"
 WORDS_IN = {  # file → how to find in it the words, each with its token
     "tokenizer.json": lambda file: {token["content"]: token["id"] for token in file.get("added_tokens", ())},
     "tokenizer_config.json": lambda file: {
@@ -36,18 +37,22 @@ def read_tokenizer(source=None, rows=None):
         CheckpointMismatchError: If words have other tokens than those that follow CLIP's, or the text encoder knows
             more tokens or fewer.
     """
+    size = FIRST
     if isinstance(source, SimpleTokenizer):
+        size = source.end_of_text + 1
         words = [(word, len(tokens)) for word, tokens in source.added_tokens.items()]
     elif isinstance(source, str | os.PathLike):
-        words = _words(Path(source))
+        folder = _folder(Path(source))
+        size = FIRST if rows is None or rows >= FIRST else _size_in(folder)
+        words = _words(folder, size)
     elif source is None:
         words = []
     else:
         raise TypeError(f"`tokenizer` must be a SimpleTokenizer or where its files are. Received: {source!r:.200}")
-    tokenizer = SimpleTokenizer()
+    tokenizer = SimpleTokenizer(size)
     for word, count in words:
         tokenizer.add_tokens(word, count)
-    if rows is not None and rows != tokenizer.vocab_size and max(rows, tokenizer.vocab_size) > FIRST:
+    if rows is not None and rows != tokenizer.vocab_size and (size < FIRST or max(rows, tokenizer.vocab_size) > FIRST):
         raise CheckpointMismatchError(
             f"The text encoder knows {rows} tokens and the tokenizer {tokenizer.vocab_size}. Give the tokenizer that "
             f"belongs to it by `tokenizer=`, a folder with {ADDED} or the like. Received: {source!r:.200}",
@@ -59,26 +64,44 @@ def read_tokenizer(source=None, rows=None):
 FIRST = SimpleTokenizer().vocab_size
 
 
-def _words(path):
-    """The added words with how many tokens each has: "<a>", "<a>_1" and so on are one, as diffusers takes them."""
+def base_size(vocabulary):
+    """How many of a text encoder's tokens are CLIP's; fewer than its bytes need are taken for a part of all."""
+    return vocabulary if SMALLEST <= vocabulary < FIRST else FIRST
+
+
+def _folder(path):
+    """The folder that holds the files."""
     if not path.exists():
         raise CorruptCheckpointError(f"There is no such folder or file. Received: tokenizer={str(path)!r:.200}")
     folder = path.parent if path.is_file() else path
-    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    return folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+
+
+def _size_in(folder):
+    """How many tokens of CLIP's table vocab.json lists, if it is a beginning of that table; else all."""
+    if not (folder / VOCABULARY).is_file():
+        return FIRST
+    listed = read_json(folder / VOCABULARY, LARGEST)
+    size = base_size(len(listed))
+    return size if size < FIRST and listed == {word: token for token, word in enumerate(table(size)[0])} else FIRST
+
+
+def _words(folder, size):
+    """The added words with how many tokens each has: "<a>", "<a>_1" and so on are one, as diffusers takes them."""
     found = {}
     for name, words_in in WORDS_IN.items():
         if (folder / name).is_file():
             try:
                 found |= dict(words_in(read_json(folder / name, LARGEST)).items())
-                added = sorted((int(token), str(word)) for word, token in found.items() if int(token) >= FIRST)
+                added = sorted((int(token), str(word)) for word, token in found.items() if int(token) >= size)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 if isinstance(error, CorruptCheckpointError):
                     raise
                 raise CorruptCheckpointError(f"{folder / name} lists no words with their tokens") from error
     added = added if found else []
-    if [token for token, _ in added] != list(range(FIRST, FIRST + len(added))):
+    if [token for token, _ in added] != list(range(size, size + len(added))):
         raise CheckpointMismatchError(
-            f"Added words must have the tokens from {FIRST} on, one after the other. "
+            f"Added words must have the tokens from {size} on, one after the other. "
             f"Received: {added!r:.200} in {folder}",
             mismatched=[word for _, word in added],
         )
