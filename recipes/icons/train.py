@@ -23,7 +23,7 @@ if os.environ.get("JAX_PLATFORMS"):
     os.environ["JAX_PLATFORMS"] += ",cpu"  # where networks are built
 
 BEGIN = 0.16  # share of the time after which the training begins, even if few scenes are there
-AUTOENCODER_ENDS = 0.36
+AUTOENCODER_ENDS = 0.38
 AUTOENCODER_LEAST = 0.17
 RESERVE = 11.0  # seconds at the end for the last files
 SAVE_EVERY, LOG_EVERY = 90.0, 5.0
@@ -84,7 +84,7 @@ def train(machine, part, data, peak, end, log, beside=lambda steps, average: Non
     begin = now = logged = time.monotonic()
     longest, last_take = 0.0, 0.0
     while now + longest < end or not ready():
-        rates = np.full(count, learning_rate(peak, (now - begin) / (end - begin)), "float32")
+        rates = np.full(count, learning_rate(peak, (now - begin) / max(1.0, end - begin)), "float32")
         key = np.array([len(part), steps], "uint32")
         known = np.int32(min(machine.count, len(data()[0])))
         state, result = machine.call(part, state, data(), known, rates, key)
@@ -151,6 +151,7 @@ def run(arguments, log, feed):
     log(f"built: {sum(w.size for w in machine.weights.values()) / 1e6:.2f} million weights")
     wait_for_scenes(machine, log, START + BEGIN * total)
     if not machine.encodes:
+        machine.compiled["autoencoder"].result()
         end = max(START + AUTOENCODER_ENDS * total, time.monotonic() + AUTOENCODER_LEAST * total)
         ready = machine.compiled["diffusion"].done
         weights = train(machine, "autoencoder", lambda: (machine.images,), RATES["autoencoder"], end, log, ready=ready)
