@@ -28,6 +28,7 @@ STYLE_WORDS = {
 UNIQUE = {
     "sun",
     "moon",
+    "world",
     "earth",
     "milky way",
     "statue of liberty",

@@ -52,7 +52,7 @@ def pick(rng, stock, style=None, coloured=0.0, being=False):
     """
     i = stock.being(rng, style) if being else stock.object(rng, style)
     noun, tone = stock.name(rng, i), stock.tone(i)
-    if tone is None or rng.random() > coloured or COLOURS.keys() & noun.split():
+    if tone is None or rng.random() > coloured or stock.kinds[i] == "person" or COLOURS.keys() & noun.split():
         return i, noun, None, ""
     word = one_of(rng, list(COLOURS))
     new = stock.kinds[i] in PAINTED and word not in (tone.name, "white")
