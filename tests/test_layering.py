@@ -117,7 +117,6 @@ TESTED_BY = {
     "training.class_images": "training/test_runs.py",
     "training.controlnet": "training/test_runs.py",
     "training.learners": "training/test_trainer.py",
-    "engines.jax": "engines/test_engine.py",
     "engines.openvino_layers": "engines/test_openvino.py",
     "engines.names": "cli/test_main.py",
     "engines.stages": "engines/test_engine.py",

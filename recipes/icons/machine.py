@@ -86,12 +86,12 @@ class Machine:
             buffer = getattr(self, name)
             rows = jax.ShapeDtypeStruct((scale.block, *buffer.shape[1:]), buffer.dtype)
             self.add(f"put {name}", steps.put(), buffer, rows, number, donate=(0,))
+        loss = steps.diffusion_loss(self.networks, shape, self.empty)  # the longest first
+        self.add_training("diffusion", loss, (self.latents, self.tokens), scale.batch, scale.steps)
         if not self.encodes:
             loss = steps.autoencoder_loss(self.networks)
             data = (self.images,)
             self.add_training("autoencoder", loss, data, scale.autoencoder_batch, scale.autoencoder_steps)
-        loss = steps.diffusion_loss(self.networks, shape, self.empty)
-        self.add_training("diffusion", loss, (self.latents, self.tokens), scale.batch, scale.steps)
         self.add("encode", steps.encoding(self.networks, scale.block, scale.part), self.weights, self.images, number)
         some = jax.ShapeDtypeStruct((scale.part, *self.images.shape[1:]), "uint8")
         self.add("rebuild", steps.reconstruction(self.networks), self.weights, some)

@@ -16,7 +16,8 @@ import traceback
 from pathlib import Path
 
 START = time.monotonic()
-FLAGS = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=2"  # compile sooner
+# To compile sooner: nothing is timed on the GPU, which trains meanwhile, and all cores take part.
+FLAGS = "--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0 --xla_gpu_force_compilation_parallelism=16"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["KERAS_BACKEND"] = "jax"
 if os.environ.get("JAX_PLATFORMS"):
@@ -60,7 +61,7 @@ def wait_for_scenes(machine, log, deadline):
     log(f"{machine.count} scenes to begin with")
 
 
-def train(machine, part, data, peak, end, log, beside=lambda steps, average: None, ready=lambda: True):
+def train(machine, part, data, peak, end, log, beside=lambda steps, average: None):
     """Trains a part until a time.
 
     Args:
@@ -71,7 +72,6 @@ def train(machine, part, data, peak, end, log, beside=lambda steps, average: Non
         end: When to stop, by `time.monotonic`.
         log: Function of a line.
         beside: Function of the number of steps and of one that returns the averaged weights, called after every call.
-        ready: Function that tells whether what follows can begin; the training goes on until then.
 
     Returns:
         The moving average of the weights.
@@ -83,7 +83,7 @@ def train(machine, part, data, peak, end, log, beside=lambda steps, average: Non
     state, steps, losses = machine.start(part), 0, []
     begin = now = logged = time.monotonic()
     longest, last_take = 0.0, 0.0
-    while now + longest < end or not ready():
+    while now + longest < end:
         rates = np.full(count, learning_rate(peak, (now - begin) / max(1.0, end - begin)), "float32")
         key = np.array([len(part), steps], "uint32")
         known = np.int32(min(machine.count, len(data()[0])))
@@ -153,15 +153,14 @@ def run(arguments, log, feed):
     if not machine.encodes:
         machine.compiled["autoencoder"].result()
         end = max(START + AUTOENCODER_ENDS * total, time.monotonic() + AUTOENCODER_LEAST * total)
-        ready = machine.compiled["diffusion"].done
-        weights = train(machine, "autoencoder", lambda: (machine.images,), RATES["autoencoder"], end, log, ready=ready)
+        weights = train(machine, "autoencoder", lambda: (machine.images,), RATES["autoencoder"], end, log)
         machine.finish_autoencoder(weights)
     safely(log, lambda: log(f"autoencoder: {machine.quality():.2f} dB"))
     about = {"latent_channels": arguments.latent_channels}
     model.write(arguments.output, "autoencoder", machine.own("autoencoder"), about)
     end = deadline - RESERVE * min(1.0, arguments.minutes / 4)
-    saver = Saver(machine, arguments.output, time.monotonic(), end, log)
     machine.compiled["diffusion"].result()
+    saver = Saver(machine, arguments.output, time.monotonic(), end, log)
     peak = arguments.rate * RATES["diffusion"]
     average = train(machine, "diffusion", lambda: (machine.latents, machine.tokens), peak, end, log, saver)
     saver.save("all", average)
