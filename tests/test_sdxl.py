@@ -9,12 +9,15 @@ from PIL import Image
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY, DiffusionModelShape, Level, TextEncoderShape
 
+from .small import AUTOENCODER
 from .test_pipeline import assert_60_decibel, loaded, made
 
 pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
 TINY_SDXL = replace(
     TINY,
     name="custom",
+    autoencoder=AUTOENCODER,
+    image_size=16,
     text_encoder=TextEncoderShape(width=16, layers=3, heads=2, penultimate=True),
     diffusion_model=DiffusionModelShape(
         levels=(Level(16, 2, 0), Level(32, 2, (1, 2), (1, 1, 2))),
@@ -30,7 +33,7 @@ TINY_SDXL = replace(
     ),
     zero_negative=True,
 )
-PICTURE = np.random.default_rng(1).integers(0, 256, (64, 64, 3), "uint8")
+PICTURE = np.random.default_rng(1).integers(0, 256, (16, 16, 3), "uint8")
 LATENTS = np.random.default_rng(0).standard_normal((1, 8, 8, 4), "float32")
 SIZES = {"original_size": (512, 300), "target_size": (1024, 900)}
 OTHERS = {"negative_original_size": (200, 100), "negative_target_size": (64, 32)}
@@ -65,8 +68,8 @@ def test_ten_steps_reach_60_decibel(ours, theirs, negative, crop, options):
         num_inference_steps=10,
         guidance_scale=3.0,
         latents=torch.tensor(LATENTS.transpose(0, 3, 1, 2)),
-        height=64,
-        width=64,
+        height=16,
+        width=16,
         output_type="np",
         crops_coords_top_left=crop,
         negative_crops_coords_top_left=crop,
@@ -112,8 +115,8 @@ def test_a_lora_for_both_text_encoders_draws_as_in_diffusers(ours, theirs, tmp_p
             num_inference_steps=4,
             guidance_scale=3.0,
             latents=torch.tensor(LATENTS.transpose(0, 3, 1, 2)),
-            height=64,
-            width=64,
+            height=16,
+            width=16,
             output_type="np",
         ).images
         images = ours.text_to_image("a cat", None, None, 4, 3.0, diffusion_noise=LATENTS, verbose=0)
@@ -152,14 +155,14 @@ def test_a_refiner_ends_what_the_base_began(ours, theirs, refiner_folder):
         "a cat",
         latents=torch.tensor(LATENTS.transpose(0, 3, 1, 2)),
         denoising_end=0.8,
-        height=64,
-        width=64,
+        height=16,
+        width=16,
         output_type="latent",
         **options,
     ).images
     scores = {"aesthetic_score": 7.0, "negative_aesthetic_score": 2.0}
     expected = their_refiner(
-        "a cat", image=latents, denoising_start=0.8, original_size=(64, 64), output_type="np", **options, **scores
+        "a cat", image=latents, denoising_start=0.8, original_size=(16, 16), output_type="np", **options, **scores
     ).images
     drawn = {"num_steps": 10, "unconditional_guidance_scale": 3.0, "diffusion_noise": LATENTS, "verbose": 0}
     images = ours.text_to_image("a cat", refiner=refiner, **drawn, **scores)
@@ -185,7 +188,7 @@ def test_image_to_image_with_a_controlnet_reaches_60_decibel(ours, theirs, monke
     import torch
 
     torch.manual_seed(0)
-    controlnet = diffusers.ControlNetModel.from_unet(theirs.unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
+    controlnet = diffusers.ControlNetModel.from_unet(theirs.unet, conditioning_embedding_out_channels=(4, 8))
     with torch.no_grad():
         for name, parameter in controlnet.named_parameters():
             if "controlnet" in name:
@@ -213,10 +216,10 @@ def test_inpainting_with_nine_channels_reaches_60_decibel(monkeypatch, tmp_path)
     folder = made(replace(TINY_SDXL, diffusion_model=shape), tmp_path / "model")
     pipeline = loaded("StableDiffusionXLInpaintPipeline", folder)
     given_noise(monkeypatch, "stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint", LATENTS)
-    mask = np.zeros((64, 64), bool)
-    mask[16:48, 24:56] = True
+    mask = np.zeros((16, 16), bool)
+    mask[4:12, 6:14] = True
     expected = pipeline(
-        "a cat", image=Image.fromarray(PICTURE), mask_image=Image.fromarray(mask), strength=0.8, height=64, width=64,
+        "a cat", image=Image.fromarray(PICTURE), mask_image=Image.fromarray(mask), strength=0.8, height=16, width=16,
         num_inference_steps=10, guidance_scale=3.0, output_type="np",
     ).images  # fmt: skip
     drawn = {"num_steps": 10, "unconditional_guidance_scale": 3.0, "diffusion_noise": LATENTS, "verbose": 0}

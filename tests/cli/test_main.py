@@ -18,6 +18,8 @@ from keras_diffusion.errors import CorruptCheckpointError, NumericalError
 from keras_diffusion.images import metadata
 from keras_diffusion.sampling.registry import SAMPLERS
 
+from ..small import SMALL
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), "uint8")
 SIGNATURE = inspect.signature(stable_diffusion.StableDiffusion.text_to_image)
 
@@ -76,9 +78,18 @@ def generate(fake, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The folder of a model with random weights."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
+    return saved(architectures.TINY, tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The folder of another, which is quicker to draw with."""
+    return saved(SMALL, tmp_path_factory.mktemp("models") / "small")
+
+
+def saved(architecture, path):
     keras.utils.set_random_seed(0)
-    stable_diffusion.StableDiffusion(preset=architectures.TINY).save_to_preset(path)
+    stable_diffusion.StableDiffusion(preset=architecture).save_to_preset(path)
     return path
 
 
@@ -293,14 +304,14 @@ def test_info_of_a_picture_that_says_nothing(tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-def test_a_picture_can_be_made_again(tiny, tmp_path):
+def test_a_picture_can_be_made_again(small, tmp_path):
     path = str(tmp_path / "pizza.png")
-    options = ["--prompt-weighting", "--clip-skip", "1", "--sampler", "euler a", "--width", "32", "--batch-size", "2"]
+    options = ["--prompt-weighting", "--clip-skip", "1", "--sampler", "euler a", "--width", "8", "--batch-size", "2"]
     prompt = ["a (slice:1.3) BREAK of pizza", "--negative-prompt", "[blue]"]
-    assert cli.main(["generate", *prompt, "--output", path, "--preset", str(tiny), "--steps", "2", *options]) == 0
+    assert cli.main(["generate", *prompt, "--output", path, "--preset", str(small), "--steps", "2", *options]) == 0
     drawn = tmp_path / "pizza-2.png"
     call = metadata.call_arguments(metadata.read(drawn))
-    again = stable_diffusion.StableDiffusion(preset=str(tiny)).text_to_image(**call, verbose=0)
+    again = stable_diffusion.StableDiffusion(preset=str(small)).text_to_image(**call, verbose=0)
     assert np.abs(again[0].astype(int) - pixels(drawn)).max() <= 1
 
 
@@ -458,14 +469,14 @@ def test_backends_are_silent_at_import_unless_a_log_level_is_set(capfd, monkeypa
     assert capfd.readouterr().err == heard
 
 
-def test_a_prompt_becomes_pictures(tiny, tmp_path, capsys):
+def test_a_prompt_becomes_pictures(small, tmp_path, capsys):
     path = tmp_path / "pizza.png"
-    options = ["--output", str(path), "--preset", str(tiny), "--batch-size", "2", "--steps", "2", "--width", "32"]
+    options = ["--output", str(path), "--preset", str(small), "--batch-size", "2", "--steps", "2", "--width", "8"]
     assert cli.main(["generate", "a slice of pizza", "--seed", "3", *options]) == 0
     paths = [tmp_path / "pizza-1.png", tmp_path / "pizza-2.png"]
     assert capsys.readouterr() == (f"{paths[0]}\n{paths[1]}\n", "")
     first, second = map(pixels, paths)
-    assert first.shape == second.shape == (64, 32, 3)
+    assert first.shape == second.shape == (16, 8, 3)
     assert not np.array_equal(first, second)
 
 

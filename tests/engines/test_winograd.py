@@ -3,11 +3,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_diffusion.architectures import EMOJI
 from keras_diffusion.engines.engine import Engine
 from keras_diffusion.engines.winograd import winograd
 from keras_diffusion.networks import layers, operations
-from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.network import construction
 
 from ..golden import networks
@@ -72,7 +70,8 @@ def test_half_precision_is_left_to_the_backend():
 def test_xla_uses_it(monkeypatch):
     used = []
     monkeypatch.setattr("keras_diffusion.engines.tensorflow.winograd", lambda *args: used.append(1) or winograd(*args))
-    decoder, latents = Decoder(architecture=EMOJI), networks.uniform("x", (1, 16, 16, 4))
+    image, latents = keras.Input((16, 16, 32)), networks.uniform("x", (1, 16, 16, 32))
+    decoder = keras.Model(image, layers.conv(32, "conv")(image)[..., :3], name="decoder")
     plain = Engine(False).decode(decoder, latents)
     assert not used
     compiled = Engine(True).decode(decoder, latents)

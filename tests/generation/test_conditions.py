@@ -8,23 +8,23 @@ import pytest
 from keras import ops
 
 from keras_diffusion import StableDiffusion
-from keras_diffusion.architectures import TINY
 from keras_diffusion.engines.engine import Engine
 from keras_diffusion.generation.size_ids import added_vectors
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.prompts.reading import repeat_to_one_length
 from keras_diffusion.sampling.samplers import build
 
+from ..small import SMALL
 from ..test_sdxl import TINY_SDXL
 
 NOISE = np.random.default_rng(0).standard_normal((1, 4, 4, 4), "float32")
 DRAWN = {"num_steps": 4, "unconditional_guidance_scale": 3.0, "verbose": 0, "output": "latents"}
-A1111 = {"prompt_weighting": True, "diffusion_noise": NOISE, "img_height": 32, "img_width": 32}
+A1111 = {"prompt_weighting": True, "diffusion_noise": NOISE, "img_height": 8, "img_width": 8}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(TINY)
+    return random_model(SMALL)
 
 
 def random_model(architecture):
@@ -37,7 +37,7 @@ def by_hand(model, rows, negative="", sampler="ddim", guidance=3.0, long_prompts
     table = build(sampler, 4, prediction_type=model.architecture.prediction_type)
     latents, history = np.float32(table.initial_scale) * NOISE, np.zeros((5, *NOISE.shape), "float32")
     shape = model.architecture.diffusion_model
-    ids = np.float32([32, 32, 0, 0, 32, 32])[: 6 * bool(shape.added)]
+    ids = np.float32([8, 8, 0, 0, 8, 8])[: 6 * bool(shape.added)]
     negatives = negative if isinstance(negative, list) else [negative] * len(rows)
     encode = cache(lambda text: model.encode_text(text, long_prompts=long_prompts))
 
@@ -136,7 +136,7 @@ def test_nothing_is_compiled_for_another_change(model):
 
 def test_openvino_draws_the_same(model):
     pytest.importorskip("openvino")
-    other = random_model(TINY)
+    other = random_model(SMALL)
     other._engine = Engine("openvino")
     drawn = {**DRAWN, **A1111, "prompt": "[cat:dog:1] AND sea:0.5"}
 

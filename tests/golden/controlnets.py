@@ -6,6 +6,7 @@ seeds.
 
 import re
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -80,20 +81,22 @@ def weight(controlnet, name, shape):
 
 
 def tensors(case, name):
-    """The contents of a ControlNet's file of weights, shapes by our table of names."""
+    """The contents of a ControlNet's file of weights."""
+    return {
+        tensor: weight(name, tensor, shape) for tensor, shape in shapes(case.architecture, case.conditioning).items()
+    }
+
+
+@cache
+def shapes(architecture, conditioning):
+    """The shapes of the tensors in a ControlNet's file, by our table of names."""
     from keras_diffusion.networks.controlnet import ControlNet
 
-    network = ControlNet(
-        architecture=case.architecture,
-        conditioning=case.conditioning,
-        channel_order=case.channel_order,
-        initialize=False,
-    )
-    shapes = {variable.path: variable.shape for variable in network.variables}
-    rows = controlnet(case.architecture, case.conditioning)
-    assert shapes.keys() == {row.path for row in rows}
-    stored = {row.diffusers: LAYOUTS[row.layout][1](np.empty(shapes[row.path], "bool")).shape for row in rows}
-    return {tensor: weight(name, tensor, shape) for tensor, shape in stored.items()}
+    network = ControlNet(architecture=architecture, conditioning=conditioning, initialize=False)
+    ours = {variable.path: variable.shape for variable in network.variables}
+    rows = controlnet(architecture, conditioning)
+    assert ours.keys() == {row.path for row in rows}
+    return {row.diffusers: LAYOUTS[row.layout][1](np.empty(ours[row.path], "bool")).shape for row in rows}
 
 
 def image(case, name):

@@ -4,17 +4,7 @@ import math
 import struct
 from itertools import count, takewhile
 
-from keras_diffusion.checkpoints.formats.hdf5_objects import (
-    CONTIGUOUS,
-    ELSEWHERE,
-    LAYOUT,
-    LINK,
-    LINKS,
-    SYMBOLS,
-    VIRTUAL,
-    Objects,
-    dataset,
-)
+from keras_diffusion.checkpoints.formats.hdf5_objects import CONTIGUOUS, VIRTUAL, Message, Objects, dataset
 from keras_diffusion.checkpoints.formats.tensors import Tensor, mistaken_for
 from keras_diffusion.errors import CorruptCheckpointError, UnsafeCheckpointError
 from keras_diffusion.system import limits
@@ -74,9 +64,9 @@ def _tensors(objects, path):
 def _walk(objects, path, group, prefix, seen):
     """Yields name, address and tensor of all that is below a group, each object once; of groups the tensor is None."""
     messages = objects.messages(group)
-    if LINK in messages or LINKS in messages:
+    if Message.LINK in messages or Message.LINKS in messages:
         raise UnsafeCheckpointError(f"may not refer to other places or files. Received: {prefix!r:.200}")
-    for name, address in objects.symbols(messages[SYMBOLS]):
+    for name, address in objects.symbols(messages[Message.SYMBOLS]):
         full = prefix + name
         if address is None or "/" in name or name in ("", ".", ".."):
             raise UnsafeCheckpointError(f"may not refer to other places or files. Received: {full!r:.200}")
@@ -86,7 +76,7 @@ def _walk(objects, path, group, prefix, seen):
         if len(seen) > limits.HDF5_OBJECTS or full.count("/") > limits.HDF5_DEPTH or len(full) > limits.NAME:
             raise ValueError(f"it is larger or deeper than any model. Received: {full!r:.200}")
         messages = objects.messages(address)
-        if LAYOUT in messages:
+        if Message.LAYOUT in messages:
             yield full, address, _tensor(objects, path, full, address, messages)
         else:
             yield full, address, None
@@ -96,7 +86,7 @@ def _walk(objects, path, group, prefix, seen):
 def _tensor(objects, path, name, address, messages):
     """Returns where a dataset lies; one that lies in several places or elsewhere is an error."""
     kind, shape, layout, offset, size = dataset(messages)
-    if ELSEWHERE in messages or layout == VIRTUAL:
+    if Message.ELSEWHERE in messages or layout == VIRTUAL:
         raise UnsafeCheckpointError(f"may not keep a tensor in other files. Received: {name!r:.200}")
     if layout != CONTIGUOUS:
         raise ValueError(

@@ -10,6 +10,7 @@ them on request alone.
 import math
 import os
 import struct
+from enum import IntEnum
 from typing import NamedTuple
 
 from keras_diffusion.system import limits
@@ -17,8 +18,6 @@ from keras_diffusion.system import limits
 STEP = 64  # bytes that each part of it counts for on top of its own
 NOWHERE = 2**64 - 1
 NEWER = "it is in a form of HDF5 that Keras reads and does not write; load it into Keras' own model and save it again"
-SHAPE, LINKS, TYPE, LINK, ELSEWHERE, LAYOUT, ATTRIBUTE, MORE, SYMBOLS = 1, 2, 3, 6, 7, 8, 12, 16, 17  # messages
-MESSAGES = {SHAPE, LINKS, TYPE, LINK, ELSEWHERE, LAYOUT, ATTRIBUTE, SYMBOLS}
 SHARED = 2  # flag of a message
 CONTIGUOUS, VIRTUAL = 1, 3  # kinds of a layout
 SOFT = 2  # kind of a symbol
@@ -35,6 +34,23 @@ def _integer(size):
     return struct.pack("<4BIHH", 0x10, 8, 0, 0, size, 0, size * 8)
 
 
+class Message(IntEnum):
+    """The kinds of messages about an object that are read; there are others."""
+
+    SHAPE = 1
+    LINKS = 2
+    TYPE = 3
+    LINK = 6
+    ELSEWHERE = 7  # where the values are, in other files
+    LAYOUT = 8
+    ATTRIBUTE = 12
+    MORE = 16  # where further messages are
+    SYMBOLS = 17
+
+
+KNOWN = frozenset(Message)
+
+
 DTYPES = {  # how the message of a type begins → the dtype
     _float(4, 23, 8): "F32",
     _float(2, 10, 5): "F16",
@@ -49,6 +65,15 @@ class Kind(NamedTuple):
     name: str
     size: int  # bytes
     dtype: str
+
+
+class Attribute(NamedTuple):
+    """An attribute: its name, the messages of its type and its shape, and its values."""
+
+    name: str
+    type: bytes
+    shape: bytes
+    values: bytes
 
 
 class Objects:
@@ -80,9 +105,9 @@ class Objects:
         return messages
 
     def attributes(self, address):
-        """The attributes of an object: a dict from names to what `texts` takes."""
-        attributes = [_attribute(message) for kind, message in self._header(address) if kind == ATTRIBUTE]
-        return {name: attribute for name, *attribute in attributes}
+        """The attributes of an object: a dict from names to `Attribute`."""
+        attributes = [_attribute(message) for kind, message in self._header(address) if kind == Message.ATTRIBUTE]
+        return {attribute.name: attribute for attribute in attributes}
 
     def _header(self, address):
         """Yields kind and content of the messages of an object."""
@@ -96,9 +121,9 @@ class Objects:
                 self._spend(STEP)
                 kind, length, flags = struct.unpack_from("<HHB", chunk, place)
                 message, place = chunk[place + 8 : place + 8 + length], place + 8 + length
-                if kind == MORE:
+                if kind == Message.MORE:
                     chunks.append(struct.unpack("<QQ", message[:16]))
-                elif kind not in MESSAGES:
+                elif kind not in KNOWN:
                     continue
                 elif flags & SHARED:
                     raise ValueError("it shares what Keras does not share")
@@ -122,9 +147,9 @@ class Objects:
                 yield name.decode(), None if kind == SOFT else address
 
     def texts(self, attribute):
-        """The strings in an attribute."""
-        kind, values = _kind(attribute[0]), attribute[2]
-        count = math.prod(_shape(attribute[1]))
+        """The strings in an `Attribute`."""
+        kind, values = _kind(attribute.type), attribute.values
+        count = math.prod(_shape(attribute.shape))
         if count == 0:
             return []
         if kind.name not in ("string", "list") or not 0 < count * kind.size <= len(values):
@@ -185,10 +210,16 @@ class Objects:
 
 def dataset(messages):
     """Kind, shape and layout of a dataset, and of a contiguous one, where its values begin and how large they are."""
-    version, layout, place, size = struct.unpack_from("<BBQQ", messages[LAYOUT].ljust(18, b"\0"))
+    version, layout, place, size = struct.unpack_from("<BBQQ", messages[Message.LAYOUT].ljust(18, b"\0"))
     if version not in (3, 4):
         raise ValueError(NEWER)
-    return _kind(messages[TYPE]), _shape(messages[SHAPE]), layout, 0 if place == NOWHERE else place, size
+    return (
+        _kind(messages[Message.TYPE]),
+        _shape(messages[Message.SHAPE]),
+        layout,
+        0 if place == NOWHERE else place,
+        size,
+    )
 
 
 def _kind(message):
@@ -206,7 +237,7 @@ def _shape(message):
 
 
 def _attribute(message):
-    """Name, kind, shape and values of an attribute."""
+    """Reads the message of an attribute."""
     version, shared, *sizes = struct.unpack_from("<BBHHH", message)
     if version not in (1, 2, 3) or (version > 1 and shared):
         raise ValueError("it has an attribute of another form")
@@ -214,4 +245,4 @@ def _attribute(message):
     for size in sizes:
         parts.append(message[place : place + size])
         place += size + (-size % 8 if version == 1 else 0)
-    return parts[0].rstrip(b"\0").decode(), *parts[1:], message[place:]
+    return Attribute(parts[0].rstrip(b"\0").decode(), *parts[1:], message[place:])

@@ -22,6 +22,24 @@ class Row(NamedTuple):
     ldm_layout: str
 
 
+class Inner(NamedTuple):
+    """A layer within others: its names, and its kinds, in the files of diffusers and of LDM (None: the same)."""
+
+    ours: str
+    diffusers: str
+    ldm: str
+    kind: str
+    ldm_kind: str | None = None
+
+
+class Leaf(NamedTuple):
+    """A variable of a layer, the tensor that it is stored as, and its layout."""
+
+    variable: str
+    tensor: str
+    layout: str
+
+
 LAYOUTS = {  # stored → ours, ours → stored
     "same": (lambda x: x, lambda x: x),
     "matrix": (np.transpose, np.transpose),  # (out, in) ↔ (in, out)
@@ -29,28 +47,35 @@ LAYOUTS = {  # stored → ours, ours → stored
     "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),  # (out, in, h, w) ↔ (h, w, in, out)
     "window": (lambda x: x[0, 0], lambda x: x[None, None]),  # (1, 1, in, out) ↔ (in, out), Keras' 1×1 convolution
 }
-BIAS = ("bias", "bias", "same")
-KINDS = {  # kind of leaf → (our variable, stored tensor, layout)
-    "conv": (("kernel", "weight", "conv"), BIAS),
-    "pointwise": (("kernel", "weight", "pointwise"), BIAS),
-    "dense": (("kernel", "weight", "matrix"), BIAS),
-    "projection": (("kernel", "weight", "matrix"),),
-    "matrix": (("kernel", "", "same"),),
-    "third 0": (("kernel", "in_proj_weight[0]", "matrix"), ("bias", "in_proj_bias[0]", "same")),
-    "third 1": (("kernel", "in_proj_weight[1]", "matrix"), ("bias", "in_proj_bias[1]", "same")),
-    "third 2": (("kernel", "in_proj_weight[2]", "matrix"), ("bias", "in_proj_bias[2]", "same")),
-    "norm": (("gamma", "weight", "same"), ("beta", "bias", "same")),
-    "embedding": (("embeddings", "weight", "same"),),
-    "parameter": (("embeddings", "", "same"),),
+BIAS = Leaf("bias", "bias", "same")
+KINDS = {  # kind of layer → its leaves
+    "conv": (Leaf("kernel", "weight", "conv"), BIAS),
+    "pointwise": (Leaf("kernel", "weight", "pointwise"), BIAS),
+    "dense": (Leaf("kernel", "weight", "matrix"), BIAS),
+    "projection": (Leaf("kernel", "weight", "matrix"),),
+    "matrix": (Leaf("kernel", "", "same"),),
+    "third 0": (Leaf("kernel", "in_proj_weight[0]", "matrix"), Leaf("bias", "in_proj_bias[0]", "same")),
+    "third 1": (Leaf("kernel", "in_proj_weight[1]", "matrix"), Leaf("bias", "in_proj_bias[1]", "same")),
+    "third 2": (Leaf("kernel", "in_proj_weight[2]", "matrix"), Leaf("bias", "in_proj_bias[2]", "same")),
+    "norm": (Leaf("gamma", "weight", "same"), Leaf("beta", "bias", "same")),
+    "embedding": (Leaf("embeddings", "weight", "same"),),
+    "parameter": (Leaf("embeddings", "", "same"),),
 }
 
 
-def nested_rows(ours, diffusers, ldm, table):
-    """The rows of `table` one level deeper."""
-    return tuple((f"{ours}/{a}", f"{diffusers}.{b}", f"{ldm}.{c}", *kinds) for a, b, c, *kinds in table)
+def table(*rows):
+    return tuple(Inner(*row) for row in rows)
 
 
-CLIP_LAYER = (  # SD 1; LDM's names are transformers'
+def nested_rows(ours, diffusers, ldm, rows):
+    """The rows of a table one level deeper."""
+    return tuple(
+        row._replace(ours=f"{ours}/{row.ours}", diffusers=f"{diffusers}.{row.diffusers}", ldm=f"{ldm}.{row.ldm}")
+        for row in rows
+    )
+
+
+CLIP_LAYER = table(  # SD 1; LDM's names are transformers'
     ("layer_norm1", "layer_norm1", "layer_norm1", "norm"),
     ("self_attn/to_q", "self_attn.q_proj", "self_attn.q_proj", "dense"),
     ("self_attn/to_k", "self_attn.k_proj", "self_attn.k_proj", "dense"),
@@ -60,7 +85,7 @@ CLIP_LAYER = (  # SD 1; LDM's names are transformers'
     ("mlp_fc1", "mlp.fc1", "mlp.fc1", "dense"),
     ("mlp_fc2", "mlp.fc2", "mlp.fc2", "dense"),
 )
-OPEN_CLIP_LAYER = (  # SD 2
+OPEN_CLIP_LAYER = table(  # SD 2
     ("layer_norm1", "layer_norm1", "ln_1", "norm"),
     ("self_attn/to_q", "self_attn.q_proj", "attn", "dense", "third 0"),
     ("self_attn/to_k", "self_attn.k_proj", "attn", "dense", "third 1"),
@@ -70,13 +95,13 @@ OPEN_CLIP_LAYER = (  # SD 2
     ("mlp_fc1", "mlp.fc1", "mlp.c_fc", "dense"),
     ("mlp_fc2", "mlp.fc2", "mlp.c_proj", "dense"),
 )
-ATTENTION = (
+ATTENTION = table(
     ("to_q", "to_q", "to_q", "projection"),
     ("to_k", "to_k", "to_k", "projection"),
     ("to_v", "to_v", "to_v", "projection"),
     ("to_out", "to_out.0", "to_out.0", "dense"),
 )
-TRANSFORMER_BLOCK = (
+TRANSFORMER_BLOCK = table(
     ("norm1", "norm1", "norm1", "norm"),
     *nested_rows("attn1", "attn1", "attn1", ATTENTION),
     ("norm2", "norm2", "norm2", "norm"),
@@ -85,48 +110,48 @@ TRANSFORMER_BLOCK = (
     ("ff/net_0_proj", "ff.net.0.proj", "ff.net.0.proj", "dense"),
     ("ff/net_2", "ff.net.2", "ff.net.2", "dense"),
 )
-RESIDUAL_BLOCK = (  # of the UNet
+RESIDUAL_BLOCK = table(  # of the UNet
     ("norm1", "norm1", "in_layers.0", "norm"),
     ("conv1", "conv1", "in_layers.2", "conv"),
     ("norm2", "norm2", "out_layers.0", "norm"),
     ("conv2", "conv2", "out_layers.3", "conv"),
     ("time_emb_proj", "time_emb_proj", "emb_layers.1", "dense"),
 )
-SHORTCUT = (("conv_shortcut", "conv_shortcut", "skip_connection", "pointwise"),)
-DOWNSAMPLE = (("conv", "conv", "op", "conv"),)
-UPSAMPLE = (("conv", "conv", "conv", "conv"),)
-VAE_RESIDUAL_BLOCK = (
+SHORTCUT = table(("conv_shortcut", "conv_shortcut", "skip_connection", "pointwise"))
+DOWNSAMPLE = table(("conv", "conv", "op", "conv"))
+UPSAMPLE = table(("conv", "conv", "conv", "conv"))
+VAE_RESIDUAL_BLOCK = table(
     ("norm1", "norm1", "norm1", "norm"),
     ("conv1", "conv1", "conv1", "conv"),
     ("norm2", "norm2", "norm2", "norm"),
     ("conv2", "conv2", "conv2", "conv"),
 )
-VAE_SHORTCUT = (("conv_shortcut", "conv_shortcut", "nin_shortcut", "pointwise"),)
-VAE_ATTENTION = (
+VAE_SHORTCUT = table(("conv_shortcut", "conv_shortcut", "nin_shortcut", "pointwise"))
+VAE_ATTENTION = table(
     ("group_norm", "group_norm", "norm", "norm"),
     ("attention/to_q", "to_q", "q", "dense", "pointwise"),
     ("attention/to_k", "to_k", "k", "dense", "pointwise"),
     ("attention/to_v", "to_v", "v", "dense", "pointwise"),
     ("attention/to_out", "to_out.0", "proj_out", "dense", "pointwise"),
 )
-VAE_RESAMPLE = (("conv", "conv", "conv", "conv"),)
+VAE_RESAMPLE = table(("conv", "conv", "conv", "conv"))
 
 
-def layer(name, ldm, *kinds, prefix=""):
+def layer(name, ldm, kind, ldm_kind=None, prefix=""):
     """The rows of one layer at the top of a network."""
-    return block(name, ldm, [("", "", "", *kinds)], prefix)
+    return block(name, ldm, table(("", "", "", kind, ldm_kind)), prefix)
 
 
-def block(name, ldm, table, prefix=""):
+def block(name, ldm, layers, prefix=""):
     """The rows of a layer made of layers."""
-    for inner, theirs, original, *kinds in table:
-        for (ours, stored, layout), (_, ldm_stored, ldm_layout) in zip(KINDS[kinds[0]], KINDS[kinds[-1]], strict=True):
+    for inner in layers:
+        for leaf, ldm_leaf in zip(KINDS[inner.kind], KINDS[inner.ldm_kind or inner.kind], strict=True):
             yield Row(
-                join_names("/", name.replace(".", "_"), inner, ours),
-                prefix + join_names(".", name, theirs, stored),
-                layout,
-                prefix + join_names(".", ldm, original, ldm_stored),
-                ldm_layout,
+                join_names("/", name.replace(".", "_"), inner.ours, leaf.variable),
+                prefix + join_names(".", name, inner.diffusers, leaf.tensor),
+                leaf.layout,
+                prefix + join_names(".", ldm, inner.ldm, ldm_leaf.tensor),
+                ldm_leaf.layout,
             )
 
 

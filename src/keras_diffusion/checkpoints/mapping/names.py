@@ -5,6 +5,7 @@
 
 from functools import partial
 from itertools import count
+from typing import NamedTuple
 
 from keras_diffusion.checkpoints.mapping.layer_tables import (
     CLIP_LAYER,
@@ -18,45 +19,55 @@ from keras_diffusion.checkpoints.mapping.layer_tables import (
     VAE_RESAMPLE,
     VAE_RESIDUAL_BLOCK,
     VAE_SHORTCUT,
+    Inner,
     block,
     layer,
     nested_rows,
 )
 
-CLIP = (
-    "transformer.text_model.encoder.layers",
-    CLIP_LAYER,
-    (
-        ("embeddings.token_embedding", "transformer.text_model.embeddings.token_embedding", "embedding"),
-        ("embeddings.position_embedding", "transformer.text_model.embeddings.position_embedding", "embedding"),
-        ("final_layer_norm", "transformer.text_model.final_layer_norm", "norm"),
-        ("text_projection", "transformer.text_projection", "projection"),
+
+class Clip(NamedTuple):
+    """LDM's names in a text encoder: of all blocks, inside one, and of the other layers with their kinds."""
+
+    blocks: str
+    block: tuple
+    tokens: tuple
+    positions: tuple
+    norm: tuple
+    projection: tuple
+
+
+CLIPS = {  # activation → names
+    "quick_gelu": Clip(
+        blocks="transformer.text_model.encoder.layers",
+        block=CLIP_LAYER,
+        tokens=("transformer.text_model.embeddings.token_embedding", "embedding"),
+        positions=("transformer.text_model.embeddings.position_embedding", "embedding"),
+        norm=("transformer.text_model.final_layer_norm", "norm"),
+        projection=("transformer.text_projection", "projection"),
     ),
-)
-OPEN_CLIP = (
-    "model.transformer.resblocks",
-    OPEN_CLIP_LAYER,
-    (
-        ("embeddings.token_embedding", "model.token_embedding", "embedding"),
-        ("embeddings.position_embedding", "model.positional_embedding", "embedding", "parameter"),
-        ("final_layer_norm", "model.ln_final", "norm"),
-        ("text_projection", "model.text_projection", "projection", "matrix"),
+    "gelu": Clip(
+        blocks="model.transformer.resblocks",
+        block=OPEN_CLIP_LAYER,
+        tokens=("model.token_embedding", "embedding"),
+        positions=("model.positional_embedding", "embedding", "parameter"),
+        norm=("model.ln_final", "norm"),
+        projection=("model.text_projection", "projection", "matrix"),
     ),
-)
-KINDS_OF_CLIP = {"quick_gelu": CLIP, "gelu": OPEN_CLIP}  # activation → LDM's layers, one of them, and the others
+}
 
 
 def text_encoder(architecture, name="text_encoder"):
     """Yields the rows of a text encoder, as transformers names them (without the prefix `text_model.`)."""
     shape = getattr(architecture, name)
-    layers, table, (*embeddings, final_layer_norm, projection) = KINDS_OF_CLIP[shape.activation]
-    for embedding in embeddings:
-        yield from layer(*embedding)
+    ldm = CLIPS[shape.activation]
+    yield from layer("embeddings.token_embedding", *ldm.tokens)
+    yield from layer("embeddings.position_embedding", *ldm.positions)
     for i in range(shape.layers):
-        yield from block(f"encoder.layers.{i}", f"{layers}.{i}", table)
-    yield from layer(*final_layer_norm)
+        yield from block(f"encoder.layers.{i}", f"{ldm.blocks}.{i}", ldm.block)
+    yield from layer("final_layer_norm", *ldm.norm)
     if shape.projection:
-        yield from layer(*projection)
+        yield from layer("text_projection", *ldm.projection)
 
 
 def diffusion_model(architecture):
@@ -69,7 +80,7 @@ def diffusion_model(architecture):
 
     def transformer(name, ldm, depth):
         ends = [
-            (name, name, name, kind)
+            Inner(name, name, name, kind)
             for name, kind in (("norm", "norm"), ("proj_in", projection), ("proj_out", projection))
         ]
         inner = [
