@@ -32,6 +32,7 @@ from keras_diffusion.engines.stages import (
     encode,
     encode_image,
     encode_skipping,
+    upscale,
 )
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.networks.controlnet import with_controlnets
@@ -42,7 +43,8 @@ from keras_diffusion.sampling.recurrence import HISTORY
 from keras_diffusion.system.memory import trim
 
 JitCompile = bool | Literal["auto", "openvino"]
-ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output
+# They ask more of a network than its output, or have layers of their own.
+ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips, upscale)
 # Runners and kinds of device where strips cost nothing: elsewhere each is more to compile, or to launch.
 IN_STRIPS = {("eager", "cpu")}
 
@@ -173,6 +175,11 @@ class Engine:
         stage = decode_in_strips if in_strips else decode
         trim()
         return finite("decoding", self.run(stage, decoder, latents)).round().astype("uint8")
+
+    def upscale(self, network, images):
+        """Images (b, h, w, 3) in [0, 1] → larger ones, float32."""
+        self._forget_stale(network, images.shape)
+        return finite("upscaling", self.run(upscale, network, images.astype("float32")))
 
     def denoise(self, diffusion_model, latents, conditions, plan, rows_per_call=1, controlnets=(), history=None):
         """Runs a sampler's table, yielding after every step.
