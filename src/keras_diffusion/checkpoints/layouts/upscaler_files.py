@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,7 @@ from keras_diffusion.errors import CheckpointMismatchError
 from keras_diffusion.networks.upscalers import CompactArchitecture, RRDBArchitecture
 
 AVERAGED = ("params_ema.", "params-ema.", "params.")  # of the same tensors several times, the first is taken
-WRAPPERS = re.compile(
-    r"((model|module|net_?g|generator|state_dict)\.)+(?=conv_first|body\.|RRDB_trunk|model\.\d)", re.I
-)
+WRAPPERS = re.compile(r"^((model|module|net_?g|generator)\.)+(?=\D)", re.IGNORECASE)  # around the network
 PLACE = re.compile(r"model\.(\d{1,3})\.(weight|bias)")
 OLD = re.compile(r"model\.1\.sub\.\d+\.")  # the names of 2018
 SPELLINGS = (  # a name of ESRGAN's → BasicSR's
@@ -43,6 +42,7 @@ class UpscalerFile:
 
     Attributes:
         path: The file, a `Path`.
+        tensors: A dict from BasicSR's names to `Tensor`.
         architecture: The `RRDBArchitecture` or `CompactArchitecture` that the shapes of its tensors tell.
 
     Raises:
@@ -58,10 +58,10 @@ class UpscalerFile:
             raise TypeError(f"An upscaler is given as a file. Received: path={path!r:.200}")
         self.path = Path(path)
         tensors = tensor_index.index(self.path)
-        self._tensors = canonical(tensors)
-        self.architecture = _rrdb(self._tensors) or _compact(self._tensors)
+        self.tensors = canonical(tensors)
+        self.architecture = _rrdb(self.tensors) or _compact(self.tensors)
         if self.architecture is None:
-            looks = next(families(self._tensors, FAMILIES), "nothing known")
+            looks = next(families(tensors | self.tensors, FAMILIES), "nothing known")
             raise CheckpointMismatchError(
                 f"This is no upscaler that is supported; it looks like {looks}. Give {ALLOWED}. "
                 f"Received: {len(tensors)} tensors, path={str(path)!r:.200}"
@@ -74,7 +74,7 @@ class UpscalerFile:
             CheckpointMismatchError: If anything does not fit; every tensor is named.
             CorruptCheckpointError: If the file is damaged.
         """
-        load([Part("upscaler", self._tensors, targets_by_path(network), set())])
+        load([Part("upscaler", self.tensors, targets_by_path(network), set())])
 
 
 def canonical(tensors):
@@ -83,18 +83,17 @@ def canonical(tensors):
         if found := {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}:
             tensors = found
             break
-    tensors = {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
-    rename = partial(_from_2018, last=_last_place(tensors)) if any(map(OLD.match, tensors)) else _from_2019
-    return {rename(name): tensor for name, tensor in tensors.items()}
-
-
-def _last_place(tensors):
-    """The place of the last layer in the names of 2018."""
-    return max(int(place[1]) for place in map(PLACE.match, tensors) if place)
+    unwrapped = [WRAPPERS.sub("", name) for name in tensors]
+    last = max((int(place[1]) for place in map(PLACE.match, unwrapped) if place), default=0)
+    rename = partial(_from_2018, last=last) if any(map(OLD.match, unwrapped)) else _from_2019
+    names = list(map(rename, unwrapped))
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise CheckpointMismatchError(f"Several tensors have one name. Received: {repeated[0]!r:.200}")
+    return dict(zip(names, tensors.values(), strict=True))
 
 
 def _from_2018(name, last):
-    """BasicSR's name for one of the first ESRGAN, which counts layers, also those without tensors."""
+    """BasicSR's name for one of 2018, which counts layers, also those without tensors, up to the `last`."""
     trunk = re.fullmatch(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.(.*)", name)
     if trunk:
         return "body.{}.rdb{}.conv{}.{}".format(*trunk.groups())
