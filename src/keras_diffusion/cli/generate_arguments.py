@@ -42,10 +42,18 @@ def add_arguments(command):
     add("--resize", metavar="HOW", help="bring the image to the size of the result: stretch, crop, pad")
     add("--hires", type=float, metavar="FACTOR", help="draw a second time from the image enlarged, such as by 2")
     add("--hires-strength", type=float, metavar="STRENGTH", help="how much that changes (default: 0.5)")
+    add("--hires-upscaler", type=Path, metavar="FILE", help="an upscaler that enlarges it (default: Lanczos' filter)")
+    add(
+        "--upscale",
+        type=partial(with_scale, default=None),
+        metavar="FILE[=SCALE]",
+        help="an upscaler that enlarges what is drawn",
+    )
     add("--control", type=control, action="append", default=[], metavar="FILE=IMAGE[=SCALE]", help="a ControlNet")
     add("--lora", type=with_scale, action="append", default=[], metavar="FILE[=SCALE]", help="a LoRA")
     add("--embedding", type=Path, action="append", default=[], metavar="FILE", help="a textual inversion")
     add("--vae", type=Path, metavar="FILE", help="another autoencoder, a file or a folder")
+    add("--tiny-vae", type=Path, metavar="FILE", help="a tiny autoencoder (TAESD) to decode with, in less time")
     add("--like", type=Path, metavar="IMAGE", help="an image whose settings to use, unless other options say otherwise")
     add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
     add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
@@ -67,10 +75,10 @@ def add_arguments(command):
     add("--jit-compile", **how, help=f"compile for longer, to run faster: {EXPLAINED}")
 
 
-def with_scale(text):
+def with_scale(text, default=1.0):
     """Reads "FILE" or "FILE=0.8"."""
     path, equals, scale = text.rpartition("=")
-    return (Path(path), float(scale)) if equals else (Path(text), 1.0)
+    return (Path(path), float(scale)) if equals else (Path(text), default)
 
 
 def control(text):
@@ -131,10 +139,14 @@ def check(options):
         read = partial(composing.read, evaluations=options.steps or USUAL.num_steps, **how)
         for name, given in (("prompt", texts), ("negative_prompt", options.negative_prompt or "")):
             read(name, given, tokenizer.SimpleTokenizer(), SD21.text_encoder)
+    if options.hires_upscaler and not options.hires:
+        raise ValueError("--hires-upscaler needs --hires, the factor")
     if not options.image and (options.mask or options.outpaint or options.strength is not None):
         raise ValueError("--mask, --outpaint and --strength need an --image")
     controls = [path for given in options.control for path in given[:2]]
-    for path in filter(None, [options.image, options.mask, *controls, *(path for path, _ in options.lora)]):
+    files = [options.image, options.mask, options.tiny_vae, options.hires_upscaler]
+    pairs = [*options.lora, *([options.upscale] if options.upscale else [])]
+    for path in filter(None, [*files, *controls, *(path for path, _ in pairs)]):
         if not path.exists():
             raise ValueError(f"There is no such file. Received: {str(path)!r:.200}")
     arguments.choice("suffix of --output", options.output.suffix.lower(), FORMATS)
