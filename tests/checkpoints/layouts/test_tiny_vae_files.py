@@ -33,9 +33,15 @@ def folder(peer, tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def model():
+@pytest.fixture(scope="module")
+def shared():
     return StableDiffusion(preset=TINY, img_height=32, img_width=32)
+
+
+@pytest.fixture
+def model(shared):
+    shared.tiny_decoder = shared.tiny_image_encoder = None
+    return shared
 
 
 def original(folder):
@@ -59,7 +65,6 @@ def test_computes_what_diffusers_computes(peer, folder, model):
     assert np.abs(ops.convert_to_numpy(model.tiny_image_encoder(images)) - 0.5 * encoded).max() < 1e-5
 
 
-@pytest.mark.backend
 def test_is_written_back_bit_for_bit(folder, model, tmp_path):
     model.load_tiny_vae(folder)
     model.save_tiny_vae(tmp_path / "again")
@@ -140,7 +145,6 @@ def test_wrong_files_are_refused_by_name(folder, model, tmp_path):
     assert model.tiny_decoder is model.tiny_image_encoder is None
 
 
-@pytest.mark.backend
 def test_a_call_and_previews_take_it(folder, model):
     quick = {"num_steps": 1, "seed": 3, "verbose": 0}
     with pytest.raises(ValueError, match="call load_tiny_vae"):
