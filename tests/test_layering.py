@@ -96,6 +96,9 @@ TESTED_BY = {
         for name in ("convert", "generate", "generate_arguments", "info", "model", "train")
     },
     "engines.plan": "engines/test_engine.py",
+    "networks.tiny_autoencoder": "checkpoints/layouts/test_tiny_vae_files.py",
+    "networks.upscalers": "checkpoints/layouts/test_upscaler_files.py",
+    "checkpoints.mapping.paths": "checkpoints/layouts/test_upscaler_files.py",
     "networks.classes": "networks/test_layers.py",
     "networks.graphs": "engines/test_strips.py",
     "images.png": "checkpoints/formats/test_limits.py",

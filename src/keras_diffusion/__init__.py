@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_HO
     from keras_diffusion.generation.image_prompts import ImagePrompt as ImagePrompt
     from keras_diffusion.generation.options import Options as Options
     from keras_diffusion.generation.texts import EncodedText as EncodedText
+    from keras_diffusion.generation.upscaling import Upscaler as Upscaler
     from keras_diffusion.images.contact_sheet import contact_sheet as contact_sheet
     from keras_diffusion.images.resizing import pad as pad
     from keras_diffusion.networks.controlnet import ControlNet as ControlNet
@@ -38,6 +39,7 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
     "generation.image_prompts": ("ImagePrompt",),
     "generation.options": ("Options",),
     "generation.texts": ("EncodedText",),
+    "generation.upscaling": ("Upscaler",),
     "networks.controlnet": ("ControlNet",),
     "networks.decoder": ("Decoder",),
     "networks.diffusion_model": ("DiffusionModel",),

@@ -1,5 +1,6 @@
 """The parts of a model: where they come from, what is added to them, and how they are saved and let go."""
 
+import logging
 import os
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -14,7 +15,7 @@ from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.adapters import lora_folder, textual_inversion
 from keras_diffusion.checkpoints.adapters.ip_adapter_file import load_ip_adapter
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras, Scale
-from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
+from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file, tiny_vae_files
 from keras_diffusion.checkpoints.layouts.controlnet_files import ControlNetFiles
 from keras_diffusion.checkpoints.layouts.files import naming
 from keras_diffusion.checkpoints.layouts.part_files import PARTS, PartFiles, read_scheduler
@@ -29,13 +30,17 @@ from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.keras_internals import no_leftovers
 from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.networks.text_encoder import TextEncoder
+from keras_diffusion.networks.tiny_autoencoder import TinyDecoder, TinyImageEncoder
 from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.system.locks import Unchanged, changing, reading, reads
+
+logger = logging.getLogger(__name__)
 
 ALONE = ("image_encoder",)  # loaded when first needed; all others at the start, and after `unload`
 AUTOENCODER = ("decoder", "image_encoder")
 ADAPTED = ("text_encoder", "text_encoder_2", "diffusion_model")  # by LoRAs
 _loading_lock = Lock()  # one for all models: a model's own could be neither copied nor pickled
+TINY = {"tiny_decoder": TinyDecoder, "tiny_image_encoder": TinyImageEncoder}
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
 
 
@@ -50,6 +55,8 @@ class Components:
     diffusion_model: DiffusionModel
     decoder: Decoder
     image_encoder: ImageEncoder
+    tiny_decoder: TinyDecoder | None
+    tiny_image_encoder: TinyImageEncoder | None
 
     def __init__(
         self, preset, dtype, prediction_type, ema, vae=None, text_encoder=None, scheduler=None, tokenizer=None
@@ -89,6 +96,7 @@ class Components:
         self.tokenizer, self._loras = self._make_tokenizer(), Loras()
         self.lora_folder: str | os.PathLike[str] | None = None
         self._loaded, self._ip_adapters = {}, {}
+        self.tiny_decoder = self.tiny_image_encoder = None
 
     def _make_tokenizer(self):
         shape = self.architecture.text_encoder
@@ -197,6 +205,48 @@ class Components:
             self._parts, self.architecture = {**self._parts, "vae": files}, architecture
             vars(self).update(networks)
             self._loaded = self._loaded | networks
+
+    def load_tiny_vae(self, path: str | os.PathLike[str]) -> None:
+        """Loads a tiny autoencoder (TAESD), which draws nearly the same images in a small part of the time.
+
+        From then on `preview` draws with it, and so does every call with `tiny_vae=True`. It stays through `unload`.
+
+        Args:
+            path: A folder of diffusers' `AutoencoderTiny`; or a file, safetensors or a pickle, such as
+                taesd_decoder.safetensors. A file that holds one half, the decoder or the image encoder, leaves the
+                other as it is.
+
+        Raises:
+            CheckpointError: If there is none, or it is damaged or made for other latents. The model is then as it was.
+
+        Example:
+            model.load_tiny_vae("taesd")
+            images = model.text_to_image("a bird", tiny_vae=True)
+        """
+        with changing(self), naming(path), no_leftovers():
+            files = tiny_vae_files.TinyVaeFiles(path, self.architecture)
+            if tiny_vae_files.made_for_other(path, self.architecture):
+                logger.warning("%s seems to be for another model: taesdxl is for SDXL, taesd for the others.", path)
+            options = {"initialize": False, "dtype": self._vae_dtype}
+            networks = {name: TINY[name](architecture=shape, **options) for name, shape in files.architectures.items()}
+            files.load(**networks)
+            vars(self).update(networks)
+
+    def save_tiny_vae(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
+        """Writes the tiny autoencoder.
+
+        Args:
+            path: A folder for diffusers' `AutoencoderTiny`; or, if only one half is loaded, a file whose name ends in
+                .safetensors, as madebyollin/taesd has them. It must not exist yet.
+            dtype: What the weights are stored in, "float32", "float16" or "bfloat16".
+
+        Raises:
+            FileExistsError: If there is something at `path`.
+            ValueError: If `dtype` is another one, or the halves that are loaded are not those that `path` needs.
+        """
+        networks = {name: network for name in TINY if (network := getattr(self, name))}
+        with reading(self):
+            tiny_vae_files.save(path, dtype, **networks)
 
     def load_controlnet(self, path: str | os.PathLike[str]) -> ControlNet:
         """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.

@@ -22,9 +22,8 @@ from keras_diffusion.generation.conditions import encode_start, make_conditions,
 from keras_diffusion.generation.hires import make_passes, start_from
 from keras_diffusion.generation.options import Options, OptionsOnce, OptionsWithImage, OptionsWithMask, OptionsWithNoise
 from keras_diffusion.generation.refiner import make_parts
-from keras_diffusion.generation.results import decode_images
+from keras_diffusion.generation.results import decode_images, show_roughly
 from keras_diffusion.generation.texts import EncodedText, encode_prompts, read
-from keras_diffusion.images import previews
 from keras_diffusion.learning import Learning
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 from keras_diffusion.sampling import noise
@@ -79,6 +78,7 @@ class StableDiffusion(Components, Learning):
         diffusion_model: A `DiffusionModel`.
         decoder: A `Decoder`.
         image_encoder: An `ImageEncoder`, loaded when it is first needed.
+        tiny_decoder: What `load_tiny_vae` loads, a `TinyDecoder`; None before, as for `tiny_image_encoder`.
         sampler: Name of the sampler that is used unless a call names another one.
         ip_adapters: The names of the IP-Adapters that are loaded.
         lora_folder: Folder with the files of LoRAs that prompts may name, or None, as at first. With
@@ -445,22 +445,22 @@ class StableDiffusion(Components, Learning):
     def preview(self, latents: ArrayLike) -> np.ndarray:
         """Shows latents roughly, at a small part of the cost of `decode`.
 
-        The colours are the affine function of the latents that is nearest to the decoder's, which decodes a few plain
-        areas for it: as much work as an image of 64×64.
+        After `load_tiny_vae` these are the images of the tiny decoder. Otherwise the colours are the affine function of
+        the latents that is nearest to the decoder's, which decodes a few plain areas for it: as much work as an image
+        of 64×64.
 
         Args:
             latents: Numbers (b, h/f, w/f, c), as `denoise` and callbacks give them.
 
         Returns:
-            A uint8 array (b, h/f, w/f, 3): one pixel for each place of the latents.
+            A uint8 array (b, h, w, 3), or without a tiny decoder (b, h/f, w/f, 3): one pixel for each place of the
+            latents.
 
         Raises:
             ValueError, NumericalError: As `decode`.
         """
         with self._for_one_call() as model:
-            latents = model._latents(latents)
-            decode = partial(self._engine.decode, model.decoder)
-            return previews.preview(previews.fit(decode, latents.shape[-1]), latents)
+            return show_roughly(model, self._engine, model._latents(latents))
 
     def _latents(self, latents):
         shape = (*np.shape(latents)[:-1], self.architecture.autoencoder.latent_channels)
@@ -483,7 +483,7 @@ class StableDiffusion(Components, Learning):
                     raise GenerationCancelled(f"The callback stopped the generation after step {step + 1} of {steps}.")
         if request.output == "latents":
             return finite("denoising", latents)
-        return decode_images(self._engine, self.decoder, request, latents)
+        return decode_images(self, self._engine, request, latents)
 
     def _steps(self, parts, rows_per_call=1):
         """Encodes requests and denoises; yields the number of each step, from 0, its timestep and its latents."""

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from keras_diffusion import __version__
 from keras_diffusion.cli.generate_arguments import SETTINGS, check, fill
-from keras_diffusion.cli.model import load
+from keras_diffusion.cli.model import load, load_upscaler
+from keras_diffusion.cli.upscale import enlarge, save
 from keras_diffusion.engines.names import JIT_COMPILE
 from keras_diffusion.images import metadata
-from keras_diffusion.images.metadata import FORMATS
-from keras_diffusion.system.paths import new_file
 from keras_diffusion.terminal import show
 
 SIZES = ("prompt", "seed", "img_width", "img_height")  # that the model or a call for one prompt has
@@ -31,7 +30,7 @@ def generate(options):
     parts = {"vae": options.vae} if options.vae else {}
     compiled = JIT_COMPILE[options.jit_compile]
     model = load(options.height, options.width, compiled, options.dtype, options.preset, **parts)
-    call = arguments_of(options, model)
+    call, upscaler = arguments_of(options, model), options.upscale and load_upscaler(options.upscale[0], options.dtype)
     jobs = [
         call | {"prompt": prompt, "seed": seed + i * options.batch_size} for i, prompt in enumerate(options.prompts)
     ]
@@ -52,6 +51,8 @@ def generate(options):
             settings = recipes.pop(0)
             if options.image and settings:
                 settings["Size"] = f"{image.shape[1]}x{image.shape[0]}"
+            if upscaler:
+                image, settings = enlarge(image, upscaler, options.upscale[1], settings)
             save(image, options.output.with_stem(stem), settings)
             print(options.output.with_stem(stem), flush=True)
 
@@ -72,6 +73,11 @@ def arguments_of(options, model):
     given |= {name: call.pop(name) for name in ("hires", "hires_strength")}
     if options.image and options.strength is None:
         given["strength"] = STRENGTHS[bool(options.mask or options.outpaint)]
+    if options.hires_upscaler:
+        given["hires_upscaler"] = load_upscaler(options.hires_upscaler, options.dtype)
+    if options.tiny_vae:
+        model.load_tiny_vae(options.tiny_vae)
+        given["tiny_vae"] = True
     if options.control:
         given["control"] = [(model.load_controlnet(path), image, scale) for path, image, scale in options.control]
     for paths in options.ip_adapter:
@@ -103,9 +109,3 @@ def recipe(options, model, call, seed):
         settings[f"ControlNet {i}"] = metadata.image_prompt(adapter or options.ip_adapter[0][0].stem, scale)
     metadata.to_text(settings)
     return settings
-
-
-def save(image, path, settings):
-    """Writes an image: at any moment, the file is the old one or the complete new one; a link stays a link."""
-    with new_file(path, overwrite=True) as temporary:
-        metadata.write(temporary, image, settings, FORMATS[path.suffix.lower()])

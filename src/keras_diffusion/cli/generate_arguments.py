@@ -42,6 +42,13 @@ def add_arguments(command):
     add("--resize", metavar="HOW", help="bring the image to the size of the result: stretch, crop, pad")
     add("--hires", type=float, metavar="FACTOR", help="draw a second time from the image enlarged, such as by 2")
     add("--hires-strength", type=float, metavar="STRENGTH", help="how much that changes (default: 0.5)")
+    add("--hires-upscaler", type=Path, metavar="FILE", help="an upscaler that enlarges it (default: Lanczos' filter)")
+    add(
+        "--upscale",
+        type=partial(with_scale, default=None),
+        metavar="FILE[=SCALE]",
+        help="an upscaler that enlarges what is drawn",
+    )
     add("--control", type=control, action="append", default=[], metavar="FILE=IMAGE[=SCALE]", help="a ControlNet")
     add("--ip-adapter", type=ip_adapter, action="append", default=[], metavar="FILE[=ENCODER]", help="an IP-Adapter")
     metavar = "IMAGE[=SCALE[=MASK[=ADAPTER]]]"
@@ -49,6 +56,7 @@ def add_arguments(command):
     add("--lora", type=with_scale, action="append", default=[], metavar="FILE[=SCALE]", help="a LoRA")
     add("--embedding", type=Path, action="append", default=[], metavar="FILE", help="a textual inversion")
     add("--vae", type=Path, metavar="FILE", help="another autoencoder, a file or a folder")
+    add("--tiny-vae", type=Path, metavar="FILE", help="a tiny autoencoder (TAESD) to decode with, in less time")
     add("--like", type=Path, metavar="IMAGE", help="an image whose settings to use, unless other options say otherwise")
     add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
     add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
@@ -70,10 +78,10 @@ def add_arguments(command):
     add("--jit-compile", **how, help=f"compile for longer, to run faster: {EXPLAINED}")
 
 
-def with_scale(text):
+def with_scale(text, default=1.0):
     """Reads "FILE" or "FILE=0.8"."""
     path, equals, scale = text.rpartition("=")
-    return (Path(path), float(scale)) if equals else (Path(text), 1.0)
+    return (Path(path), float(scale)) if equals else (Path(text), default)
 
 
 def control(text):
@@ -146,14 +154,18 @@ def check(options):
         read = partial(composing.read, evaluations=options.steps or USUAL.num_steps, **how)
         for name, given in (("prompt", texts), ("negative_prompt", options.negative_prompt or "")):
             read(name, given, tokenizer.SimpleTokenizer(), SD21.text_encoder)
+    if options.hires_upscaler and not options.hires:
+        raise ValueError("--hires-upscaler needs --hires, the factor")
     if not options.image and (options.mask or options.outpaint or options.strength is not None):
         raise ValueError("--mask, --outpaint and --strength need an --image")
     if options.image_prompt and not options.ip_adapter:
         raise ValueError("--image-prompt needs an --ip-adapter")
-    paths = [path for given in options.control for path in given[:2]] + [path for path, _ in options.lora]
-    paths += [path for given in options.ip_adapter for path in given]
-    paths += [path for image, _, mask, _ in options.image_prompt for path in (image, mask)]
-    for path in filter(None, [options.image, options.mask, *paths]):
+    files = [options.image, options.mask, options.tiny_vae, options.hires_upscaler]
+    files += [path for given in options.control for path in given[:2]]
+    files += [path for path, _ in [*options.lora, *([options.upscale] if options.upscale else [])]]
+    files += [path for given in options.ip_adapter for path in given]
+    files += [path for image, _, mask, _ in options.image_prompt for path in (image, mask)]
+    for path in filter(None, files):
         if not path.exists():
             raise ValueError(f"There is no such file. Received: {str(path)!r:.200}")
     arguments.choice("suffix of --output", options.output.suffix.lower(), FORMATS)

@@ -1,4 +1,4 @@
-"""The command line: `keras-diffusion generate`, `batch`, `serve`, `train`, `convert` and `info`.
+"""The command line: `keras-diffusion generate`, `upscale`, `batch`, `serve`, `train`, `convert` and `info`.
 
 Keras takes seconds to import, so it waits until the command makes sense.
 """
@@ -7,12 +7,13 @@ import argparse
 import sys
 
 from keras_diffusion import __version__
-from keras_diffusion.cli import batch, convert, generate, generate_arguments, info, serve, train
+from keras_diffusion.cli import batch, convert, generate, generate_arguments, info, serve, train, upscale
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.terminal import show
 
 COMMANDS = (  # the module that adds the arguments, the function that runs, and what it does
     (generate_arguments, generate.generate, "draw images of a prompt"),
+    (upscale, upscale.upscale, "enlarge images"),
     (batch, batch.batch, "draw many jobs, and go on after a stop"),
     (serve, serve.serve, "serve images over HTTP"),
     (train, train.train, "teach a model your images"),

@@ -12,3 +12,11 @@ def load(*arguments, **options):
         with quiet():
             from keras_diffusion import StableDiffusion
         return StableDiffusion(*arguments, **options)
+
+
+def load_upscaler(path, dtype=None):
+    """Loads the `Upscaler` of a file."""
+    with paused_gc():
+        with quiet():
+            from keras_diffusion import Upscaler
+        return Upscaler.from_file(path, dtype)

@@ -39,6 +39,8 @@ def serve(options):
     if len(paths) < len(given):
         raise ValueError(f"Each --preset must have a name of its own. Received: {', '.join(map(name_of, given))}")
     loras, embeddings = (folder and folder.resolve() for folder in (options.loras, options.embeddings))
+    if options.tiny_vae and not options.tiny_vae.exists():
+        raise ValueError(f"There is no such file or folder. Received: --tiny-vae {str(options.tiny_vae)!r:.200}")
     for folder in filter(None, (loras, embeddings)):
         if not folder.is_dir():
             raise ValueError(f"There is no such folder. Received: {str(folder)!r:.200}")
@@ -54,8 +56,9 @@ def serve(options):
     listener = server.bind(options.host, options.port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[server.log_handler()])
     print(f"http://{name or 'localhost'}:{listener.getsockname()[1]}", flush=True)
-    models = Models(paths, adapters, options.dtype, options.jit_compile)
-    secret = [jobs, loras, embeddings, *paths.values()]
+    tiny_vae = options.tiny_vae and options.tiny_vae.resolve()
+    models = Models(paths, adapters, options.dtype, options.jit_compile, tiny_vae)
+    secret = [jobs, loras, embeddings, tiny_vae, *paths.values()]
     server.serve(listener, store, models, adapters, Limits(**given), rules, next(iter(paths)), secret)
 
 
@@ -97,6 +100,7 @@ def add_arguments(command):
     add("--keep", type=int, default=10_000, metavar="N", help="how many finished jobs to keep (default: 10000)")
     add("--loras", type=Path, metavar="FOLDER", help="the LoRAs that clients may name")
     add("--embeddings", type=Path, metavar="FOLDER", help="the textual inversions that prompts may name")
+    add("--tiny-vae", type=Path, metavar="FILE", help="a tiny autoencoder (TAESD) that draws previews")
     for limit in LIMITS:
         add(f"--{limit.replace('_', '-')}", type=int, metavar="N", help="a limit, see docs/serving.md")
     add("--dtype", choices=DTYPES, metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32)")

@@ -34,6 +34,7 @@ from keras_diffusion.engines.stages import (
     encode_image,
     encode_image_prompt,
     encode_skipping,
+    upscale,
 )
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.networks.controlnet import with_controlnets
@@ -45,7 +46,7 @@ from keras_diffusion.system.memory import trim
 
 JitCompile = bool | Literal["auto", "openvino"]
 # They ask more of a network than its output, or are of networks that OpenVINO does not know.
-ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips, denoise_with_images, encode_image_prompt)
+ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips, denoise_with_images, encode_image_prompt, upscale)
 # Runners and kinds of device where strips cost nothing: elsewhere each is more to compile, or to launch.
 IN_STRIPS = {("eager", "cpu")}
 
@@ -197,6 +198,11 @@ class Engine:
         stage = decode_in_strips if in_strips else decode
         trim()
         return finite("decoding", self.run(stage, decoder, latents)).round().astype("uint8")
+
+    def upscale(self, network, images):
+        """Images (b, h, w, 3) in [0, 1] → larger ones, float32."""
+        self._forget_stale(network, images.shape)
+        return finite("upscaling", self.run(upscale, network, images.astype("float32")))
 
     def denoise(self, diffusion_model, latents, conditions, plan, rows_per_call=1, controlnets=(), history=None):
         """Runs a sampler's table, yielding after every step.

@@ -81,7 +81,8 @@ def pointwise(x, kernel):
 def conv(layer, x, padding=None):
     """Translates a 3×3 convolution; `padding` is (before, after), or None for the layer's own."""
     before, after = padding or ((1, 1) if layer.padding == "same" else (0, 0))
-    kernel, bias = keras.ops.convert_to_numpy(layer.kernel), over_channels(layer.bias, x)
+    kernel = keras.ops.convert_to_numpy(layer.kernel)
+    bias = over_channels(layer.bias if layer.use_bias else np.zeros(layer.filters, "float32"), x)
     plain = (layer.strides, layer.padding, layer.compute_dtype) == ((1, 1), "same", "float32")
     if plain and (algorithm := fastest(x, layer.filters)):
         return winograd(algorithm, x, kernel, bias)

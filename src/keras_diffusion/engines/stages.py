@@ -169,3 +169,8 @@ def decode(network, latents):
 def decode_in_strips(network, latents):
     """Latents → images, with less memory, see `strips`."""
     return decode(partial(strips.decode, network), latents)
+
+
+def upscale(network, images):
+    """Images (b, h, w, 3) in [0, 1] → larger ones."""
+    return ops.cast(network(images), "float32")

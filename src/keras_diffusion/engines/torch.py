@@ -144,11 +144,12 @@ def attend(layer, query, key, value):
 
 def convolve(layer, x):
     """With the bias; Keras would copy the feature map twice to change its layout to the one it has."""
-    kernel, bias = map(ops.convert_to_tensor, (layer.kernel, layer.bias))
+    kernel = ops.convert_to_tensor(layer.kernel)
+    bias = ops.convert_to_tensor(layer.bias) if layer.use_bias else None
     x, kernel, parts = x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), _parts(kernel, kernel.numel(), KERNEL)
     outputs = [
         functional.conv2d(x, *part, layer.strides, layer.padding)
-        for part in zip(kernel.chunk(parts), bias.chunk(parts), strict=True)
+        for part in zip(kernel.chunk(parts), [None] * parts if bias is None else bias.chunk(parts), strict=True)
     ]
     return (torch.cat(outputs, dim=1) if parts > 1 else outputs[0]).permute(0, 2, 3, 1)
 

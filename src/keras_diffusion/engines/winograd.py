@@ -67,7 +67,8 @@ def winograd(layer, x):
     products = ops.matmul(ops.reshape(tiles, (side**2, -1, channels)), kernel)
     x = ops.reshape(_transform(outputs, products), (tile, tile, -1, rows, columns, layer.filters))
     x = ops.reshape(ops.transpose(x, (2, 3, 0, 4, 1, 5)), (-1, tile * rows, tile * columns, layer.filters))
-    return ops.add(x[:, :height, :width], layer.bias)
+    x = x[:, :height, :width]
+    return ops.add(x, layer.bias) if layer.use_bias else x
 
 
 def _depend_on(x, kernel):

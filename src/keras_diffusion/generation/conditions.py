@@ -11,7 +11,7 @@ from keras_diffusion.prompts.reading import repeat_to_one_length
 
 def encode_start(model, engine, request):
     """The latents of the image that a request starts from, float32 (b, h/f, w/f, c), or None."""
-    return request.latents if request.pixels is None else _encode_pixels(model, engine, request.pixels)
+    return request.latents if request.pixels is None else _encode_pixels(model, engine, request, request.pixels)
 
 
 def starting_latents(request, known):
@@ -63,7 +63,7 @@ def make_conditions(model, engine, request, known):
     if shape.in_channels > channels:  # a model for inpainting sees what is known
         everywhere = np.ones((count, factor * height, factor * width), bool)
         drawn, pixels = (everywhere, np.zeros(3)) if mask is None else (mask, request.pixels)
-        rest = _encode_pixels(model, engine, np.where(drawn[..., None], 127.5, pixels))
+        rest = _encode_pixels(model, engine, request, np.where(drawn[..., None], 127.5, pixels))
         seen = np.concatenate([cover_cells(drawn, factor).astype("float32"), rest], axis=-1)
         return result._replace(extra=seen), texts
     if mask is None:
@@ -115,9 +115,10 @@ def _encode_columns(model, engine, request, columns):
     return pairs, which.reshape(-1)
 
 
-def _encode_pixels(model, engine, pixels):
+def _encode_pixels(model, engine, request, pixels):
     """Pixels (b, h, w, 3) in [0, 255] → latents (b, h/f, w/f, c)."""
-    return engine.encode_image(model.image_encoder, pixels / 127.5 - 1.0)
+    encoder = (request.tiny_vae and model.tiny_image_encoder) or model.image_encoder
+    return engine.encode_image(encoder, pixels / 127.5 - 1.0)
 
 
 def _repeated(encoded, count):

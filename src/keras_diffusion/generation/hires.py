@@ -1,4 +1,6 @@
-"""Draws a second time from the enlarged image, as A1111's "Hires. fix" with the upscaler Lanczos does."""
+"""Draws a second time from the enlarged image, as A1111's "Hires. fix" does."""
+
+from functools import partial
 
 import numpy as np
 
@@ -6,6 +8,7 @@ from keras_diffusion import arguments
 from keras_diffusion.generation.options import HiresOptions
 from keras_diffusion.generation.refiner import make_parts
 from keras_diffusion.generation.request import count_evaluations
+from keras_diffusion.generation.upscaling import require_upscaler
 from keras_diffusion.images.resizing import resize
 
 LARGEST = 8
@@ -29,6 +32,9 @@ def make_passes(model, prompt, negative_prompt, batch_size, num_steps, guidance,
     """
     options = dict(options)
     hires, strength = options.pop("hires", None), options.pop("hires_strength", 0.5)
+    upscaler = options.pop("hires_upscaler", None)
+    if upscaler is not None and hires is None:
+        raise ValueError("`hires_upscaler` needs `hires`, the factor. Received: hires_upscaler and no hires")
     given = negative_prompt, batch_size, num_steps, guidance
     parts = make_parts(model, "prompt", prompt, *given, seed, **options)
     if hires is None:
@@ -44,7 +50,11 @@ def make_passes(model, prompt, negative_prompt, batch_size, num_steps, guidance,
     options["passed"] = count_evaluations(options.get("sampler") or model.sampler, request.table)
     given = negative_prompt, len(request.seeds), num_steps, guidance
     again = make_parts(model, "prompt", prompt, *given, request.seeds, **options)
-    return [[(each, part._replace(output="array", safety=None)) for each, part in parts], again]
+    enlarge = None
+    if upscaler is not None:
+        enlarge = partial(require_upscaler("hires_upscaler", upscaler).enlarge_to, size=size, verbose=request.verbose)
+    first = {"output": "array", "safety": None, "upscale": enlarge}
+    return [[(each, part._replace(**first)) for each, part in parts], again]
 
 
 def start_from(parts, images):

@@ -15,6 +15,8 @@ OTHER_NAMES = {
     "crops_coords_top_left": "crop",
     "controlnet_conditioning_scale": "control",
     "generator": "seed",
+    "hr_scale": "hires",
+    "hr_upscaler": "hires_upscaler",
     "guidance_scale": "unconditional_guidance_scale",
     "height": "img_height",
     "ip_adapter_image": "image_prompt",
@@ -66,6 +68,8 @@ class CommonOptions(SizeOptions, total=False):
     callback: Callable[[int, float, np.ndarray], Any] | None
     verbose: int
     output: Literal["array", "pil", "latents"]
+    tiny_vae: bool
+    upscale: Any
     prompt_weighting: bool
     long_prompts: Literal["error", "truncate", "chunk"]
     clip_skip: int
@@ -107,6 +111,7 @@ class OptionsOnce(OptionsWithMask, ImageOptions, total=False):
 class HiresOptions(TypedDict, total=False):
     hires: float | None
     hires_strength: float
+    hires_upscaler: Any
 
 
 class Options(OptionsOnce, HiresOptions, total=False):
@@ -122,8 +127,9 @@ class Options(OptionsOnce, HiresOptions, total=False):
         outpaint: (top, bottom, left, right), how many pixels to add to the image at its edges and to draw there; the
             rest stays as it is. A `strength` of 1 draws them from noise alone.
         hires: For `text_to_image`: draws a second time, from the image enlarged by this factor, so that large images
-            keep one composition. As A1111's "Hires. fix" with the upscaler Lanczos.
+            keep one composition. As A1111's "Hires. fix".
         hires_strength: How much the second time changes, see `strength`; 0.5 unless given.
+        hires_upscaler: The `Upscaler` that enlarges the image for the second time; None takes Lanczos' filter.
         sampler: Name of a sampler in `SAMPLERS`, or another spelling of it; None takes the model's.
         spacing: How the timesteps are spread, see `sampling.samplers.build`.
         karras: Whether to spread the noise levels as Karras et al. 2022 do.
@@ -151,6 +157,9 @@ class Options(OptionsOnce, HiresOptions, total=False):
             float32 array. It cancels when it returns False.
         verbose: 1 for a progress bar, 2 for a line at the end, 0 for neither.
         output: "array" for a uint8 array, "pil" for a list of PIL images, "latents" for the float32 latents.
+        tiny_vae: Whether the tiny autoencoder of `load_tiny_vae` decodes, and encodes the image to start from. Images
+            are nearly the same, in less time and memory.
+        upscale: An `Upscaler` that enlarges what is drawn, or a pair of one and a scale from 1 to 16.
         prompt_weighting: See `encode_text`; in `generate_image` it is for the negative prompt.
         long_prompts: See `encode_text`; in `generate_image` it is for the negative prompt.
         clip_skip: See `encode_text`; in `generate_image` it is for the negative prompt.

@@ -9,7 +9,8 @@ from keras_diffusion.generation.options import SizeOptions
 from keras_diffusion.generation.request import make_request
 
 TIMESTEPS = 1000  # of a noise schedule
-OF_THE_BASE = ("control", "diffusion_noise", "image_prompt")  # options that the refiner has no use for
+# Options that the refiner has no use for.
+OF_THE_BASE = ("control", "diffusion_noise", "image_prompt", "tiny_vae", "upscale")
 
 
 def make_parts(model, name, *given, refiner=None, refiner_start=0.8, **options):

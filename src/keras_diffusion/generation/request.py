@@ -12,6 +12,7 @@ from keras_diffusion.generation.image_prompts import read_image_prompts
 from keras_diffusion.generation.options import Options, SizeOptions, refuse_unknown
 from keras_diffusion.generation.size_ids import read_size_ids
 from keras_diffusion.generation.texts import read
+from keras_diffusion.generation.upscaling import read_upscale
 from keras_diffusion.images import reading as images
 from keras_diffusion.images import resizing
 from keras_diffusion.images.resizing import HOW
@@ -50,6 +51,8 @@ class Request(NamedTuple):
         safety: Likewise, the model's.
         verbose: 0, 1 or 2.
         output: One of `OUTPUTS`.
+        tiny_vae: Whether the tiny autoencoder decodes and encodes.
+        upscale: Function of images that returns them enlarged, or None.
         size_ids: float32 (2, k), see `size_ids`.
         image_prompts: A list of `image_prompts.Read`.
         first: How many rows of the table another model has run before.
@@ -73,6 +76,8 @@ class Request(NamedTuple):
     safety: Callable | None
     verbose: int
     output: str
+    tiny_vae: bool
+    upscale: Callable | None
     size_ids: np.ndarray
     image_prompts: list
     first: int = 0
@@ -110,6 +115,8 @@ def make_request(
     callback=None,
     verbose=1,
     output="array",
+    tiny_vae=False,
+    upscale=None,
     prompt_weighting=False,
     long_prompts="error",
     clip_skip=0,
@@ -134,6 +141,7 @@ def make_request(
     if others:
         refuse_unknown(others, [name, *ALWAYS, *Options.__annotations__])
     arguments.choice("output", output, OUTPUTS)
+    verbose = arguments.whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2)
     num_steps = model.defaults.num_steps if num_steps is None else num_steps
     guidance = model.defaults.guidance if unconditional_guidance_scale is None else unconditional_guidance_scale
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
@@ -168,8 +176,10 @@ def make_request(
         scales=scales(asked, table.steps),
         callback=arguments.function("callback", callback),
         safety=arguments.function("safety", model.safety),
-        verbose=arguments.whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2),
+        verbose=verbose,
         output=output,
+        tiny_vae=_tiny_vae(model, tiny_vae),
+        upscale=_upscale(upscale, output, verbose),
         size_ids=read_size_ids(model.architecture, size, sizes),
         image_prompts=read_image_prompts("image_prompt", image_prompt, model, count, size),
     )
@@ -216,6 +226,18 @@ def _deep_cache(model, value):
             f"Received: deep_cache={value} and a {type(model.diffusion_model).__name__}"
         )
     return value
+
+
+def _tiny_vae(model, value):
+    if arguments.boolean("tiny_vae", value) and model.tiny_decoder is None:
+        raise ValueError("`tiny_vae` needs a tiny decoder; call load_tiny_vae(path) first. Received: tiny_vae=True")
+    return value
+
+
+def _upscale(value, output, verbose):
+    if value is not None and output == "latents":
+        raise ValueError("`upscale` enlarges images. Received: output='latents' and upscale")
+    return read_upscale(value, verbose)
 
 
 class Start(NamedTuple):

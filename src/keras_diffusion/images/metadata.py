@@ -59,6 +59,7 @@ FIELDS = {
 }
 KNOWN = {*FIELDS, "Size", "Schedule type", "Version", "Model", "Model hash"} - {*PROMPTS}
 ABOUT_MODEL = {"Prediction type", "Precision", "Sampler settings", "VAE", "VAE hash"}  # which is chosen otherwise
+LANCZOS = "Lanczos"  # the upscaler that is a filter, the only one that can be followed without a file
 HIRES = {"Hires upscale", "Hires upscaler", "Denoising strength"}
 MEANT = {"Clip skip": "1", "Emphasis": "Original", "Long prompts": "chunk"}  # by A1111's silence
 OURS = {"negative_prompt": "", "clip_skip": 0, "prompt_weighting": False, "long_prompts": "error"}
@@ -80,7 +81,11 @@ def settings(img_width, img_height, version, **arguments):
     given = OURS | {name: value for name, value in arguments.items() if value is not None}
     named = {name: field.write(given[field.argument]) for name, field in FIELDS.items() if field.argument in given}
     if "hires" in given:
-        named |= {"Hires upscaler": "Lanczos", "Denoising strength": str(given.get("hires_strength", 0.5))}
+        upscaler = given.get("hires_upscaler")
+        named["Hires upscaler"] = upscaler.name if upscaler else LANCZOS
+        named["Denoising strength"] = str(given.get("hires_strength", 0.5))
+    if given.get("tiny_vae"):
+        named["VAE Decoder"] = "TAESD"
     return named | {"Size": f"{img_width}x{img_height}", "Version": f"keras-diffusion {version}"}
 
 
@@ -142,7 +147,7 @@ def call_arguments(settings):
 
 def not_followed(settings):
     """Lists the settings that `call_arguments` does not follow, by name."""
-    twice = HIRES if settings.get("Hires upscaler") == "Lanczos" and "Hires steps" not in settings else set()
+    twice = HIRES if settings.get("Hires upscaler") == LANCZOS and "Hires steps" not in settings else set()
     known = KNOWN - HIRES | ABOUT_MODEL | twice | {*PROMPTS, "Made by"}
     return sorted(settings.keys() - known)
 

@@ -16,9 +16,10 @@ def dense(units, name, use_bias=True):
     return Dense(units, use_bias=use_bias, kernel_initializer=kernel_initializer.get(), name=name)
 
 
-def conv(channels, name, strides=1, padding="same"):
+def conv(channels, name, strides=1, padding="same", use_bias=True):
     """Makes a 3×3 convolution."""
-    return Conv2D(channels, 3, strides, padding, kernel_initializer=kernel_initializer.get(), name=name)
+    options = {"use_bias": use_bias, "kernel_initializer": kernel_initializer.get(), "name": name}
+    return Conv2D(channels, 3, strides, padding, **options)
 
 
 class Dense(keras.layers.Dense):

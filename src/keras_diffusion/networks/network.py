@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from threading import Lock
 
 import keras
@@ -82,8 +83,24 @@ def construction(dtype=None, initialize=True):
         kernel_initializer.reset(token)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The base of the shapes of networks that are no part of an `Architecture`."""
+
+    def get_config(self):
+        """Returns the shape as JSON-serialisable data, for `from_config`."""
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config):
+        """Rebuilds a shape from what `get_config` returned."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in config.items()})
+
+
 class Network(keras.Model):
     """Makes a functional model whose configuration is the arguments of its constructor."""
+
+    architecture_class = Architecture
 
     def __init__(self, inputs, outputs, architecture, name, **config):
         super().__init__(inputs, outputs, name=name)
@@ -116,4 +133,4 @@ class Network(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**{**config, "architecture": Architecture.from_config(config["architecture"])})
+        return cls(**{**config, "architecture": cls.architecture_class.from_config(config["architecture"])})

@@ -1,15 +1,19 @@
 """Holds the models of the server, one of them in memory at a time. Only the worker's thread calls it."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
 from keras_diffusion import __version__
 from keras_diffusion.checkpoints import presets
+from keras_diffusion.errors import CheckpointMismatchError
 from keras_diffusion.images import recipes
 from keras_diffusion.images.reading import open_image
 from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.startup import paused_gc
 from keras_diffusion.terminal import quiet
+
+logger = logging.getLogger(__name__)
 
 
 class Description(NamedTuple):
@@ -32,14 +36,15 @@ class Models:
         paths: A dict from names to presets.
         adapters: The `Adapters`.
         dtype: See `StableDiffusion`, as for `jit_compile`.
+        tiny_vae: Where the tiny autoencoder for previews is, or None.
 
     Attributes:
         loaded: The name of the model in memory, or None.
     """
 
-    def __init__(self, paths, adapters, dtype=None, jit_compile="auto"):
+    def __init__(self, paths, adapters, dtype=None, jit_compile="auto", tiny_vae=None):
         self._paths, self._adapters, self._options = paths, adapters, {"dtype": dtype, "jit_compile": jit_compile}
-        self._models, self.loaded = {}, None
+        self._models, self.loaded, self._tiny_vae = {}, None, tiny_vae
 
     @property
     def names(self):
@@ -98,6 +103,11 @@ class Models:
             self.unload()
         if name not in self._models:
             self._models[name] = StableDiffusion(preset=self._paths[name], **self._options)
+            if self._tiny_vae:
+                try:
+                    self._models[name].load_tiny_vae(self._tiny_vae)
+                except CheckpointMismatchError as error:  # it is for another of the models
+                    logger.warning("Previews of %s are rough. %s", name, error)
         self.loaded = name
         return self._models[name]
 
