@@ -118,7 +118,7 @@ TESTED_BY = {
     "serving.a1111_lists": "serving/test_a1111_api.py",
     "serving.adapters": "serving/test_models.py",
     **{f"serving.{name}": "serving/test_jobs_api.py" for name in ("app", "calls", "problems", "service")},
-    "images.recipes": "serving/test_jobs_api.py",
+    "images.job_settings": "serving/test_jobs_api.py",
     **{f"serving.{name}": "serving/test_jobs_api.py" for name in ("store", "uploads", "worker")},
     "learning": "training/test_runs.py",
     "training.class_images": "training/test_runs.py",

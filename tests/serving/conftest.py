@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from keras_diffusion.errors import GenerationCancelled
-from keras_diffusion.images import recipes
+from keras_diffusion.images import job_settings
 from keras_diffusion.serving.adapters import Adapters
 from keras_diffusion.serving.app import make_app
 from keras_diffusion.serving.calls import Limits
@@ -57,7 +57,7 @@ class FakeModels:
         its = DESCRIPTIONS[job.model]
         architecture = SimpleNamespace(prediction_type="epsilon")
         model = SimpleNamespace(defaults=its, sampler=its.sampler, architecture=architecture)
-        return images, recipes.settings(job.arguments, model, shape, {"Model": job.model}, "0")
+        return images, job_settings.settings(job.arguments, model, shape, {"Model": job.model}, "0")
 
     def preview(self, latents):
         return np.zeros((*latents.shape[:3], 3), "uint8")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_diffusion.images import metadata, recipes
+from keras_diffusion.images import metadata
 
 
 def file(width=64, height=64, mode="RGB", colour=0):
@@ -59,8 +59,8 @@ def test_other_formats_have_settings_inside_too(client, format, kind):
     content = base64.b64decode(row["b64_json"])
     assert Image.open(io.BytesIO(content)).format == kind
     assert metadata.read(content)["Prompt"] == "a cat"
-    noise = recipes.png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), "uint8"), None)
-    assert len(recipes.convert(noise, kind, 10)) < len(recipes.convert(noise, kind, 90))
+    noise = job_settings.png(np.random.default_rng(0).integers(0, 256, (64, 64, 3), "uint8"), None)
+    assert len(job_settings.convert(noise, kind, 10)) < len(job_settings.convert(noise, kind, 90))
 
 
 WRONG = {

@@ -79,7 +79,7 @@ def note(failed, lines, function, *arguments):
 
 def draw(model, job):
     """Draws a job, and writes those of its images that are not there."""
-    from keras_diffusion.images import recipes
+    from keras_diffusion.images import job_settings
 
     method = "inpaint" if "mask" in job.arguments else "image_to_image" if "image" in job.arguments else "text_to_image"
     call = {"num_steps": model.defaults.num_steps, **job.arguments}
@@ -87,20 +87,20 @@ def draw(model, job):
     about = {"Model": Path(job.preset).name}
     arguments = {name: value for name, value in call.items() if name not in FILES}
     for path, image, settings in zip(
-        job.paths, images, recipes.settings(arguments, model, images.shape, about, __version__), strict=True
+        job.paths, images, job_settings.settings(arguments, model, images.shape, about, __version__), strict=True
     ):
         if not path.exists():
             with new_file(path) as temporary:
-                temporary.write_bytes(recipes.png(image, settings))
+                temporary.write_bytes(job_settings.png(image, settings))
             print(path, flush=True)
 
 
 def require_same_recipe(job):
     """Raises an error if images of a job are there that another job drew."""
-    from keras_diffusion.images import recipes
+    from keras_diffusion.images import job_settings
 
     for i, path in enumerate(job.paths):
-        found, _ = recipes.read(path.read_bytes()) if path.exists() else ({}, "")
+        found, _ = job_settings.read(path.read_bytes()) if path.exists() else ({}, "")
         wanted = {**job.arguments, "seed": job.arguments["seed"] + i}
         for name in COMPARED:
             if name in found and name in wanted and found[name] != wanted[name]:

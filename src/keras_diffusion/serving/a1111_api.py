@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from keras_diffusion.images import metadata, recipes
+from keras_diffusion.images import metadata
 from keras_diffusion.serving import a1111_extras, a1111_fields, a1111_lists, calls, uploads
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.service import preview_png
@@ -80,7 +80,7 @@ def model_name(title):
 def describe(jobs, images, not_followed):
     """Returns what A1111's answers say about images, a dict."""
     call, first = jobs[0].arguments, jobs[0]
-    texts = [recipes.read_text(image) for image in images]
+    texts = [job_settings.read_text(image) for image in images]
     read = metadata.from_text(texts[0]) if texts else {}
     seeds = [job.arguments["seed"] + i for job in jobs for i in range(job.images)]
     width, height = uploads.read_image("image", images[0]).size if images else (0, 0)
@@ -186,7 +186,7 @@ async def png_info(request):
     """POST png-info."""
     image = calls.read_json(await request.body()).get("image")
     content = (await run_in_threadpool(uploads.read_base64, "image", image)).content
-    text = await run_in_threadpool(recipes.read_text, content)
+    text = await run_in_threadpool(job_settings.read_text, content)
     return {"info": text, "items": {"parameters": text} if text else {}, "parameters": metadata.from_text(text)}
 
 

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from keras_diffusion.images import recipes
+from keras_diffusion.images import job_settings
 from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.spacings import ALL_SPACINGS
 from keras_diffusion.serving import calls, uploads
@@ -173,7 +173,7 @@ async def read_settings(request):
     """POST /v1/read-settings."""
     body = await request.body()
     try:
-        arguments, text = await run_in_threadpool(recipes.read, body)
+        arguments, text = await run_in_threadpool(job_settings.read, body)
     except ValueError as error:
         raise Problem(str(error), 422) from error
     if not text:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from keras_diffusion import __version__
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.errors import CheckpointMismatchError
-from keras_diffusion.images import recipes
+from keras_diffusion.images import job_settings
 from keras_diffusion.images.reading import open_image
 from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.startup import paused_gc
@@ -79,7 +79,7 @@ class Models:
         images = getattr(model, job.task)(
             **start, **call, callback=lambda step, _, latents: on_step(step, latents), verbose=0
         )
-        return images, recipes.settings(job.arguments, model, images.shape, self._about(job.model), __version__)
+        return images, job_settings.settings(job.arguments, model, images.shape, self._about(job.model), __version__)
 
     def preview(self, latents):
         """Returns rough images of latents, uint8 (b, h, w, 3)."""

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from keras_diffusion import arguments
-from keras_diffusion.images import recipes
+from keras_diffusion.images import job_settings
 from keras_diffusion.images.reading import OPAQUE
 from keras_diffusion.serving import calls, uploads
 from keras_diffusion.serving.jobs_api import event, event_stream
@@ -202,7 +202,7 @@ def shown(wish):
 def encode(png, wish):
     """Returns an image as a client wants it, in base64; settings stay inside."""
     if wish.format != "png":
-        png = recipes.convert(png, FORMATS[wish.format], wish.compression)
+        png = job_settings.convert(png, FORMATS[wish.format], wish.compression)
     return base64.b64encode(png).decode()
 
 

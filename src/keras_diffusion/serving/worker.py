@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_diffusion.errors import FlaggedImagesError, GenerationCancelled, NumericalError
-from keras_diffusion.images import recipes
+from keras_diffusion.images import job_settings
 from keras_diffusion.serving.store import CANCELLED, DONE, FAILED
 
 PAUSE = 5  # seconds until what failed is tried again
@@ -165,7 +165,7 @@ class Worker(threading.Thread):
     def _write(self, job, images, settings=None):
         """Writes the images of a job, with their settings if they are whole; returns how many there are."""
         for i, image in enumerate(images):
-            self.store.write(job.id, f"{i}.png", recipes.png(image, settings and settings[i]))
+            self.store.write(job.id, f"{i}.png", job_settings.png(image, settings and settings[i]))
         return len(images)
 
     def _step(self, step, latents):
