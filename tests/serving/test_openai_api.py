@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_diffusion.images import metadata
+from keras_diffusion.images import job_settings, metadata
 
 
 def file(width=64, height=64, mode="RGB", colour=0):

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from keras_diffusion.images import metadata
+from keras_diffusion.images import job_settings, metadata
 from keras_diffusion.serving import a1111_extras, a1111_fields, a1111_lists, calls, uploads
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.service import preview_png
