@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import keras
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from keras_diffusion.architectures import (
+    ARCHITECTURES,
     Architecture,
     AutoencoderShape,
     DiffusionModelShape,
@@ -30,6 +32,33 @@ def build():
         name: make(name, architecture=architecture, initialize=False, **options)
         for name in names or architecture.networks
     }
+
+
+@pytest.fixture(scope="session")
+def emptied(build):
+    """Gives the networks of an architecture as `build` does, but makes them once and empties them every time."""
+    built = cache(build)
+
+    def emptied(architecture):
+        networks = built(architecture)
+        for network in networks.values():
+            for variable in network.variables:
+                variable.assign(np.full(variable.shape, float(variable.name == "gamma")))
+        return networks
+
+    return emptied
+
+
+@pytest.fixture(scope="session")
+def full_size(build):
+    """Builds the networks of an architecture that is known by name, with shapes and no values."""
+
+    @cache
+    def full_size(name):
+        with keras.StatelessScope(initialize_variables=False):
+            return build(ARCHITECTURES[name])
+
+    return full_size
 
 
 @pytest.fixture(scope="session")

@@ -37,8 +37,8 @@ def assert_equal(one, other):
 
 
 @pytest.fixture
-def blank(small, build):
-    return build(small)
+def blank(small, emptied):
+    return emptied(small)
 
 
 @pytest.fixture

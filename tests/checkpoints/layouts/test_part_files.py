@@ -10,9 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from keras_diffusion import StableDiffusion
-from keras_diffusion.architectures import TINY, Level, TextEncoderShape
+from keras_diffusion.architectures import Level, TextEncoderShape
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
 from keras_diffusion.errors import CheckpointError, CheckpointMismatchError, CorruptCheckpointError
+
+from ...small import SMALL
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
@@ -20,12 +22,12 @@ WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def folder(build, tmp_path_factory):
     """A folder and a file of the same random model."""
-    networks, random = build(TINY), np.random.default_rng(0)
+    networks, random = build(SMALL), np.random.default_rng(0)
     for network in networks.values():
         network.set_weights([random.normal(size=x.shape).astype("float32") for x in network.get_weights()])
     path = tmp_path_factory.mktemp("parts")
-    diffusers_folder.save(path / "model", TINY, **networks)
-    single_file.save(path / "model.safetensors", TINY, **networks)
+    diffusers_folder.save(path / "model", SMALL, **networks)
+    single_file.save(path / "model.safetensors", SMALL, **networks)
     return path
 
 
@@ -33,8 +35,20 @@ def folder(build, tmp_path_factory):
 def plain(tmp_path_factory, build):
     """A folder of zeros of the same architecture."""
     path = tmp_path_factory.mktemp("zeros") / "model"
-    diffusers_folder.save(path, TINY, **build(TINY))
+    diffusers_folder.save(path, SMALL, **build(SMALL))
     return path
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """The model of the folder, not to be changed."""
+    return StableDiffusion(preset=folder / "model")
+
+
+@pytest.fixture(scope="module")
+def model(plain):
+    """A model of zeros, which gets one VAE after the other."""
+    return StableDiffusion(preset=plain)
 
 
 OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
@@ -69,7 +83,7 @@ def weights(model, *names):
 @pytest.mark.backend
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
-def test_every_form_of_a_vae(folder, plain, tmp_path, file, suffix):
+def test_every_form_of_a_vae(folder, model, expected, tmp_path, file, suffix):
     tensors = {name: np.ascontiguousarray(x) for name, x in FILES[file](folder).items()}
     path = tmp_path / f"vae.{suffix}"
     if suffix == "ckpt":
@@ -77,9 +91,9 @@ def test_every_form_of_a_vae(folder, plain, tmp_path, file, suffix):
         torch.save({"state_dict": {name: torch.from_numpy(x) for name, x in tensors.items()}}, path)
     else:
         save_file(tensors, path)
-    model = StableDiffusion(preset=plain)
+    before = model.decoder
     model.load_vae(path)
-    expected = StableDiffusion(preset=folder / "model")
+    assert model.decoder is not before
     names = ["decoder", "image_encoder"]
     for ours, theirs in zip(weights(model, *names), weights(expected, *names), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -110,21 +124,20 @@ def test_a_vae_brings_its_own_scaling_factor(folder, plain, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "scheduler"])
-def test_a_folder_may_lack_what_is_given(folder, tmp_path, part):
+def test_a_folder_may_lack_what_is_given(folder, expected, tmp_path, part):
     shutil.copytree(folder / "model", tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / part)
     with pytest.raises(CorruptCheckpointError, match=part):
         StableDiffusion(preset=tmp_path / "model")
     model = StableDiffusion.from_preset(tmp_path / "model", **{part: folder / "model" / part})
-    expected = StableDiffusion(preset=folder / "model")
     names = ["decoder", "text_encoder"]
     assert all(map(np.array_equal, weights(model, *names), weights(expected, *names)))
     assert model.schedule.keys() == expected.schedule.keys()
 
 
 def test_a_file_may_lack_a_vae(build, tmp_path):
-    shape = replace(TINY.diffusion_model, levels=(Level(32, 8, 1), Level(64, 8, 0)), groups=32)
-    architecture = replace(TINY, name="custom", diffusion_model=shape)
+    shape = replace(SMALL.diffusion_model, levels=(Level(32, 8, 1), Level(64, 8, 0)), groups=32)
+    architecture = replace(SMALL, name="custom", diffusion_model=shape)
     single_file.save(tmp_path / "whole.safetensors", architecture, **build(architecture))
     tensors = load_file(tmp_path / "whole.safetensors")
     left = {name: x + 1 for name, x in tensors.items() if not name.startswith("first_stage_model.")}
@@ -176,12 +189,12 @@ def test_what_is_no_part_is_refused(plain, tmp_path, monkeypatch, arguments, err
 
 def test_random_weights_take_no_parts(folder):
     with pytest.raises(ValueError, match=r"not to random weights. Received: vae"):
-        StableDiffusion(preset=TINY, vae=folder / "model")
+        StableDiffusion(preset=SMALL, vae=folder / "model")
 
 
 def test_a_text_encoder_of_another_width_is_refused(plain, build, tmp_path):
     shapes = {"text_encoder": TextEncoderShape(width=8, layers=2, heads=2)}
-    other = replace(TINY, name="custom", diffusion_model=replace(TINY.diffusion_model, context=8), **shapes)
+    other = replace(SMALL, name="custom", diffusion_model=replace(SMALL.diffusion_model, context=8), **shapes)
     diffusers_folder.save(tmp_path / "other", other, **build(other))
     with pytest.raises(CheckpointMismatchError, match="cross_attention_dim=16, but the text encoders give 8"):
         StableDiffusion(preset=plain, text_encoder=tmp_path / "other")

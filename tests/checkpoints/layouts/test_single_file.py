@@ -55,9 +55,9 @@ LIKE = {  # small models whose heads and groups are those that shapes imply
         "custom",
         TextEncoderShape(width=128, layers=3, heads=2, activation="gelu", pad_token=0, vocabulary=50),
         DiffusionModelShape(
-            levels=(Level(64, 1, 2), Level(128, 2, 1)), blocks=2, context=128, in_channels=9, linear_projection=True
+            levels=(Level(64, 1, 2), Level(128, 2, 1)), blocks=1, context=128, in_channels=9, linear_projection=True
         ),
-        AutoencoderShape(channels=(32, 32, 64), blocks=2),
+        AutoencoderShape(channels=(32, 64), blocks=2),
     ),
     "sdxl": SDXL,
     "sdxl_refiner": replace(
@@ -116,11 +116,11 @@ def foreign(written, tmp_path):
 
 
 @pytest.fixture
-def others(build):
-    """Builds other networks of an architecture and fills them from a file."""
+def others(emptied):
+    """Fills other networks of an architecture from a file."""
 
     def others(path, architecture, **options):
-        networks = build(architecture)
+        networks = emptied(architecture)
         SingleFile(path, **options).load(**networks)
         return networks
 
@@ -196,10 +196,9 @@ def test_shapes_tell_the_architecture(model, foreign, others, values, name):
 
 
 @pytest.mark.parametrize("name", ["sd14", "sd21_base", "sdxl", "sdxl_refiner", "ssd_1b", "vega", "tiny_sd"])
-def test_shapes_tell_the_real_models(build, tmp_path, name):
+def test_shapes_tell_the_real_models(full_size, tmp_path, name):
     architecture = ARCHITECTURES[name]
-    with keras.StatelessScope(initialize_variables=False):
-        parts, _ = find_targets(build(architecture), architecture, ldm=True)
+    parts, _ = find_targets(full_size(name), architecture, ldm=True)
     tensors = {
         target.name: Tensor(tmp_path, target.name, "F16", target.shape, 0) for part in parts.values() for target in part
     }
@@ -259,10 +258,10 @@ def test_tensors_of_no_part_are_named_and_ignored(model, foreign, others, values
         "cond_stage_model.model.positional_embedding",
     ],
 )
-def test_an_unknown_tensor_within_a_part_is_an_error(foreign, build, name):
+def test_an_unknown_tensor_within_a_part_is_an_error(foreign, emptied, name):
     path = foreign("sd1", lambda tensors: {**tensors, name: np.zeros(1, "float32")})
     with pytest.raises(CheckpointMismatchError, match=f"unexpected: single file/{name}"):
-        SingleFile(path).load(**build(LIKE["sd1"]))
+        SingleFile(path).load(**emptied(LIKE["sd1"]))
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
@@ -429,7 +428,7 @@ def test_names_what_it_takes_to_tell_the_architecture(foreign, name, change):
     assert caught.value.missing == [name]
 
 
-def test_names_everything_that_does_not_fit(foreign, build, values):
+def test_names_everything_that_does_not_fit(foreign, emptied, values):
     def damaged(tensors):
         tensors.pop("first_stage_model.quant_conv.bias")
         tensors.pop("cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias")
@@ -437,7 +436,7 @@ def test_names_everything_that_does_not_fit(foreign, build, values):
         tensors["model.diffusion_model.out.2.bias"] = np.zeros(3, "float32")
         return tensors
 
-    networks = build(LIKE["sd2"])
+    networks = emptied(LIKE["sd2"])
     with pytest.raises(CheckpointMismatchError) as caught:
         SingleFile(foreign("sd2", damaged)).load(**networks)
     assert caught.value.missing == [
@@ -452,11 +451,11 @@ def test_names_everything_that_does_not_fit(foreign, build, values):
             assert (array == path.endswith("gamma")).all()
 
 
-def test_refuses_a_tensor_under_two_names(foreign, build):
+def test_refuses_a_tensor_under_two_names(foreign, emptied):
     name = "cond_stage_model.transformer.text_model.final_layer_norm.bias"
     path = foreign("sd1", lambda tensors: {**tensors, name.replace(".text_model.", "."): tensors[name]})
     with pytest.raises(CheckpointMismatchError) as caught:
-        SingleFile(path).load(**build(LIKE["sd1"]))
+        SingleFile(path).load(**emptied(LIKE["sd1"]))
     assert caught.value.unexpected == [f"single file/{name.replace('.text_model.', '.')}"]
 
 

@@ -1,9 +1,9 @@
 """The table of names against the networks and, at full size, against diffusers and transformers."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
-import keras
 import numpy as np
 import pytest
 
@@ -32,15 +32,21 @@ def narrow(architecture):
 
 
 @pytest.mark.parametrize(("name", "network"), PAIRS)
-def test_every_variable_has_one_row(build, network, name):
-    architecture = narrow(ARCHITECTURES[name])
-    with keras.StatelessScope(initialize_variables=False):  # names, no values
-        variables = build(architecture, [network])[network].variables
+def test_every_variable_has_one_row(full_size, network, name):
+    architecture, variables = ARCHITECTURES[name], full_size(name)[network].variables
     for column in ("path", "diffusers", "ldm"):
         names = [getattr(row, column) for row in rows(network, architecture)]
         assert len(set(names)) == len(names)
         if column == "path":
             assert set(names) == {variable.path for variable in variables}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("sdxl", 2_567_463_684), ("sdxl_refiner", 2_259_526_660), ("ssd_1b", 1_331_334_404), ("vega", 745_225_604)],
+)
+def test_parameters_of_sdxl_are_those_published(full_size, name, count):
+    assert sum(math.prod(variable.shape) for variable in full_size(name)["diffusion_model"].variables) == count
 
 
 @pytest.mark.filterwarnings("ignore")
