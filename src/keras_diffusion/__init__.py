@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_HO
     from keras_diffusion.errors import OfflineError as OfflineError
     from keras_diffusion.errors import UnsafeCheckpointError as UnsafeCheckpointError
     from keras_diffusion.generation.controls import Control as Control
+    from keras_diffusion.generation.image_prompts import ImagePrompt as ImagePrompt
     from keras_diffusion.generation.options import Options as Options
     from keras_diffusion.generation.texts import EncodedText as EncodedText
     from keras_diffusion.images.contact_sheet import contact_sheet as contact_sheet
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
     "generation.controls": ("Control",),
+    "generation.image_prompts": ("ImagePrompt",),
     "generation.options": ("Options",),
     "generation.texts": ("EncodedText",),
     "networks.controlnet": ("ControlNet",),

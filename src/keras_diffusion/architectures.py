@@ -50,6 +50,36 @@ class Level(NamedTuple):
         return Level(*self[:2], self.depth if self.depth_up is None else self.depth_up).down(blocks)
 
 
+class Crossing(NamedTuple):
+    """A cross-attention layer of the diffusion model.
+
+    Args:
+        transformer: The name of the spatial transformer it is in.
+        block: The number of its transformer block.
+        level: The number of its resolution, from the highest.
+        channels: Its width.
+    """
+
+    transformer: str
+    block: int
+    level: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class VisionEncoderShape:
+    """The CLIP vision model that reads image prompts: square images of `side` pixels in patches of `patch`."""
+
+    width: int
+    layers: int
+    heads: int
+    hidden: int
+    projection: int
+    activation: str = "gelu"
+    patch: int = 14
+    side: int = 224
+
+
 @dataclass(frozen=True)
 class TextEncoderShape:
     """The CLIP text model: `layers` blocks of `width`, read out after the last one.
@@ -104,6 +134,20 @@ class DiffusionModelShape:
     def time_width(self):
         """Width of the timestep embedding after its two dense layers."""
         return 4 * self.levels[0].channels
+
+    @property
+    def crossings(self):
+        """The cross-attention layers in diffusers' order: those on the way down, on the way up, in the middle."""
+        last = len(self.levels) - 1
+        ways = [(f"down_blocks_{i}", i, level.down(self.blocks)) for i, level in enumerate(self.levels)]
+        ways += [(f"up_blocks_{last - i}", i, self.levels[i].up(self.blocks + 1)) for i in range(last, -1, -1)]
+        ways += [("mid_block", last, self.middle)]
+        return tuple(
+            Crossing(f"{name}_attentions_{j}", block, i, self.levels[i].channels)
+            for name, i, depths in ways
+            for j, depth in enumerate(depths)
+            for block in range(depth)
+        )
 
 
 @dataclass(frozen=True)
@@ -284,4 +328,8 @@ ARCHITECTURES = {
         EMOJI,
         TINY,
     )
+}
+VISION_ENCODERS = {  # those of the published IP-Adapters
+    "ViT-H": VisionEncoderShape(width=1280, layers=32, heads=16, hidden=5120, projection=1024),
+    "ViT-bigG": VisionEncoderShape(width=1664, layers=48, heads=16, hidden=8192, projection=1280),
 }

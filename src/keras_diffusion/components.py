@@ -12,6 +12,7 @@ from keras_diffusion import arguments
 from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES, STORED, Architecture
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.adapters import lora_folder, textual_inversion
+from keras_diffusion.checkpoints.adapters.ip_adapter_file import load_ip_adapter
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras, Scale
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
 from keras_diffusion.checkpoints.layouts.controlnet_files import ControlNetFiles
@@ -87,7 +88,7 @@ class Components:
         self._tokenizer_source = folder if tokenizer is None and folder and folder.is_dir() else tokenizer
         self.tokenizer, self._loras = self._make_tokenizer(), Loras()
         self.lora_folder: str | os.PathLike[str] | None = None
-        self._loaded = {}
+        self._loaded, self._ip_adapters = {}, {}
 
     def _make_tokenizer(self):
         shape = self.architecture.text_encoder
@@ -162,6 +163,7 @@ class Components:
         with nullcontext() if reads(self) else changing(self), _loading_lock:
             lost = [] if self._checkpoint else ["random weights, which have no preset to be loaded from"]
             lost += [f"the LoRAs {[*self.loras]}"] if self.loras else []
+            lost += [f"the IP-Adapters {[*self._ip_adapters]}"] if self._ip_adapters else []
             learned = [word for word in self.tokenizer.added_tokens if word not in self._words]
             lost += [f"the words {learned}"] if learned else []
             present = self._present()
@@ -173,7 +175,7 @@ class Components:
                 )
             for name in present:
                 del vars(self)[name]
-            self._loaded, self._loras = {}, Loras()
+            self._loaded, self._loras, self._ip_adapters = {}, Loras(), {}
             if learned:
                 self.tokenizer = self._make_tokenizer()
 
@@ -219,6 +221,69 @@ class Components:
             network = ControlNet(**source.options, initialize=False, dtype=self.diffusion_model.get_config()["dtype"])
             source.load(network)
         return network
+
+    @property
+    def ip_adapters(self) -> list[str]:
+        """The names of the IP-Adapters that are loaded."""
+        return [*self._ip_adapters]
+
+    def load_ip_adapter(
+        self,
+        path: str | os.PathLike[str],
+        image_encoder: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+    ) -> str:
+        """Loads an IP-Adapter (Ye et al. 2023, arXiv:2308.06721), for the `image_prompt` of a call.
+
+        Args:
+            path: A safetensors file or a pickle of the kinds plain, plus and full-face; or a folder that holds one.
+            image_encoder: The CLIP vision encoder that it was made for, a folder as transformers saves it or a file.
+                None looks for a folder "image_encoder" beside the adapter, and takes one that is loaded if it fits.
+            name: What to call it; None takes the file's name without its suffix.
+
+        Returns:
+            The name.
+
+        Raises:
+            CheckpointError: If there is none, or it is damaged or made for another model or image encoder. The model is
+                then as it was.
+            FileNotFoundError: If there is no file.
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an IP-Adapter of this name is loaded.
+
+        Example:
+            model.load_ip_adapter("models/ip-adapter_sd15.safetensors")
+            model.text_to_image("a bird", image_prompt=("style.png", 0.6))
+        """
+        for argument, value in (("path", path), ("image_encoder", image_encoder)):
+            if not isinstance(value, str | os.PathLike) and (value is not None or argument == "path"):
+                raise TypeError(f"`{argument}` must be a file or a folder. Received: {argument}={value!r:.200}")
+        (name,) = arguments.texts("name", Path(path).stem if name is None else name)
+        with changing(self):
+            if name in self._ip_adapters:
+                raise ValueError(f"An IP-Adapter of this name is loaded; choose another. Received: name={name!r:.200}")
+            dtype, loaded = self.diffusion_model.get_config()["dtype"], self._ip_adapters.values()
+            with naming(path), no_leftovers():
+                adapter = load_ip_adapter(path, image_encoder, self.architecture, dtype, loaded)
+            self._ip_adapters = {**self._ip_adapters, name: adapter}
+        return name
+
+    def unload_ip_adapter(self, name: str | None = None) -> None:
+        """Lets go of an IP-Adapter, and of its image encoder if no other one uses it.
+
+        Args:
+            name: Its name, see `ip_adapters`; None lets go of all of them.
+
+        Raises:
+            ValueError: If no IP-Adapter of this name is loaded.
+        """
+        with changing(self):
+            names = [*self._ip_adapters] if name is None else [name]
+            if unknown := [each for each in names if each not in self._ip_adapters]:
+                raise ValueError(
+                    f"The IP-Adapters that are loaded are {[*self._ip_adapters]}. Received: name={unknown[0]!r:.200}"
+                )
+            self._ip_adapters = {each: x for each, x in self._ip_adapters.items() if each not in names}
 
     def save_to_preset(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
         """Writes the model as a folder in diffusers layout, which `from_preset` and diffusers load.

@@ -80,6 +80,7 @@ class StableDiffusion(Components, Learning):
         decoder: A `Decoder`.
         image_encoder: An `ImageEncoder`, loaded when it is first needed.
         sampler: Name of the sampler that is used unless a call names another one.
+        ip_adapters: The names of the IP-Adapters that are loaded.
         lora_folder: Folder with the files of LoRAs that prompts may name, or None, as at first. With
             `prompt_weighting`, <lora:name:0.8> in a prompt fuses the file of that name for the call, or gives a loaded
             LoRA that scale for the call.
@@ -165,6 +166,13 @@ class StableDiffusion(Components, Learning):
         """
         super().unload(discard)
         self._engine.unload()
+
+    def unload_ip_adapter(self, name: str | None = None) -> None:
+        """Lets go of an IP-Adapter, see `Components`, and of what was compiled for it."""
+        before = self._ip_adapters.values()
+        super().unload_ip_adapter(name)
+        used = {id(x) for adapter in self._ip_adapters.values() for x in adapter[:2]}
+        self._engine.forget([x for adapter in before for x in adapter[:2] if id(x) not in used])
 
     def __repr__(self) -> str:
         dtype = getattr(self._dtype, "name", self._dtype)

@@ -29,8 +29,10 @@ from keras_diffusion.engines.stages import (
     decode,
     decode_in_strips,
     denoise,
+    denoise_with_images,
     encode,
     encode_image,
+    encode_image_prompt,
     encode_skipping,
 )
 from keras_diffusion.errors import NumericalError
@@ -42,7 +44,8 @@ from keras_diffusion.sampling.recurrence import HISTORY
 from keras_diffusion.system.memory import trim
 
 JitCompile = bool | Literal["auto", "openvino"]
-ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips)  # they ask more of a network than its output
+# They ask more of a network than its output, or are of networks that OpenVINO does not know.
+ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips, denoise_with_images, encode_image_prompt)
 # Runners and kinds of device where strips cost nothing: elsewhere each is more to compile, or to launch.
 IN_STRIPS = {("eager", "cpu")}
 
@@ -119,11 +122,15 @@ class Engine:
             runners[shape] = choose_runner(self.jit_compile, network, shape)
         return runners[shape]
 
+    def _runner_of(self, stage, network, shape):
+        runner = self.runner(network, shape)
+        if stage in ONLY_ON_BACKENDS and runner == "openvino":
+            return DEFAULT_RUNNERS[keras.backend.backend()]
+        return runner
+
     def run(self, stage, network, *inputs):
         """Runs `stage(network, *inputs)`, compiled; (tuples of) NumPy arrays and backend tensors in, tensors out."""
-        runner = self.runner(network, tuple(inputs[0].shape))
-        if stage in ONLY_ON_BACKENDS and runner == "openvino":
-            runner = DEFAULT_RUNNERS[keras.backend.backend()]
+        runner = self._runner_of(stage, network, tuple(inputs[0].shape))
         shapes = _shapes(inputs) if runner in KEPT_SHAPES else None
         with self._lock:
             place = stage, network.name, runner  # one with ControlNets leaves the plain one what was compiled for it
@@ -165,6 +172,18 @@ class Engine:
         self._forget_stale(image_encoder, image.shape)
         return finite("image encoding", self.run(encode_image, image_encoder, image.astype("float32")))
 
+    def encode_image_prompt(self, network, x):
+        """What a vision encoder or an IP-Adapter reads → what it returns, float32 arrays."""
+        self._forget_stale(network, x.shape)
+        outputs = self.run(encode_image_prompt, network, x.astype("float32"))
+        return keras.tree.map_structure(partial(finite, "encoding of the image prompt"), outputs)
+
+    def forget(self, networks):
+        """Lets go of what was compiled for some networks."""
+        with self._lock:
+            kept = {place: pair for place, pair in self._compiled.items() if not any(pair[0] is x for x in networks)}
+            self._compiled = kept
+
     def decode(self, decoder, latents):
         """Latents → images, a uint8 array (b, h, w, 3)."""
         self._forget_stale(decoder, latents.shape)
@@ -202,7 +221,8 @@ class Engine:
         network, shallow = self._networks(diffusion_model, controlnets, plan.all_deep)
         for each in filter(None, (network, shallow)):
             self._forget_stale(each, latents.shape)
-        runner = self.runner(network, latents.shape)
+        stage = denoise_with_images if conditions.images else denoise
+        runner = self._runner_of(stage, network, latents.shape)
         network_alone = runner in HOLD_WEIGHTS
         if network_alone or not plan.alike:  # the loop is outside
             rows_per_call = 1
@@ -218,9 +238,9 @@ class Engine:
             given = versions[call.text] if call.guided else unguided(versions[call.text], len(latents))
             state = latents, history, call.count, call.rows
             if call.deep:
-                latents, history, *kept = self.run(denoise, network, *state, given)
+                latents, history, *kept = self.run(stage, network, *state, given)
             else:
-                latents, history = self.run(denoise, shallow, *state, given._replace(controls=()), tuple(kept))
+                latents, history = self.run(stage, shallow, *state, given._replace(controls=()), tuple(kept))
             current = f"denoising step {call.step + 1}", latents, ops.all(ops.isfinite(latents))
             _require_finite(previous)
             previous = current
@@ -233,7 +253,9 @@ class Engine:
 def _unguided(conditions, count):
     """The conditions of `count` latents for their prompts alone."""
     context, added = (None if x is None else x[-count:] for x in (conditions.context, conditions.added))
-    return conditions._replace(context=context, added=added, rescale=None)
+    images = conditions.images
+    images = images and images._replace(pairs=tuple(x[-count:] for x in images.pairs))
+    return conditions._replace(context=context, added=added, rescale=None, images=images)
 
 
 def _unguided_alike(conditions, count):

@@ -11,6 +11,8 @@ import keras
 from keras import ops
 
 from keras_diffusion.engines import strips
+from keras_diffusion.networks.ip_adapter import attend_to_images
+from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling.recurrence import HISTORY
 
 
@@ -35,6 +37,11 @@ def with_positions(tokens):
 def encode_image(network, image):
     """Images (b, h, w, 3) in [-1, 1] → latents."""
     return ops.cast(network(image), "float32")
+
+
+def encode_image_prompt(network, x):
+    """What a vision encoder or an IP-Adapter reads → what it returns."""
+    return _floats(network(x))
 
 
 class Rows(NamedTuple):
@@ -71,6 +78,7 @@ class Conditions(NamedTuple):
         added: (b, w), or (2b, w) as the context, for a network that takes an added vector.
         weights: (k, b), those of k prompts for each image, whose contexts follow those of the negative prompts: then
             `context` has (1 + k) · b rows (Liu et al. 2022, "Composable diffusion", arXiv:2206.01714, equation 11).
+        images: `ImagePrompts`, whose pairs have as many rows as the context.
     """
 
     context: Any
@@ -83,6 +91,7 @@ class Conditions(NamedTuple):
     controls: Any = ()
     added: Any = None
     weights: Any = None
+    images: Any = None
 
 
 def denoise(network, latents, history, count, rows, conditions, kept=()):
@@ -100,7 +109,7 @@ def denoise(network, latents, history, count, rows, conditions, kept=()):
     Returns:
         The new `latents` and `history`; then what a network returns beside its prediction, of the only row.
     """
-    context, guidance, rescale, extra, drawn, known, known_noise, controls, added, weights = conditions
+    context, guidance, rescale, extra, drawn, known, known_noise, controls, added, weights, _ = conditions
     copies = context.shape[0] // latents.shape[0]
 
     def row_of(i, latents, history):
@@ -130,6 +139,13 @@ def denoise(network, latents, history, count, rows, conditions, kept=()):
     if rows.columns.shape[0] == 1:
         return row_of(0, latents, history)
     return ops.fori_loop(0, count, lambda i, state: row_of(i, *state), (latents, history))
+
+
+def denoise_with_images(network, latents, history, count, rows, conditions, kept=()):
+    """The same with image prompts."""
+    crossings = network.architecture.diffusion_model.crossings
+    with replace_operations(attend=attend_to_images(crossings, conditions.images)):
+        return denoise(network, latents, history, count, rows, conditions, kept)
 
 
 def _composed(negative, positives, weights):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_diffusion.engines.stages import Conditions
+from keras_diffusion.generation.image_prompts import encode_image_prompts
 from keras_diffusion.generation.size_ids import added_vectors
 from keras_diffusion.generation.texts import EncodedText, encode, stack
 from keras_diffusion.prompts.reading import repeat_to_one_length
@@ -43,8 +44,10 @@ def make_conditions(model, engine, request, known):
     """
     count, height, width, channels = request.noise.shape
     factor = model.architecture.autoencoder.factor
-    mask = request.mask
+    mask, shape = request.mask, model.architecture.diffusion_model
     weights, columns = arrange(request)
+    guided = len(columns) > max(map(len, request.prompt))
+    images = encode_image_prompts(engine, request.image_prompts, shape, count, (height, width), len(columns), guided)
     pairs, which = _encode_columns(model, engine, request, columns)
     context, added = pairs[0]
     result = Conditions(
@@ -54,9 +57,10 @@ def make_conditions(model, engine, request, known):
         weights=weights,
         rescale=request.rescale if request.rescale.any() else None,
         controls=tuple(control.image for control in request.controls),
+        images=images,
     )
     texts = (pairs, which) if len(pairs) > 1 else None
-    if model.architecture.diffusion_model.in_channels > channels:  # a model for inpainting sees what is known
+    if shape.in_channels > channels:  # a model for inpainting sees what is known
         everywhere = np.ones((count, factor * height, factor * width), bool)
         drawn, pixels = (everywhere, np.zeros(3)) if mask is None else (mask, request.pixels)
         rest = _encode_pixels(model, engine, np.where(drawn[..., None], 127.5, pixels))

@@ -17,6 +17,7 @@ OTHER_NAMES = {
     "generator": "seed",
     "guidance_scale": "unconditional_guidance_scale",
     "height": "img_height",
+    "ip_adapter_image": "image_prompt",
     "latents": "diffusion_noise",
     "mask_image": "mask",
     "negative_prompt_embeds": "negative_prompt",
@@ -59,6 +60,7 @@ class CommonOptions(SizeOptions, total=False):
     guidance_interval: tuple[float, float] | list[float]
     deep_cache: int
     control: Any
+    image_prompt: Any
     refiner: Any
     refiner_start: float
     callback: Callable[[int, float, np.ndarray], Any] | None
@@ -135,6 +137,8 @@ class Options(OptionsOnce, HiresOptions, total=False):
             first of so many takes about a tenth of the time, and the images differ (Ma et al. 2023, "DeepCache",
             arXiv:2312.00858).
         control: (ControlNet, image, scale, start, end), or a list of those, see `Control`.
+        image_prompt: (image, scale, mask, adapter), or a list of those, see `ImagePrompt`: images to follow beside the
+            prompt, by IP-Adapters. A refiner does not follow them.
         refiner: A `StableDiffusion` that draws the last steps on the same latents, as SDXL's refiner does. It encodes
             the prompts itself.
         refiner_start: From which share of the noise schedule on, 0 to 1; 0.8 is as SDXL's refiner was trained.

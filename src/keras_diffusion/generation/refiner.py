@@ -9,7 +9,7 @@ from keras_diffusion.generation.options import SizeOptions
 from keras_diffusion.generation.request import make_request
 
 TIMESTEPS = 1000  # of a noise schedule
-OF_THE_BASE = ("control", "diffusion_noise")  # options that the refiner has no use for
+OF_THE_BASE = ("control", "diffusion_noise", "image_prompt")  # options that the refiner has no use for
 
 
 def make_parts(model, name, *given, refiner=None, refiner_start=0.8, **options):
@@ -43,7 +43,12 @@ def make_parts(model, name, *given, refiner=None, refiner_start=0.8, **options):
     prompt, negative, _, num_steps, guidance, _ = given
     refined = make_request(refiner, name, prompt, negative, len(request.seeds), num_steps, guidance, 0, **kept)
     refined = request._replace(
-        prompt=refined.prompt, negative=refined.negative, size_ids=refined.size_ids, controls=[], scales=refined.scales
+        prompt=refined.prompt,
+        negative=refined.negative,
+        size_ids=refined.size_ids,
+        controls=[],
+        scales=refined.scales,
+        image_prompts=[],
     )
     first = _first_row(request.table, round(TIMESTEPS * (1 - start)))
     count = len(request.table.rows)

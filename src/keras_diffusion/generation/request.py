@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_diffusion import arguments
 from keras_diffusion.generation.controls import controls, scales
+from keras_diffusion.generation.image_prompts import read_image_prompts
 from keras_diffusion.generation.options import Options, SizeOptions, refuse_unknown
 from keras_diffusion.generation.size_ids import read_size_ids
 from keras_diffusion.generation.texts import read
@@ -50,6 +51,7 @@ class Request(NamedTuple):
         verbose: 0, 1 or 2.
         output: One of `OUTPUTS`.
         size_ids: float32 (2, k), see `size_ids`.
+        image_prompts: A list of `image_prompts.Read`.
         first: How many rows of the table another model has run before.
     """
 
@@ -72,6 +74,7 @@ class Request(NamedTuple):
     verbose: int
     output: str
     size_ids: np.ndarray
+    image_prompts: list
     first: int = 0
 
 
@@ -103,6 +106,7 @@ def make_request(
     guidance_interval=(0, 1),
     deep_cache=1,
     control=None,
+    image_prompt=None,
     callback=None,
     verbose=1,
     output="array",
@@ -167,6 +171,7 @@ def make_request(
         verbose=arguments.whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2),
         output=output,
         size_ids=read_size_ids(model.architecture, size, sizes),
+        image_prompts=read_image_prompts("image_prompt", image_prompt, model, count, size),
     )
 
 

@@ -91,8 +91,7 @@ def read_mask(name, value, size, white="repaint", given_size=None, how="stretch"
         TypeError: As in `read_images`.
         ValueError: As in `read_images`, and if the mask has another size or nothing in it is repainted.
     """
-    several = isinstance(value, list | tuple) and any(map(_is_image, value))
-    chosen = [_repainted(name, single) for single in (value if several else [value])]
+    chosen = read_white(name, value)
     sizes = {array.shape[1:] for array in chosen}
     if not sizes <= {tuple(size), tuple(given_size or size)}:
         scaled = f", or {given_size[0]}×{given_size[1]} as it was before" if given_size and given_size != size else ""
@@ -105,6 +104,12 @@ def read_mask(name, value, size, white="repaint", given_size=None, how="stretch"
     if not chosen.any(axis=(1, 2)).all():
         raise ValueError(f"`{name}` must be {'white' if white == 'repaint' else 'black'} somewhere, to be repainted.")
     return chosen
+
+
+def read_white(name, value):
+    """Reads what is at least half white in masks as `read_mask` takes them: a list of bool arrays (b, h, w)."""
+    several = isinstance(value, list | tuple) and any(map(_is_image, value))
+    return [_repainted(name, single) for single in (value if several else [value])]
 
 
 def _is_image(value):

@@ -84,3 +84,24 @@ def pad(images: np.ndarray, top: int, bottom: int, left: int, right: int) -> tup
     borders = ((0, 0), (top, bottom), (left, right))
     extended = np.pad(images, (*borders, (0, 0)), mode="edge")
     return extended, np.pad(np.zeros((1, *images.shape[1:3]), bool), borders, constant_values=True)
+
+
+def bicubic(planes, size):
+    """Samples float planes (b, h, w) at the places of a grid of `size`, by cubic convolution without smoothing.
+
+    Source: Keys 1981, "Cubic convolution interpolation", with the factor -0.75 of `torch.nn.functional.interpolate`.
+    """
+    rows, columns = (_cubic_weights(new, old) for new, old in zip(size, planes.shape[1:], strict=True))
+    return (rows @ planes @ columns.T).astype("float32")
+
+
+def _cubic_weights(new, old):
+    """A matrix (new, old) that samples a line; beyond its ends are its first and last values."""
+    places = (np.arange(new) + 0.5) * old / new - 0.5
+    taps = np.floor(places)[:, None] + np.arange(-1, 3)
+    x, factor = np.abs(places[:, None] - taps), -0.75
+    near = ((factor + 2) * x - (factor + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * factor - 4 * factor
+    weights = np.zeros((new, old))
+    np.add.at(weights, (np.arange(new)[:, None], taps.clip(0, old - 1).astype(int)), np.where(x <= 1, near, far))
+    return weights

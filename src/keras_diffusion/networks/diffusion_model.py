@@ -192,6 +192,8 @@ class DiffusionModel(Network):
         sizes = {"img_height": img_height, "img_width": img_width, "max_text_length": max_text_length}
         super().__init__(inputs, prediction, architecture, name, **sizes)
         self.unet, self.deep = unet, deep
+        for i, crossing in enumerate(shape.crossings):
+            self.get_layer(crossing.transformer).blocks[crossing.block].attn2.place = i
 
     def steer(self, inputs, residuals=(), features=()):
         """Predicts with tensors of other networks added inside: a second graph of the same layers.

@@ -99,11 +99,14 @@ class GroupNorm(keras.layers.Layer):
 
 
 class Attention(keras.layers.Layer):
-    """Attends with several heads (Vaswani et al. 2017) from x (b, n, c) to itself or to a context (b, m, d)."""
+    """Attends with several heads (Vaswani et al. 2017) from x (b, n, c) to itself or to a context (b, m, d).
+
+    In the cross-attention of a diffusion model, `place` is its number among the `crossings` of the architecture.
+    """
 
     def __init__(self, heads, qkv_bias=False, causal=False, **kwargs):
         super().__init__(**kwargs)
-        self.heads, self.qkv_bias, self.causal = heads, qkv_bias, causal
+        self.heads, self.qkv_bias, self.causal, self.place = heads, qkv_bias, causal, None
 
     def build(self, x_shape, context_shape=None):
         width = x_shape[-1]

@@ -107,20 +107,21 @@ class AtEndOfText(keras.layers.Layer):
 
 
 class EncoderLayer(keras.layers.Layer):
-    """Applies causal self-attention and a two-layer perceptron, each normalised before and with a residual."""
+    """Applies self-attention and a two-layer perceptron, each normalised before and with a residual."""
 
-    def __init__(self, heads, activation, **kwargs):
+    def __init__(self, heads, activation, hidden=None, causal=True, **kwargs):
         super().__init__(**kwargs)
+        self.hidden = hidden
         self.layer_norm1, self.layer_norm2 = layer_norm("layer_norm1"), layer_norm("layer_norm2")
-        self.self_attn = Attention(heads, qkv_bias=True, causal=True, name="self_attn")
+        self.self_attn = Attention(heads, qkv_bias=True, causal=causal, name="self_attn")
         self.activation = ACTIVATIONS[activation]
 
     def build(self, x_shape):
-        width = x_shape[-1]
-        self.mlp_fc1, self.mlp_fc2 = dense(4 * width, "mlp_fc1"), dense(width, "mlp_fc2")
+        width, hidden = x_shape[-1], self.hidden or 4 * x_shape[-1]
+        self.mlp_fc1, self.mlp_fc2 = dense(hidden, "mlp_fc1"), dense(width, "mlp_fc2")
         for layer in (self.layer_norm1, self.self_attn, self.layer_norm2, self.mlp_fc1):
             layer.build(x_shape)
-        self.mlp_fc2.build((*x_shape[:-1], 4 * width))
+        self.mlp_fc2.build((*x_shape[:-1], hidden))
 
     def call(self, x):
         x = x + self.self_attn(self.layer_norm1(x))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+RGB = 3  # channels of an image
+
 
 class Row(NamedTuple):
     """One tensor: the path of our variable, and its name and layout in the files of diffusers and in LDM's.
@@ -40,11 +42,22 @@ class Leaf(NamedTuple):
     layout: str
 
 
+def _to_patches(kernel):
+    """A convolution of patches (out, 3, p, p) as our matrix (p · p · 3, out)."""
+    return kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
+
+
+def _from_patches(matrix):
+    side = int((len(matrix) / RGB) ** 0.5)
+    return matrix.reshape(side, side, RGB, -1).transpose(3, 2, 0, 1)
+
+
 LAYOUTS = {  # stored → ours, ours → stored
     "same": (lambda x: x, lambda x: x),
     "matrix": (np.transpose, np.transpose),  # (out, in) ↔ (in, out)
     "pointwise": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),  # (out, in, 1, 1) ↔ (in, out)
     "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),  # (out, in, h, w) ↔ (h, w, in, out)
+    "patches": (_to_patches, _from_patches),
     "window": (lambda x: x[0, 0], lambda x: x[None, None]),  # (1, 1, in, out) ↔ (in, out), Keras' 1×1 convolution
 }
 BIAS = Leaf("bias", "bias", "same")
@@ -60,6 +73,7 @@ KINDS = {  # kind of layer → its leaves
     "norm": (Leaf("gamma", "weight", "same"), Leaf("beta", "bias", "same")),
     "embedding": (Leaf("embeddings", "weight", "same"),),
     "parameter": (Leaf("embeddings", "", "same"),),
+    "patches": (Leaf("kernel", "weight", "patches"),),
 }
 
 
@@ -135,6 +149,16 @@ VAE_ATTENTION = table(
     ("attention/to_out", "to_out.0", "proj_out", "dense", "pointwise"),
 )
 VAE_RESAMPLE = table(("conv", "conv", "conv", "conv"))
+RESAMPLER_LAYER = table(  # of the IP-Adapter; files of one kind alone
+    ("norm1", "0.norm1", "", "norm"),
+    ("norm2", "0.norm2", "", "norm"),
+    ("to_q", "0.to_q", "", "projection"),
+    ("to_kv", "0.to_kv", "", "projection"),
+    ("to_out", "0.to_out", "", "projection"),
+    ("ff_0", "1.0", "", "norm"),
+    ("ff_1", "1.1", "", "projection"),
+    ("ff_3", "1.3", "", "projection"),
+)
 
 
 def layer(name, ldm, kind, ldm_kind=None, prefix=""):
