@@ -1,5 +1,9 @@
 """Image prompts in a generation: against diffusers' pipelines, what compiles nothing, and arguments that help."""
 
+from collections import Counter
+from functools import partial
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -8,8 +12,9 @@ from safetensors.numpy import save_file
 
 from keras_diffusion import ImagePrompt, StableDiffusion
 from keras_diffusion.architectures import SD15, SDXL, TINY
-from keras_diffusion.generation.image_prompts import normalise, read_scales
+from keras_diffusion.generation.image_prompts import Read, encode_image_prompts, normalise, read_scales
 from keras_diffusion.images.resizing import bicubic
+from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.ip_adapter import KINDS
 
 from ..golden import ip_adapters
@@ -23,7 +28,7 @@ MASK = np.zeros((64, 72), bool)
 MASK[8:40, 20:70] = True
 BLOCKS = {"down": 0.3, "up": {"block_1": [0.0, 1.5]}}  # of TINY; the middle gets 0
 STEPS = 3
-QUICK = {"num_steps": 2, "verbose": 0, "seed": 3, "img_height": 64, "img_width": 72}
+QUICK = {"num_steps": 2, "verbose": 0, "seed": 3, "img_height": 64, "img_width": 72, "output": "latents"}
 
 
 def save_adapters(folder, shape):
@@ -33,24 +38,33 @@ def save_adapters(folder, shape):
     ip_adapters.image_encoder().save_pretrained(folder / "image_encoder")
 
 
-@pytest.fixture(scope="module", params=["sd", "sdxl"])
-def both(request, tmp_path_factory):
-    """Our model and diffusers' pipeline."""
-    pytest.importorskip("transformers")
-    root, architecture = tmp_path_factory.mktemp("ip"), {"sd": TINY, "sdxl": TINY_SDXL}[request.param]
+def pair(root, architecture, pipeline):
+    """Our model with an adapter of each kind, and diffusers' pipeline with the image encoder."""
+    transformers = pytest.importorskip("transformers")
     made(architecture, root / "model")
     save_adapters(root, architecture.diffusion_model)
     ours = StableDiffusion.from_preset(root / "model")
     for name in KINDS:
         assert ours.load_ip_adapter(root / f"{name}.safetensors") == name
-    theirs = loaded(
-        {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[request.param], root / "model"
-    )
-    from transformers import CLIPImageProcessor
+    theirs, sides = loaded(pipeline, root / "model"), dict.fromkeys(("size", "crop_size"), ip_adapters.SIDE)
+    processor = transformers.CLIPImageProcessor(**sides)
+    theirs.register_modules(image_encoder=ip_adapters.image_encoder(), feature_extractor=processor)
+    return ours, theirs
 
-    sides = {"size": ip_adapters.SIDE, "crop_size": ip_adapters.SIDE}
-    theirs.register_modules(image_encoder=ip_adapters.image_encoder(), feature_extractor=CLIPImageProcessor(**sides))
-    return request.param, ours, theirs
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory):
+    return pair(tmp_path_factory.mktemp("sd"), TINY, "StableDiffusionPipeline")
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory):
+    return pair(tmp_path_factory.mktemp("sdxl"), TINY_SDXL, "StableDiffusionXLPipeline")
+
+
+@pytest.fixture
+def draw(sd):
+    return partial(sd[0].text_to_image, "a cat", **QUICK)
 
 
 def expected(theirs, shape, prompts, guidance, latents):
@@ -94,9 +108,9 @@ CASES = {  # guided, of two images; and not, of one
 
 
 @pytest.mark.backend
-def test_draws_what_diffusers_draws(both):
-    name, ours, theirs = both
-    shape = ours.architecture.diffusion_model
+@pytest.mark.parametrize("name", CASES)
+def test_draws_what_diffusers_draws(name, request):
+    ours, theirs = request.getfixturevalue(name)
     for prompts, guidance in CASES[name]:
         count = 1 if guidance == 1 else 2
         drawn = ours.generate_image(
@@ -112,5 +126,117 @@ def test_draws_what_diffusers_draws(both):
             img_height=64,
             img_width=72,
         )
-        wanted = expected(theirs, shape, prompts, guidance, LATENTS[:count])
+        wanted = expected(theirs, ours.architecture.diffusion_model, prompts, guidance, LATENTS[:count])
         np.testing.assert_allclose(drawn, wanted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.backend
+def test_a_change_of_image_scale_or_mask_compiles_nothing(sd, draw):
+    engine = sd[0]._engine
+    first = draw(image_prompt=[(IMAGES[0], 0.7, None, "plus"), (IMAGES[1], 0.5, None, "plain")])
+    compiled = engine.compilations
+    for prompts in (
+        [(IMAGES[1], 2.0, MASK, "plus"), (IMAGES[0], BLOCKS, ~MASK, "plain")],
+        [ImagePrompt(IMAGES[0], BLOCKS, adapter="plus"), ImagePrompt(IMAGES[1], 0.0, adapter="plain")],
+    ):
+        assert np.abs(draw(image_prompt=prompts) - first).max() > 1e-3
+    assert engine.compilations == compiled
+
+
+@pytest.mark.backend
+def test_follows_images_with_everything_else(sd):
+    """With several prompts, deep features that are reused, a ControlNet and an image to start from, enlarged."""
+    keras.utils.set_random_seed(0)
+    options = {"deep_cache": 2, "control": (ControlNet(architecture=TINY), MASK[..., None].repeat(3, -1) / 1.0)}
+    options |= QUICK | {"num_steps": 4, "strength": 0.8, "image": IMAGES[0], "prompt_weighting": True}
+    drawn = [
+        sd[0].text_to_image("a cat AND a dog:0.5", image_prompt=(IMAGES[1], scale, None, "plain"), **options)
+        for scale in (0.0, 1.0)
+    ]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+
+
+def test_each_image_of_a_batch_follows_its_own():
+    """The pairs are ordered as the contexts: those of the negative prompts, then k times those of the prompts."""
+    network, encoder = (lambda x: x + 1), (lambda x: [10 * x[:, :2, 0], x[:, 0, 0]])
+    engine = SimpleNamespace(encode_image_prompt=lambda network, x: network(x))
+    prompts = []
+    for kind in ("plain", "plus"):
+        adapter = SimpleNamespace(network=network, encoder=encoder, shape=SimpleNamespace(kind=kind))
+        pixels = np.arange(1, 3, dtype="float32")[:, None, None, None] * np.ones((2, 2, 2, 3), "float32")
+        prompts.append(Read(adapter, pixels, [0.5] * 4, np.stack([MASK, ~MASK]).astype("float32")))
+    images = encode_image_prompts(engine, prompts, TINY.diffusion_model, 2, (8, 9), 3, True)
+    plain, plus = (pairs.reshape(6, -1)[:, 0].tolist() for pairs in images.pairs)
+    assert plain == [1, 1, 2, 3, 2, 3]
+    assert plus == [1, 1, 11, 21, 11, 21]
+    assert [mask.shape for mask in images.masks] == [(2, 2, 72), (2, 2, 20)]
+    np.testing.assert_allclose(images.masks[1][:, 0] + images.masks[1][:, 1], 1, atol=1e-6)
+    assert images.scales.tolist() == [[0.5] * 4] * 2
+
+
+@pytest.mark.parametrize("size", [(40, 31), (31, 90), (28, 28), (300, 200)])
+def test_images_are_prepared_as_by_transformers(size):
+    transformers = pytest.importorskip("transformers")
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), "uint8")
+    wanted = transformers.CLIPImageProcessor(size=28, crop_size=28)(Image.fromarray(image)).pixel_values[0]
+    np.testing.assert_allclose(
+        normalise(image.astype("float32"), 28), np.transpose(np.asarray(wanted), (1, 2, 0)), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 9), (3, 40), (16, 18)])
+def test_masks_are_sampled_as_by_torch(size):
+    torch = pytest.importorskip("torch")
+    planes = np.random.default_rng(0).random((2, 16, 18))
+    wanted = torch.nn.functional.interpolate(torch.tensor(planes[None]), size, mode="bicubic")[0].numpy()
+    np.testing.assert_allclose(bicubic(planes, size), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scale", "wanted"),
+    [
+        (0.5, {0.5: 70}),
+        ({"up": {"block_0": [0.0, 1.0, 0.0]}}, {0.0: 60, 1.0: 10}),  # InstantStyle: the style alone
+        ({"down": {"block_2": [0.0, 2]}, "mid": 3, "up": 4}, {0.0: 14, 2.0: 10, 3.0: 10, 4.0: 36}),
+    ],
+)
+def test_a_scale_for_each_block_is_that_of_diffusers(scale, wanted):
+    assert Counter(read_scales("scale", scale, SDXL.diffusion_model.crossings)) == wanted
+
+
+def test_layers_are_in_the_order_of_diffusers():
+    ways = [crossing.transformer.partition("_")[0] for crossing in SD15.diffusion_model.crossings]
+    assert ways == ["down"] * 6 + ["up"] * 9 + ["mid"]
+    assert [x.channels for x in SD15.diffusion_model.crossings[:7]] == [320, 320, 640, 640, 1280, 1280, 1280]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ("a.png", TypeError, "must be .image, scale. or a list of those"),
+        ((), TypeError, "must be a tuple .image, scale, mask, adapter."),
+        ((None, 1.0, None, "plus"), TypeError, r"`image_prompt\[0\].image` must be a path"),
+        ((IMAGES[0],), ValueError, "must be one of plain, full, plus"),
+        ((IMAGES[0], 1.0, None, "other"), ValueError, "must be one of plain, full, plus.*Received.*'other'"),
+        ((IMAGES[0], 101, None, "plus"), ValueError, "scale` must be a number from -100 to 100"),
+        ((IMAGES[0], {"up": {"block_0": 1}}, None, "plus"), ValueError, "the blocks that attend are block_1"),
+        ((IMAGES[0], {"up": [1, 2, 3]}, None, "plus"), ValueError, "one for each of its 2 transformers"),
+        ((IMAGES[0], {"left": 1}, None, "plus"), ValueError, "keys down, mid, up"),
+        ((np.stack([IMAGES[0]] * 3), 1.0, None, "plus"), ValueError, "must hold 1 or 1 values"),
+        ((IMAGES[0], 1.0, np.zeros((2, 8, 8)), "plus"), ValueError, "mask` must hold"),
+    ],
+)
+def test_refuses_what_it_cannot_follow(draw, prompt, error, message):
+    with pytest.raises(error, match=message):
+        draw(image_prompt=prompt)
+
+
+def test_says_what_cannot_follow_images(sd):
+    bare = StableDiffusion(preset=TINY)
+    with pytest.raises(ValueError, match="no IP-Adapter is loaded; load one with `load_ip_adapter`"):
+        bare.text_to_image("a cat", image_prompt=(IMAGES[0],))
+    with pytest.raises(TypeError, match="Did you mean image_prompt"):
+        bare.text_to_image("a cat", ip_adapter_image=IMAGES[0])
+    bare._engine.jit_compile = "openvino"
+    with pytest.raises(ValueError, match="cannot be followed with OpenVINO"):
+        bare.text_to_image("a cat", image_prompt=(IMAGES[0],))

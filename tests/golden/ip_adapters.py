@@ -1,4 +1,4 @@
-"""Small random IP-Adapters of every kind, and the image encoder that they read, as files and as diffusers takes them."""
+"""Small random IP-Adapters of every kind, and the image encoder that they read."""
 
 import numpy as np
 
