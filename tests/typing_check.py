@@ -5,7 +5,7 @@ from typing import assert_type
 
 import numpy as np
 
-from keras_diffusion import SAMPLERS, Control, ControlNet, NumericalError, Options, StableDiffusion, pad
+from keras_diffusion import SAMPLERS, Control, ControlNet, ImagePrompt, NumericalError, Options, StableDiffusion, pad
 
 model = StableDiffusion.from_preset("emoji", dtype="mixed_float16", jit_compile=True)
 assert_type(model, StableDiffusion)
@@ -25,6 +25,10 @@ for step, timestep, latents in model.denoise("a cat", image="cat.png", strength=
 canny = model.load_controlnet("canny")
 assert_type(canny, ControlNet)
 model.text_to_image("a bird", control=Control(canny, "edges.png", 0.8))
+assert_type(model.load_ip_adapter("plus.safetensors", image_encoder="image_encoder"), str)
+model.text_to_image(
+    "a bird", image_prompt=[ImagePrompt("style.png", {"up": 0.5}), ImagePrompt("face.png", mask="m.png")]
+)
 assert_type(model.load_lora("style.safetensors", scale=0.7), str)
 assert_type(model.loras, dict[str, float | Mapping[str, float]])
 model.set_lora_scale("style", {"text_encoder": 0.5, "mid_block": 0})

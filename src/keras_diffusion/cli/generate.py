@@ -74,6 +74,9 @@ def arguments_of(options, model):
         given["strength"] = STRENGTHS[bool(options.mask or options.outpaint)]
     if options.control:
         given["control"] = [(model.load_controlnet(path), image, scale) for path, image, scale in options.control]
+    for paths in options.ip_adapter:
+        model.load_ip_adapter(*paths)
+    given["image_prompt"] = options.image_prompt or None
     return call | {name: value for name, value in given.items() if value is not None}
 
 
@@ -96,6 +99,8 @@ def recipe(options, model, call, seed):
         settings["Denoising strength"] = str(call["strength"])
     if options.lora:
         settings["Lora files"] = ", ".join(f"{path.stem}: {scale:g}" for path, scale in options.lora)
+    for i, (_, scale, _, adapter) in enumerate(options.image_prompt):
+        settings[f"ControlNet {i}"] = metadata.image_prompt(adapter or options.ip_adapter[0][0].stem, scale)
     metadata.to_text(settings)
     return settings
 

@@ -43,6 +43,9 @@ def add_arguments(command):
     add("--hires", type=float, metavar="FACTOR", help="draw a second time from the image enlarged, such as by 2")
     add("--hires-strength", type=float, metavar="STRENGTH", help="how much that changes (default: 0.5)")
     add("--control", type=control, action="append", default=[], metavar="FILE=IMAGE[=SCALE]", help="a ControlNet")
+    add("--ip-adapter", type=ip_adapter, action="append", default=[], metavar="FILE[=ENCODER]", help="an IP-Adapter")
+    metavar = "IMAGE[=SCALE[=MASK[=ADAPTER]]]"
+    add("--image-prompt", type=image_prompt, action="append", default=[], metavar=metavar, help="an image to follow")
     add("--lora", type=with_scale, action="append", default=[], metavar="FILE[=SCALE]", help="a LoRA")
     add("--embedding", type=Path, action="append", default=[], metavar="FILE", help="a textual inversion")
     add("--vae", type=Path, metavar="FILE", help="another autoencoder, a file or a folder")
@@ -77,6 +80,18 @@ def control(text):
     """Reads "FILE=IMAGE" or "FILE=IMAGE=0.8"."""
     path, image, scale = [*text.split("="), "1"][:3]
     return Path(path), Path(image), float(scale)
+
+
+def ip_adapter(text):
+    """Reads "FILE" or "FILE=ENCODER"."""
+    path, _, encoder = text.partition("=")
+    return Path(path), Path(encoder) if encoder else None
+
+
+def image_prompt(text):
+    """Reads "IMAGE", "IMAGE=0.8", "IMAGE=0.8=MASK" or "IMAGE=0.8=MASK=ADAPTER"; the two in the middle may be empty."""
+    image, scale, mask, adapter = [*text.split("="), "", "", ""][: max(4, text.count("=") + 1)]
+    return Path(image), float(scale or 1), Path(mask) if mask else None, adapter or None
 
 
 def fill(options):
@@ -133,8 +148,12 @@ def check(options):
             read(name, given, tokenizer.SimpleTokenizer(), SD21.text_encoder)
     if not options.image and (options.mask or options.outpaint or options.strength is not None):
         raise ValueError("--mask, --outpaint and --strength need an --image")
-    controls = [path for given in options.control for path in given[:2]]
-    for path in filter(None, [options.image, options.mask, *controls, *(path for path, _ in options.lora)]):
+    if options.image_prompt and not options.ip_adapter:
+        raise ValueError("--image-prompt needs an --ip-adapter")
+    paths = [path for given in options.control for path in given[:2]] + [path for path, _ in options.lora]
+    paths += [path for given in options.ip_adapter for path in given]
+    paths += [path for image, _, mask, _ in options.image_prompt for path in (image, mask)]
+    for path in filter(None, [options.image, options.mask, *paths]):
         if not path.exists():
             raise ValueError(f"There is no such file. Received: {str(path)!r:.200}")
     arguments.choice("suffix of --output", options.output.suffix.lower(), FORMATS)

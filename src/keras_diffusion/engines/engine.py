@@ -145,6 +145,11 @@ class Engine:
         with keras_settings(), replace_operations(**replaced_operations(runner)):
             return compiled(*_tensors(inputs))
 
+    def require_backend(self, name):
+        """Raises a ValueError about an option that OpenVINO cannot follow, if that is to run everything."""
+        if self.jit_compile == "openvino":
+            raise ValueError(f"OpenVINO cannot follow `{name}`; choose another `jit_compile`. Received: 'openvino'")
+
     def _traced(self):
         self.compilations += 1
 

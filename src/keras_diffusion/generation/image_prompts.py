@@ -75,8 +75,8 @@ def read_image_prompts(name, value, model, count, size):
         raise TypeError(f"`{name}` must be (image, scale) or a list of those. Received: {value!r:.200}")
     if entries and not isinstance(model.diffusion_model, DiffusionModel):
         raise ValueError(f"`{name}` needs a DiffusionModel. Received: a {type(model.diffusion_model).__name__}")
-    if entries and model._engine.jit_compile == "openvino":
-        raise ValueError(f"`{name}` cannot be followed with OpenVINO. Received: jit_compile='openvino'")
+    if entries:
+        model._engine.require_backend(name)
     return [_read(f"{name}[{i}]", entry, model, count, size) for i, entry in enumerate(entries)]
 
 

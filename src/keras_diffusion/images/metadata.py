@@ -84,6 +84,19 @@ def settings(img_width, img_height, version, **arguments):
     return named | {"Size": f"{img_width}x{img_height}", "Version": f"keras-diffusion {version}"}
 
 
+def image_prompt(adapter, scale):
+    """Names an image prompt as A1111's extension sd-webui-controlnet does, in settings named "ControlNet 0" and so on.
+
+    Args:
+        adapter: The name of the IP-Adapter.
+        scale: A number.
+
+    Returns:
+        A str.
+    """
+    return f"Module: ip-adapter-auto, Model: {adapter}, Weight: {scale:g}"
+
+
 def call_arguments(settings):
     """The way back: what to call `text_to_image` with for the same picture.
 
