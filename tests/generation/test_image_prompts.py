@@ -1,7 +1,6 @@
 """Image prompts in a generation: against diffusers' pipelines, what compiles nothing, and arguments that help."""
 
 from collections import Counter
-from functools import partial
 from types import SimpleNamespace
 
 import keras
@@ -27,8 +26,7 @@ IMAGES = np.random.default_rng(1).integers(0, 256, (2, ip_adapters.SIDE, ip_adap
 MASK = np.zeros((64, 72), bool)
 MASK[8:40, 20:70] = True
 BLOCKS = {"down": 0.3, "up": {"block_1": [0.0, 1.5]}}  # of TINY; the middle gets 0
-STEPS = 3
-QUICK = {"num_steps": 2, "verbose": 0, "seed": 3, "img_height": 64, "img_width": 72, "output": "latents"}
+QUICK = {"num_steps": 3, "verbose": 0, "img_height": 64, "img_width": 72, "output": "latents"}
 
 
 def save_adapters(folder, shape):
@@ -62,12 +60,7 @@ def sdxl(tmp_path_factory):
     return pair(tmp_path_factory.mktemp("sdxl"), TINY_SDXL, "StableDiffusionXLPipeline")
 
 
-@pytest.fixture
-def draw(sd):
-    return partial(sd[0].text_to_image, "a cat", **QUICK)
-
-
-def expected(theirs, shape, prompts, guidance, latents):
+def expected(theirs, shape, prompts):
     """What diffusers draws; the prompts are (adapter, image, scale, mask)."""
     import torch
     from diffusers.image_processor import IPAdapterMaskProcessor
@@ -82,12 +75,12 @@ def expected(theirs, shape, prompts, guidance, latents):
         options["cross_attention_kwargs"] = {"ip_adapter_masks": [mask[None] for mask in processed]}
     return (
         theirs(
-            ["a cat", "a dog"][: len(latents)],
-            negative_prompt=["blue", "red"][: len(latents)],
+            ["a cat", "a dog"],
+            negative_prompt=["blue", "red"],
             ip_adapter_image=[Image.fromarray(image) for _, image, *_ in prompts],
-            num_inference_steps=STEPS,
-            guidance_scale=guidance,
-            latents=torch.tensor(latents.transpose(0, 3, 1, 2)),
+            num_inference_steps=QUICK["num_steps"],
+            guidance_scale=3.0,
+            latents=torch.tensor(LATENTS.transpose(0, 3, 1, 2)),
             height=64,
             width=72,
             output_type="latent",
@@ -98,57 +91,54 @@ def expected(theirs, shape, prompts, guidance, latents):
     )
 
 
-CASES = {  # guided, of two images; and not, of one
-    "sd": [
-        ([("plain", IMAGES[0], 0.7, MASK), ("plus", IMAGES[1], BLOCKS, None)], 3.0),
-        ([("full", IMAGES[1], 0.9, None)], 1.0),
-    ],
-    "sdxl": [([("plus", IMAGES[0], 0.7, None), ("plain", IMAGES[1], 1.2, MASK)], 3.0)],
-}
+THREE = [("plain", IMAGES[0], 0.7, MASK), ("plus", IMAGES[1], BLOCKS, None), ("full", IMAGES[0], 0.9, None)]
+CASES = {"sd": THREE, "sdxl": [("plus", IMAGES[0], 0.7, None), ("plain", IMAGES[1], 1.2, MASK)]}
+
+
+def tuples(prompts):
+    return [(image, scale, mask, name) for name, image, scale, mask in prompts]
+
+
+@pytest.fixture
+def draw(sd):
+    """Function of image prompts that draws two images; those of the kinds of `THREE` compile it once."""
+    return lambda prompts: sd[0].text_to_image(["a cat", "a dog"], image_prompt=prompts, **QUICK)
 
 
 @pytest.mark.backend
 @pytest.mark.parametrize("name", CASES)
 def test_draws_what_diffusers_draws(name, request):
-    ours, theirs = request.getfixturevalue(name)
-    for prompts, guidance in CASES[name]:
-        count = 1 if guidance == 1 else 2
-        drawn = ours.generate_image(
-            ours.encode_text(["a cat", "a dog"][:count]),
-            ["blue", "red"][:count],
-            None,
-            STEPS,
-            guidance,
-            LATENTS[:count],
-            image_prompt=[(image, scale, mask, name) for name, image, scale, mask in prompts],
-            verbose=0,
-            output="latents",
-            img_height=64,
-            img_width=72,
-        )
-        wanted = expected(theirs, ours.architecture.diffusion_model, prompts, guidance, LATENTS[:count])
-        np.testing.assert_allclose(drawn, wanted, rtol=0, atol=2e-5)
+    (ours, theirs), prompts = request.getfixturevalue(name), CASES[name]
+    drawn = ours.text_to_image(
+        ["a cat", "a dog"],
+        ["blue", "red"],
+        unconditional_guidance_scale=3.0,
+        diffusion_noise=LATENTS,
+        image_prompt=tuples(prompts),
+        **QUICK,
+    )
+    wanted = expected(theirs, ours.architecture.diffusion_model, prompts)
+    np.testing.assert_allclose(drawn, wanted, rtol=0, atol=2e-5)
 
 
 @pytest.mark.backend
 def test_a_change_of_image_scale_or_mask_compiles_nothing(sd, draw):
-    engine = sd[0]._engine
-    first = draw(image_prompt=[(IMAGES[0], 0.7, None, "plus"), (IMAGES[1], 0.5, None, "plain")])
-    compiled = engine.compilations
-    for prompts in (
-        [(IMAGES[1], 2.0, MASK, "plus"), (IMAGES[0], BLOCKS, ~MASK, "plain")],
-        [ImagePrompt(IMAGES[0], BLOCKS, adapter="plus"), ImagePrompt(IMAGES[1], 0.0, adapter="plain")],
-    ):
-        assert np.abs(draw(image_prompt=prompts) - first).max() > 1e-3
-    assert engine.compilations == compiled
+    first = draw(tuples(THREE))
+    compiled = sd[0]._engine.compilations
+    others = [
+        ImagePrompt(IMAGES[1], BLOCKS, adapter="plain"),
+        ImagePrompt(list(IMAGES), 2.0, [MASK, ~MASK], "plus"),
+        ImagePrompt(IMAGES[0], 0.0, ~MASK, "full"),
+    ]
+    assert np.abs(draw(others) - first).max() > 1e-3
+    assert sd[0]._engine.compilations == compiled
 
 
-@pytest.mark.backend
 def test_follows_images_with_everything_else(sd):
     """With several prompts, deep features that are reused, a ControlNet and an image to start from, enlarged."""
     keras.utils.set_random_seed(0)
     options = {"deep_cache": 2, "control": (ControlNet(architecture=TINY), MASK[..., None].repeat(3, -1) / 1.0)}
-    options |= QUICK | {"num_steps": 4, "strength": 0.8, "image": IMAGES[0], "prompt_weighting": True}
+    options |= QUICK | {"num_steps": 4, "seed": 1, "strength": 0.8, "image": IMAGES[0], "prompt_weighting": True}
     drawn = [
         sd[0].text_to_image("a cat AND a dog:0.5", image_prompt=(IMAGES[1], scale, None, "plain"), **options)
         for scale in (0.0, 1.0)
@@ -165,6 +155,8 @@ def test_each_image_of_a_batch_follows_its_own():
         adapter = SimpleNamespace(network=network, encoder=encoder, shape=SimpleNamespace(kind=kind))
         pixels = np.arange(1, 3, dtype="float32")[:, None, None, None] * np.ones((2, 2, 2, 3), "float32")
         prompts.append(Read(adapter, pixels, [0.5] * 4, np.stack([MASK, ~MASK]).astype("float32")))
+    images = encode_image_prompts(engine, prompts, TINY.diffusion_model, 2, (8, 9), 1, False)
+    assert [pairs.reshape(2, -1)[:, 0].tolist() for pairs in images.pairs] == [[2, 3], [11, 21]]
     images = encode_image_prompts(engine, prompts, TINY.diffusion_model, 2, (8, 9), 3, True)
     plain, plus = (pairs.reshape(6, -1)[:, 0].tolist() for pairs in images.pairs)
     assert plain == [1, 1, 2, 3, 2, 3]
@@ -222,13 +214,13 @@ def test_layers_are_in_the_order_of_diffusers():
         ((IMAGES[0], {"up": {"block_0": 1}}, None, "plus"), ValueError, "the blocks that attend are block_1"),
         ((IMAGES[0], {"up": [1, 2, 3]}, None, "plus"), ValueError, "one for each of its 2 transformers"),
         ((IMAGES[0], {"left": 1}, None, "plus"), ValueError, "keys down, mid, up"),
-        ((np.stack([IMAGES[0]] * 3), 1.0, None, "plus"), ValueError, "must hold 1 or 1 values"),
-        ((IMAGES[0], 1.0, np.zeros((2, 8, 8)), "plus"), ValueError, "mask` must hold"),
+        ((np.stack([IMAGES[0]] * 3), 1.0, None, "plus"), ValueError, "must hold 1 or 2 values"),
+        ((IMAGES[0], 1.0, np.zeros((3, 8, 8)), "plus"), ValueError, "mask` must hold"),
     ],
 )
 def test_refuses_what_it_cannot_follow(draw, prompt, error, message):
     with pytest.raises(error, match=message):
-        draw(image_prompt=prompt)
+        draw(prompt)
 
 
 def test_says_what_cannot_follow_images():

@@ -106,7 +106,6 @@ def test_adapters_are_let_go(folder):
     assert model.ip_adapters == []
 
 
-@pytest.mark.backend
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float32_from_float16"])
 def test_half_precision(folder, dtype):
     """Everything is computed in the model's dtype, from the image to the prediction."""

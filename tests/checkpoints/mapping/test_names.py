@@ -110,13 +110,14 @@ def test_diffusers_converts_the_original_names_alike(name):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_and_back(layout):
     ours, _ = LAYOUTS[layout]
-    values = np.arange(24.0).reshape((1, 2, 3, 4) if layout == "conv" else (4, 6))
+    values = np.arange(24.0).reshape({"conv": (1, 2, 3, 4), "patches": (12, 2)}.get(layout, (4, 6)))
     there = stored(values, layout)
     np.testing.assert_array_equal(ours(there), values)
 
 
 def test_layouts_are_those_of_the_formats():
     """Stored are (out, in) and (out, in, height, width); ours are (in, out) and (height, width, in, out)."""
-    shape = {layout: stored(np.zeros((2, 3, 5, 7) if layout == "conv" else (5, 7)), layout).shape for layout in LAYOUTS}
+    ours = dict.fromkeys(LAYOUTS, (5, 7)) | {"conv": (2, 3, 5, 7), "patches": (2 * 2 * 3, 7)}
+    shape = {layout: stored(np.zeros(ours[layout]), layout).shape for layout in LAYOUTS}
     theirs = {"same": (5, 7), "matrix": (7, 5), "pointwise": (7, 5, 1, 1), "conv": (7, 5, 2, 3)}
-    assert shape == {**theirs, "window": (1, 1, 5, 7)}
+    assert shape == {**theirs, "window": (1, 1, 5, 7), "patches": (7, 3, 2, 2)}
