@@ -79,6 +79,10 @@ class VisionEncoderShape:
     patch: int = 14
     side: int = 224
 
+    def get_config(self):
+        """Returns the shape as JSON-serialisable data."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class TextEncoderShape:

@@ -148,11 +148,12 @@ def test_follows_images_with_everything_else(sd):
 
 def test_each_image_of_a_batch_follows_its_own():
     """The pairs are ordered as the contexts: those of the negative prompts, then k times those of the prompts."""
-    network, encoder = (lambda x: x + 1), (lambda x: [10 * x[:, :2, 0], x[:, 0, 0]])
-    engine = SimpleNamespace(encode_image_prompt=lambda network, x: network(x))
+    engine = SimpleNamespace(encode_image_prompt=lambda network, x: network.compute(x))
+    encoder = SimpleNamespace(compute=lambda x: [10 * x[:, :2, 0], x[:, 0, 0]])
     prompts = []
     for kind in ("plain", "plus"):
-        adapter = SimpleNamespace(network=network, encoder=encoder, shape=SimpleNamespace(kind=kind))
+        network = SimpleNamespace(compute=lambda x: x + 1, architecture=SimpleNamespace(kind=kind))
+        adapter = SimpleNamespace(network=network, encoder=encoder)
         pixels = np.arange(1, 3, dtype="float32")[:, None, None, None] * np.ones((2, 2, 2, 3), "float32")
         prompts.append(Read(adapter, pixels, [0.5] * 4, np.stack([MASK, ~MASK]).astype("float32")))
     images = encode_image_prompts(engine, prompts, TINY.diffusion_model, 2, (8, 9), 1, False)

@@ -40,7 +40,7 @@ class Read(NamedTuple):
     """An image prompt that has been checked.
 
     Args:
-        adapter: The `IPAdapter`.
+        adapter: The `Adapter`.
         pixels: float32 (1 or b, side, side, 3), as the image encoder reads them.
         scales: A list with a number for each cross-attention layer.
         mask: float32 (1 or b, h, w).
@@ -206,12 +206,12 @@ def encode_image_prompts(engine, prompts, shape, count, size, copies, guided):
 
 def _features(engine, adapter, image):
     """What an adapter reads of an image (1, side, side, 3)."""
-    return engine.encode_image_prompt(adapter.encoder, image)[KINDS[adapter.shape.kind].output]
+    return engine.encode_image_prompt(adapter.encoder, image)[KINDS[adapter.network.architecture.kind].output]
 
 
 def _nothing(engine, adapter, features, image):
     """What stands for no image beside the negative prompt: no features at all, or those of an image of zeros."""
-    if KINDS[adapter.shape.kind].output == EMBEDDING:
+    if KINDS[adapter.network.architecture.kind].output == EMBEDDING:
         return np.zeros_like(features)
     return _features(engine, adapter, np.zeros_like(image))
 

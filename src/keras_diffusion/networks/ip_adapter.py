@@ -3,15 +3,16 @@
 Source: Ye et al. 2023, arXiv:2308.06721; tencent-ailab/IP-Adapter.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import keras
 from keras import layers, ops
 
+from keras_diffusion.architectures import Crossing
 from keras_diffusion.networks.layers import Attention, dense, layer_norm
-from keras_diffusion.networks.network import construction, kernel_initializer
+from keras_diffusion.networks.network import Network, construction, kernel_initializer
 from keras_diffusion.networks.operations import operation
 from keras_diffusion.networks.vision_encoder import EMBEDDING, HIDDEN
 
@@ -31,6 +32,7 @@ class IPAdapterShape:
         heads: Of the resampler.
         depth: Of the resampler.
         hidden: Width of the resampler's hidden layers.
+        crossings: Those of the diffusion model's shape.
     """
 
     kind: str
@@ -41,34 +43,51 @@ class IPAdapterShape:
     heads: int = 0
     depth: int = 0
     hidden: int = 0
+    crossings: tuple[Crossing, ...] = ()
+
+    def get_config(self):
+        """Returns the shape as JSON-serialisable data."""
+        return asdict(self)
 
 
-def make_ip_adapter(shape, crossings, initialize=True, dtype=None, name="ip_adapter"):
-    """Makes the network that turns features of an image into keys and values for all cross-attention layers.
+@keras.saving.register_keras_serializable("keras_diffusion")
+class IPAdapter(Network):
+    """Turns features of an image into keys and values for all cross-attention layers of a diffusion model.
 
     It runs once for each image: a step of the diffusion model takes its output, see `attend_to_images`.
 
     Args:
-        shape: An `IPAdapterShape`.
-        crossings: The `crossings` of the diffusion model's shape.
+        architecture: An `IPAdapterShape`.
         initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
         dtype: A Keras dtype policy or its name; None for the global one.
         name: Name of the model.
 
+    Call arguments:
+        features: (b, features) or (b, n, features), the output of the vision encoder that the kind reads.
+
     Returns:
-        A model of features, (b, features) or (b, n, features) as the kind says. It returns the keys and the values of
-        each layer, side by side: (b, tokens, the sum of twice the channels).
+        The keys and the values of each layer, side by side: (b, tokens, the sum of twice the channels).
     """
-    kind = KINDS[shape.kind]
-    with construction(dtype, initialize):
-        features = keras.Input((shape.features,) if kind.output == EMBEDDING else (None, shape.features))
-        tokens = kind.project(shape, features)
-        pairs = [
-            dense(crossing.channels, f"{2 * i + 1}_{part}", False)(tokens)
-            for i, crossing in enumerate(crossings)
-            for part in ("to_k_ip", "to_v_ip")
-        ]
-        return keras.Model(features, layers.Concatenate()(pairs), name=name)
+
+    def __init__(self, architecture, initialize=True, dtype=None, name="ip_adapter"):
+        kind = KINDS[architecture.kind]
+        sides = (architecture.features,) if kind.output == EMBEDDING else (None, architecture.features)
+        with construction(dtype, initialize):
+            features = keras.Input(sides)
+            tokens = kind.project(architecture, features)
+            pairs = [
+                dense(crossing.channels, f"{2 * i + 1}_{part}", False)(tokens)
+                for i, crossing in enumerate(architecture.crossings)
+                for part in ("to_k_ip", "to_v_ip")
+            ]
+            pairs = layers.Concatenate()(pairs)
+        super().__init__(features, pairs, architecture, name)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        shape = dict(config["architecture"])
+        shape["crossings"] = tuple(Crossing(*crossing) for crossing in shape["crossings"])
+        return cls(**{**config, "architecture": IPAdapterShape(**shape)})
 
 
 # ---- Features to tokens
@@ -167,7 +186,7 @@ class ImagePrompts(NamedTuple):
     """Holds n image prompts for latents (b, h, w, c); everything is a number that may change between calls.
 
     Args:
-        pairs: n arrays (k · b, tokens, width), what the network of `make_ip_adapter` returns, for each context.
+        pairs: n arrays (k · b, tokens, width), what an `IPAdapter` returns, for each context.
         scales: (n, layers), how much each cross-attention layer follows each image.
         masks: An array (n, b, positions) for each level of the diffusion model: where each image acts.
     """

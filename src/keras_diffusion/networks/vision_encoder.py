@@ -3,44 +3,54 @@
 import keras
 from keras import ops
 
+from keras_diffusion.architectures import VisionEncoderShape
 from keras_diffusion.networks.layers import dense, layer_norm
-from keras_diffusion.networks.network import construction, kernel_initializer
+from keras_diffusion.networks.network import Network, construction, kernel_initializer
 from keras_diffusion.networks.text_encoder import EncoderLayer
 
 HIDDEN, EMBEDDING = 0, 1  # the outputs
 
 
-def make_vision_encoder(shape, initialize=True, dtype=None, name="vision_encoder"):
-    """Makes the network that turns an image into features.
+@keras.saving.register_keras_serializable("keras_diffusion")
+class VisionEncoder(Network):
+    """Turns an image into features that image prompts are made of.
 
     Source: `CLIPVisionModelWithProjection` of transformers (Radford et al. 2021, arXiv:2103.00020).
 
     Args:
-        shape: A `VisionEncoderShape`.
+        architecture: A `VisionEncoderShape`.
         initialize: Whether kernels start at random; False leaves them zero, for a loader that fills every one.
         dtype: A Keras dtype policy or its name; None for the global one.
         name: Name of the model.
 
+    Call arguments:
+        image: (b, side, side, 3), normalised.
+
     Returns:
-        A model of images (b, side, side, 3), normalised. It returns a list: what the last block reads, of the class
-        token and all patches (b, 1 + n, width), and the embedding of the image (b, projection).
+        A list: what the last block reads, of the class token and all patches (b, 1 + n, width), and the embedding of
+        the image (b, projection).
     """
-    rows, patch = shape.side // shape.patch, shape.patch
-    with construction(dtype, initialize):
-        image = keras.Input((shape.side, shape.side, 3), name="image")
-        x = ops.transpose(ops.reshape(image, (-1, rows, patch, rows, patch, 3)), (0, 1, 3, 2, 4, 5))
-        x = dense(shape.width, "embeddings_patch_embedding", False)(
-            ops.reshape(x, (-1, rows * rows, patch * patch * 3))
-        )
-        x = layer_norm("pre_layrnorm")(ClassAndPositions(name="embeddings")(x))
-        states = [x]
-        for i in range(shape.layers):
-            name_of_block = f"encoder_layers_{i}"
-            block = EncoderLayer(shape.heads, shape.activation, shape.hidden, causal=False, name=name_of_block)
-            states.append(block(states[-1]))
-        embedding = layer_norm("post_layernorm")(states[-1][:, 0])
-        embedding = dense(shape.projection, "visual_projection", False)(embedding)
-        return keras.Model(image, [states[-2], embedding], name=name)
+
+    def __init__(self, architecture, initialize=True, dtype=None, name="vision_encoder"):
+        shape = architecture
+        rows, patch = shape.side // shape.patch, shape.patch
+        with construction(dtype, initialize):
+            image = keras.Input((shape.side, shape.side, 3), name="image")
+            x = ops.transpose(ops.reshape(image, (-1, rows, patch, rows, patch, 3)), (0, 1, 3, 2, 4, 5))
+            x = ops.reshape(x, (-1, rows * rows, patch * patch * 3))
+            x = dense(shape.width, "embeddings_patch_embedding", False)(x)
+            x = layer_norm("pre_layrnorm")(ClassAndPositions(name="embeddings")(x))
+            states = [x]
+            options = shape.heads, shape.activation, shape.hidden, False
+            for i in range(shape.layers):
+                states.append(EncoderLayer(*options, name=f"encoder_layers_{i}")(states[-1]))
+            embedding = layer_norm("post_layernorm")(states[-1][:, 0])
+            embedding = dense(shape.projection, "visual_projection", False)(embedding)
+        super().__init__(image, [states[-2], embedding], architecture, name)
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**{**config, "architecture": VisionEncoderShape(**config["architecture"])})
 
 
 class ClassAndPositions(keras.layers.Layer):

@@ -1,5 +1,6 @@
 """Files of IP-Adapters and of image encoders: what is read, what is found, and what is refused by name."""
 
+from copy import deepcopy
 from dataclasses import replace
 from shutil import copy
 
@@ -17,7 +18,7 @@ from keras_diffusion.checkpoints.mapping.loading import stored, targets
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.ip_adapter import ImagePrompts, attend_to_images
 from keras_diffusion.networks.operations import replace_operations
-from keras_diffusion.networks.vision_encoder import make_vision_encoder
+from keras_diffusion.networks.vision_encoder import VisionEncoder
 
 from ...golden import ip_adapters
 
@@ -54,7 +55,7 @@ def test_an_image_encoder_computes_what_transformers_computes(encoder, folder):
     import torch
 
     files = VisionFiles(folder)
-    network = make_vision_encoder(files.shape)
+    network = VisionEncoder(files.shape)
     files.load(network)
     image = np.random.default_rng(0).standard_normal((2, ip_adapters.SIDE, ip_adapters.SIDE, 3), "float32")
     with torch.no_grad():
@@ -78,9 +79,13 @@ def test_a_pickle_is_the_same(folder, tmp_path):
     assert model.ip_adapters == ["plus", "pickle"]
     first, second = adapters(model)
     assert first.encoder is second.encoder
+    copied, _ = adapters(deepcopy(model))
+    for network, its_copy in zip(first[:2], copied[:2], strict=True):
+        assert its_copy.get_config() == network.get_config()
+        np.testing.assert_array_equal(its_copy.get_weights()[1], network.get_weights()[1])
     contents = ip_adapters.tensors("plus", SHAPE)
     for network in (first.network, second.network):
-        found = targets(network, ip_adapter(first.shape, SHAPE.crossings))
+        found = targets(network, ip_adapter(first.network.architecture))
         assert {target.name for target in found} == contents.keys()
         for target in found:
             values = stored(keras.ops.convert_to_numpy(target.variable), target.layout)
@@ -195,7 +200,7 @@ def test_the_published_encoders_have_their_sizes():
 
     for shape in VISION_ENCODERS.values():
         with keras.StatelessScope(initialize_variables=False):
-            network = make_vision_encoder(replace(shape, layers=2), initialize=False)
+            network = VisionEncoder(replace(shape, layers=2), initialize=False)
         config = CLIPVisionConfig(
             hidden_size=shape.width,
             intermediate_size=shape.hidden,

@@ -4,8 +4,9 @@ Sources: tencent-ailab/IP-Adapter; the folders of h94/IP-Adapter, which diffuser
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 
@@ -16,8 +17,8 @@ from keras_diffusion.checkpoints.mapping import loading
 from keras_diffusion.checkpoints.mapping.image_prompt_names import ip_adapter
 from keras_diffusion.checkpoints.mapping.loading import Part, load, targets
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
-from keras_diffusion.networks.ip_adapter import HEAD, KINDS, IPAdapterShape, make_ip_adapter
-from keras_diffusion.networks.vision_encoder import EMBEDDING, make_vision_encoder
+from keras_diffusion.networks.ip_adapter import HEAD, KINDS, IPAdapter, IPAdapterShape
+from keras_diffusion.networks.vision_encoder import EMBEDDING, VisionEncoder
 
 SUFFIXES = (".safetensors", ".bin")  # of adapters in a folder
 BESIDE = ("image_encoder", "../models/image_encoder")  # where the encoder is, from an adapter's folder
@@ -29,19 +30,17 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
 BASES = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "SDXL", 1280: "SDXL's refiner"}
 
 
-class IPAdapter(NamedTuple):
+class Adapter(NamedTuple):
     """An IP-Adapter that is loaded.
 
     Args:
-        network: What `make_ip_adapter` returns.
-        encoder: What `make_vision_encoder` returns; several adapters may share it.
-        shape: The adapter's `IPAdapterShape`.
-        encoder_path: Where the encoder came from.
+        network: The `IPAdapter`.
+        encoder: The `VisionEncoder` whose features it reads; several adapters may share it.
+        encoder_path: Where that came from.
     """
 
-    network: Any
-    encoder: Any
-    shape: IPAdapterShape
+    network: IPAdapter
+    encoder: VisionEncoder
     encoder_path: Path
 
 
@@ -53,18 +52,18 @@ def load_ip_adapter(path, image_encoder, architecture, dtype, loaded):
         image_encoder: Where the image encoder is, a file or a folder; None looks beside the adapter.
         architecture: The `Architecture` of the model.
         dtype: A Keras dtype policy or its name, for both networks.
-        loaded: The `IPAdapter`s there are.
+        loaded: The `Adapter`s there are.
 
     Returns:
-        An `IPAdapter`.
+        An `Adapter`.
 
     Raises:
         CheckpointError: If anything is missing, damaged, or does not fit.
         UnsafeCheckpointError: If a file is a pickle that asks for more than values.
     """
     path = _find(path)
-    tensors, crossings = tensor_index.index(path), architecture.diffusion_model.crossings
-    shape = _read_shape(tensors)
+    tensors = tensor_index.index(path)
+    shape = replace(_read_shape(tensors), crossings=architecture.diffusion_model.crossings)
     if shape.context != architecture.diffusion_model.context:
         ours, theirs = (
             f"{BASES.get(width, 'another model')} (context {width})"
@@ -73,20 +72,20 @@ def load_ip_adapter(path, image_encoder, architecture, dtype, loaded):
         problem = f"it was made for {theirs}, not {ours}"
         raise CheckpointMismatchError(f"The IP-Adapter does not fit the model: {problem}.", mismatched=[problem])
     number = 1 + max((int(each.network.name.rpartition("_")[2]) for each in loaded), default=-1)
-    network = _unfilled(make_ip_adapter, shape, crossings, dtype=dtype, name=f"ip_adapter_{number}")
+    network = _unfilled(IPAdapter, shape, dtype, f"ip_adapter_{number}")
     files = _find_encoder(path, image_encoder, shape, loaded)
-    load([Part("IP-Adapter", tensors, targets(network, ip_adapter(shape, crossings)), set())])
+    load([Part("IP-Adapter", tensors, targets(network, ip_adapter(shape)), set())])
     shared = next((each.encoder for each in loaded if each.encoder_path == files.path), None)
     if shared is None:
-        shared = _unfilled(make_vision_encoder, files.shape, dtype=dtype, name=f"vision_encoder_{number}")
+        shared = _unfilled(VisionEncoder, files.shape, dtype, f"vision_encoder_{number}")
         files.load(shared)
-    return IPAdapter(network, shared, shape, files.path)
+    return Adapter(network, shared, files.path)
 
 
-def _unfilled(make, *arguments, **options):
+def _unfilled(network, shape, dtype, name):
     """A network that waits for its first values."""
     with keras.StatelessScope(initialize_variables=False):
-        return make(*arguments, initialize=False, **options)
+        return network(shape, initialize=False, dtype=dtype, name=name)
 
 
 def _find(path):

@@ -60,7 +60,7 @@ class VisionFiles:
         self.shape = _described(read_json(config)) if config.is_file() else _known(self._tensors)
 
     def load(self, network):
-        """Fills a network of `make_vision_encoder` with the weights: all of them or, on an error, none.
+        """Fills a `VisionEncoder` with the weights: all of them or, on an error, none.
 
         Raises:
             CheckpointMismatchError: If anything does not fit; every tensor is named.

@@ -23,15 +23,15 @@ def vision_encoder(shape):
     yield from layer("visual_projection", "", "projection")
 
 
-def ip_adapter(shape, crossings):
+def ip_adapter(shape):
     """Yields the rows of an IP-Adapter of an `IPAdapterShape`.
 
-    Odd numbers are the cross-attention layers, in the order of `crossings`; even ones would be self-attention.
+    Odd numbers are the cross-attention layers, in the order of its `crossings`; even ones would be self-attention.
     """
     for name, kind in PROJECTIONS[shape.kind].items():
         yield from layer(name, "", kind, prefix="image_proj.")
     for i in range(shape.depth):
         yield from block(f"layers.{i}", "", RESAMPLER_LAYER, prefix="image_proj.")
-    for i in range(len(crossings)):
+    for i in range(len(shape.crossings)):
         for part in ("to_k_ip", "to_v_ip"):
             yield from layer(f"{2 * i + 1}.{part}", "", "projection", prefix="ip_adapter.")
