@@ -5,7 +5,17 @@ from typing import assert_type
 
 import numpy as np
 
-from keras_diffusion import SAMPLERS, Control, ControlNet, ImagePrompt, NumericalError, Options, StableDiffusion, pad
+from keras_diffusion import (
+    SAMPLERS,
+    Control,
+    ControlNet,
+    ImagePrompt,
+    NumericalError,
+    Options,
+    StableDiffusion,
+    Upscaler,
+    pad,
+)
 
 model = StableDiffusion.from_preset("emoji", dtype="mixed_float16", jit_compile=True)
 assert_type(model, StableDiffusion)
@@ -33,6 +43,11 @@ assert_type(model.load_lora("style.safetensors", scale=0.7), str)
 assert_type(model.loras, dict[str, float | Mapping[str, float]])
 model.set_lora_scale("style", {"text_encoder": 0.5, "mid_block": 0})
 model.load_vae("vae.safetensors")
+model.load_tiny_vae("taesd")
+upscaler = Upscaler.from_file("4x.pth", dtype="mixed_float16")
+assert_type(upscaler, Upscaler)
+assert_type(upscaler.upscale("cat.png", 2), np.ndarray)
+model.text_to_image("a bird", hires=2, hires_upscaler=upscaler, upscale=(upscaler, 2), tiny_vae=True)
 assert_type(model.way, str)
 images, mask = pad(np.zeros((1, 64, 64, 3), "uint8"), 8, 8, 8, 8)
 assert_type(mask, np.ndarray)

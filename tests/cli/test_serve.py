@@ -31,12 +31,13 @@ def serve(tmp_path, monkeypatch):
 
 def test_serve_hands_its_options_on(serve, tmp_path, capsys):
     (tmp_path / "token").write_text("a token of 24 characters\n")
-    files = ["--token-file", str(tmp_path / "token"), "--loras", str(tmp_path)]
+    files = ["--token-file", str(tmp_path / "token"), "--loras", str(tmp_path), "--tiny-vae", str(tmp_path / "token")]
     handed = serve(*files, "--allow-host", "My.Example", "--allow-origin", "https://a.example", "--max-steps", "7")
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+\n", capsys.readouterr().out)
     rules, limits = handed["rules"], handed["limits"]
     assert {"my.example", "localhost", "127.0.0.1", "[::1]"} == rules.hosts
     assert (rules.token, rules.origins) == ("a token of 24 characters", {"https://a.example"})
+    assert tmp_path / "token" in handed["secret"]
     assert (limits.max_steps, handed["model"], handed["models"].names) == (7, "emoji", ["emoji"])
 
 

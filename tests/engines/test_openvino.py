@@ -9,6 +9,7 @@ from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
 from keras_diffusion.networks.layers import conv
 from keras_diffusion.networks.network import Network
+from keras_diffusion.networks.tiny_autoencoder import TinyArchitecture, TinyDecoder, TinyImageEncoder
 
 from ..golden import comparison, networks
 
@@ -38,6 +39,15 @@ def test_computes_what_the_reference_computes(network, name):
             inputs[1] = timestep_embedding(inputs[1], case.architecture.diffusion_model.frequencies)
         output = compile_network(model, [x.shape for x in inputs])(*inputs)
         np.testing.assert_allclose(output, expected, rtol=0, atol=comparison.TOLERANCE)
+
+
+@pytest.mark.parametrize("make", [TinyDecoder, TinyImageEncoder])
+def test_computes_what_a_tiny_autoencoder_computes(make):
+    network, generator = make(architecture=TinyArchitecture((1, 2), channels=32)), np.random.default_rng(0)
+    network.set_weights([generator.standard_normal(w.shape, "float32") / 9 for w in network.get_weights()])
+    x = 2 * generator.standard_normal((2, 24, 18, network.inputs[0].shape[-1]), "float32")
+    expected = keras.ops.convert_to_numpy(network(x))
+    np.testing.assert_allclose(compile_network(network, [x.shape])(x), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_what_the_context_alone_decides_is_computed_when_it_changes(monkeypatch):

@@ -10,16 +10,18 @@ from PIL import Image
 from safetensors.numpy import save_file
 from starlette.testclient import TestClient
 
+from keras_diffusion.checkpoints.layouts import tiny_vae_files
 from keras_diffusion.checkpoints.mapping import names
 from keras_diffusion.images import metadata
+from keras_diffusion.networks.tiny_autoencoder import TinyArchitecture, TinyDecoder
 from keras_diffusion.serving.adapters import Adapters
 from keras_diffusion.serving.app import make_app
 from keras_diffusion.serving.calls import Limits
 from keras_diffusion.serving.models import Models
 from keras_diffusion.serving.security import Rules
-from keras_diffusion.serving.service import Service
+from keras_diffusion.serving.service import Service, preview_png
 from keras_diffusion.serving.store import Store
-from keras_diffusion.serving.worker import Worker
+from keras_diffusion.serving.worker import Progress, Worker
 
 from ..golden import networks
 
@@ -118,3 +120,20 @@ def test_one_model_is_in_memory_at_a_time(monkeypatch):
         models._use(name)
         assert models.loaded == name
     assert events == [("made", "x"), ("unloaded", "x"), ("made", "y"), ("unloaded", "y")]  # x loads itself again
+
+
+def test_a_tiny_decoder_draws_previews_where_it_fits(tmp_path, caplog):
+    for name, shape in {"fits": TinyArchitecture((1, 0, 0), channels=4), "other": TinyArchitecture((1, 0))}.items():
+        tiny_vae_files.save(tmp_path / f"{name}.safetensors", tiny_decoder=TinyDecoder(architecture=shape))
+        models = Models({"emoji": "emoji"}, Adapters(), tiny_vae=tmp_path / f"{name}.safetensors")
+        models._use("emoji")
+        size = 64 if name == "fits" else 16
+        assert models.preview(np.zeros((1, 16, 16, 4), "float32")).shape == (1, size, size, 3)
+    assert len(caplog.messages) == 1
+    assert "pixels per latent 2, not 4" in caplog.text
+
+
+def test_a_preview_is_enlarged_only_where_it_is_small():
+    for side, expected in ((64, 512), (512, 512)):
+        progress = Progress("id", 1, 2, 0.0, None, np.zeros((2, side, side, 3), "uint8"))
+        assert Image.open(io.BytesIO(preview_png(progress, scale=8))).size == (2 * expected, expected)

@@ -13,6 +13,7 @@ from keras_diffusion.engines.winograd import F2X2_3X3, F4X4_3X3, TAPS
 from keras_diffusion.networks import layers
 from keras_diffusion.networks.keras_internals import indexing
 from keras_diffusion.networks.text_encoder import ACTIVATIONS, EncoderLayer
+from keras_diffusion.networks.tiny_autoencoder import SoftClip, TinyBlock
 
 TO_INSIDE, TO_OUTSIDE = (0, 3, 1, 2), (0, 2, 3, 1)
 # With fewer tiles, Winograd's kernels, which are two or four times as large, cost more memory than the time is worth.
@@ -146,15 +147,32 @@ def layer_norm(layer, x):
 
 
 def activation(layer, x):
-    """Translates a SiLU."""
-    if layer.activation is not keras.activations.silu:
-        raise TypeError(f"Only SiLU has a row here. Received: activation={layer.activation!r:.200}")
-    return ov.swish(x).output(0)
+    """Translates a SiLU or a ReLU."""
+    known = {keras.activations.silu: ov.swish, keras.activations.relu: ov.relu}
+    if layer.activation not in known:
+        raise TypeError(f"Only SiLU and ReLU have rows here. Received: activation={layer.activation!r:.200}")
+    return known[layer.activation](x).output(0)
 
 
 def rescaling(layer, x):
-    """Translates a multiplication by a number."""
-    return ov.multiply(x, constant(np.float32(layer.scale))).output(0)
+    """Translates a multiplication by a number, and the addition of another."""
+    x = ov.multiply(x, constant(np.float32(layer.scale)))
+    return (ov.add(x, constant(np.float32(layer.offset))) if layer.offset else x).output(0)
+
+
+def zero_padding(layer, x):
+    """Translates the addition of zeros at the edges."""
+    (top, bottom), (left, right) = layer.padding
+    return ov.pad(x, np.array([0, 0, top, left]), np.array([0, 0, bottom, right]), "constant", constant(0.0)).output(0)
+
+
+def nearest(layer, x):
+    """Translates the doubling of a feature map by nearest neighbours."""
+    sides = np.array([factor * side for factor, side in zip(layer.size, list(x.shape)[2:], strict=True)])
+    return ov.interpolate(
+        x, sides, "nearest", "sizes", axes=np.array([2, 3]),
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    ).output(0)  # fmt: skip
 
 
 def add(layer, terms):
@@ -262,13 +280,21 @@ def downsample(layer, x):
 
 def upsample(layer, x, like=None):
     """Translates an upsampling layer."""
-    rows, columns = (2 * side for side in list(x.shape)[2:])
-    x = ov.interpolate(
-        x, np.array([rows, columns]), "nearest", "sizes", axes=np.array([2, 3]),
-        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
-    )  # fmt: skip
+    x = nearest(layer.upsample, x)
     rows, columns = list((x if like is None else like).shape)[2:]
     return conv(layer.conv, crop(x, rows, columns))
+
+
+def tiny_block(layer, x):
+    """Translates a residual block of a tiny autoencoder."""
+    first, second, third = layer.convs
+    hidden = ov.relu(conv(second, ov.relu(conv(first, x)).output(0))).output(0)
+    return ov.relu(ov.add(conv(third, hidden), x)).output(0)
+
+
+def soft_clip(layer, x):
+    """Translates a soft clip."""
+    return ov.multiply(ov.tanh(ov.multiply(x, constant(np.float32(1 / 3)))), constant(np.float32(3))).output(0)
 
 
 def encoder_layer(layer, x):
@@ -296,5 +322,9 @@ LOWERINGS = {
     layers.Upsample: upsample,
     layers.ConcatenateSkip: concatenate_skip,
     EncoderLayer: encoder_layer,
+    TinyBlock: tiny_block,
+    SoftClip: soft_clip,
+    keras.layers.UpSampling2D: nearest,
+    keras.layers.ZeroPadding2D: zero_padding,
     indexing(): channels_of,
 }
