@@ -163,16 +163,21 @@ def rescaling(layer, x):
 def zero_padding(layer, x):
     """Translates the addition of zeros at the edges."""
     (top, bottom), (left, right) = layer.padding
-    return ov.pad(x, np.array([0, 0, top, left]), np.array([0, 0, bottom, right]), "constant", constant(0.0)).output(0)
+    return ov.pad(x, np.array([0, 0, top, left]), np.array([0, 0, bottom, right]), "constant").output(0)
 
 
 def nearest(layer, x):
-    """Translates the doubling of a feature map by nearest neighbours."""
-    sides = np.array([factor * side for factor, side in zip(layer.size, list(x.shape)[2:], strict=True)])
+    """Translates the enlargement of a feature map by nearest neighbours."""
+    return enlarge(x, layer.size).output(0)
+
+
+def enlarge(x, factors):
+    """Repeats rows and columns of a feature map."""
+    sides = np.array([factor * side for factor, side in zip(factors, list(x.shape)[2:], strict=True)])
     return ov.interpolate(
         x, sides, "nearest", "sizes", axes=np.array([2, 3]),
         coordinate_transformation_mode="asymmetric", nearest_mode="floor",
-    ).output(0)  # fmt: skip
+    )  # fmt: skip
 
 
 def add(layer, terms):
@@ -280,7 +285,7 @@ def downsample(layer, x):
 
 def upsample(layer, x, like=None):
     """Translates an upsampling layer."""
-    x = nearest(layer.upsample, x)
+    x = enlarge(x, layer.upsample.size)
     rows, columns = list((x if like is None else like).shape)[2:]
     return conv(layer.conv, crop(x, rows, columns))
 
