@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,31 @@ def stay_offline(event, arguments):
 
 
 sys.addaudithook(stay_offline)
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    from keras_diffusion import StableDiffusion
+
+    return StableDiffusion.from_preset("emoji")
+
+
+@pytest.fixture
+def one_bundled_model(bundled, monkeypatch):
+    """Has `from_preset("emoji")` give the same model every time, with what is compiled for it, and resets it."""
+    from keras_diffusion import StableDiffusion
+    from keras_diffusion.checkpoints.adapters.lora_fusion import Loras
+
+    load, state = StableDiffusion.from_preset, dict(vars(bundled))
+    vars(bundled).update(tokenizer=deepcopy(bundled.tokenizer), _loras=Loras())
+
+    def from_preset(preset, **options):
+        return load(preset, **options) if options or preset != "emoji" else bundled
+
+    monkeypatch.setattr(StableDiffusion, "from_preset", from_preset)
+    yield
+    bundled.unload_lora()
+    vars(bundled).update(state)
 
 
 @pytest.fixture(autouse=True)

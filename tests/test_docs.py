@@ -40,7 +40,7 @@ def broken(path):
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
-def test_code(path, tmp_path, monkeypatch):
+def test_code(path, tmp_path, monkeypatch, one_bundled_model):
     """The blocks of a page run one after the other in one namespace; those of other weights compile at least."""
     monkeypatch.chdir(tmp_path)
     names = {}

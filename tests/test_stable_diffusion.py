@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from keras_diffusion import GenerationCancelled, NumericalError, StableDiffusion
-from keras_diffusion.architectures import TINY
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.sampling.registry import SAMPLERS
+
+from .small import SMALL_OF_EIGHT as ARCHITECTURE
 
 QUICK = {"num_steps": 2, "verbose": 0}
 
@@ -21,7 +22,7 @@ QUICK = {"num_steps": 2, "verbose": 0}
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(0)
-    model = StableDiffusion(preset=TINY)
+    model = StableDiffusion(preset=ARCHITECTURE)
     beta = model.text_encoder.get_layer("final_layer_norm").beta
     beta.assign(np.linspace(-1, 2, beta.shape[0]))  # contexts of trained models have a mean
     return model
@@ -67,12 +68,12 @@ def test_without_a_seed_every_image_is_another(model):
 @pytest.mark.backend
 @pytest.mark.parametrize("sampler", [None, "dpmpp_2m", "euler_ancestral"])
 def test_an_image_of_a_batch_can_be_made_alone(model, sampler):
-    batch = model.text_to_image("a cat", batch_size=3, seed=10, sampler=sampler, **QUICK)
-    alone = model.text_to_image("a cat", seed=12, sampler=sampler, **QUICK)
-    listed = model.text_to_image("a cat", batch_size=3, seed=[12, 10, 11], sampler=sampler, **QUICK)
+    batch = model.text_to_image("a cat", batch_size=2, seed=10, sampler=sampler, **QUICK)
+    alone = model.text_to_image("a cat", seed=11, sampler=sampler, **QUICK)
+    listed = model.text_to_image("a cat", batch_size=2, seed=[11, 10], sampler=sampler, **QUICK)
 
-    assert np.abs(batch[2].astype(int) - alone[0]).max() <= 1
-    assert np.abs(batch[[2, 0, 1]].astype(int) - listed).max() <= 1
+    assert np.abs(batch[1].astype(int) - alone[0]).max() <= 1
+    assert np.abs(batch[::-1].astype(int) - listed).max() <= 1
 
 
 @pytest.mark.backend
@@ -111,7 +112,7 @@ def test_every_image_may_have_its_guidance(model):
 
 def test_generate_image_is_text_to_image_without_the_text(model):
     context = model.encode_text("a cat")
-    assert context.shape == (1, 77, TINY.text_encoder.width)
+    assert context.shape == (1, 77, ARCHITECTURE.text_encoder.width)
     expected = model.text_to_image("a cat", batch_size=2, seed=3, **QUICK)
 
     for encoded in (context, context[0], np.repeat(context, 2, axis=0)):
@@ -163,14 +164,14 @@ def test_long_prompts_are_chunks(model):
     long = words(model, "cat dog " * 40)
     found = model.encode_text(["cat dog " * 40, "a BREAK", "a"], long_prompts="chunk")
     first, second, third = contexts(model, long[:75], long[75:], words(model, "a"))
-    assert found.shape == (3, 154, TINY.text_encoder.width)
+    assert found.shape == (3, 154, ARCHITECTURE.text_encoder.width)
     np.testing.assert_allclose(found[0], np.concatenate([first, second]), rtol=0, atol=2e-5)
     np.testing.assert_allclose(found[2], np.concatenate([third, third]), rtol=0, atol=2e-5)
 
 
 def test_a_prompt_of_any_length_is_drawn_alone_or_with_others(model):
     settings = {"long_prompts": "chunk", **QUICK}
-    prompts, negatives = ["a cat", "a bird " * 60], ["blue " * 160, ""]
+    prompts, negatives = ["a cat", "a bird " * 40], ["blue " * 80, ""]
     both = model.text_to_image(prompts, negatives, seed=[3, 3], **settings)
     for image, prompt, negative in zip(both, prompts, negatives, strict=True):
         alone = model.text_to_image(prompt, negative, seed=3, **settings)
@@ -206,7 +207,7 @@ def test_noise_may_be_given(model, rank, dtype):
 
 
 @pytest.mark.backend
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (72, 40), (8, 128)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (8, 72)])
 def test_any_size_with_the_same_weights(model, height, width):
     images = model.text_to_image("a cat", seed=0, img_height=height, img_width=width, **QUICK)
     assert images.shape == (1, height, width, 3)
@@ -227,7 +228,7 @@ def test_assigned_networks_take_effect(model):
     before = model.text_to_image("a cat", seed=0, **QUICK)
     text_encoder = model.text_encoder
     keras.utils.set_random_seed(7)
-    model.text_encoder = TextEncoder(architecture=TINY)
+    model.text_encoder = TextEncoder(architecture=ARCHITECTURE)
     after = model.text_to_image("a cat", seed=0, **QUICK)
     model.text_encoder = text_encoder
 
@@ -322,7 +323,7 @@ def test_progress_is_silent_on_request(model, capsys):
 
 @pytest.mark.backend
 def test_dtype_belongs_to_the_object(model):
-    half = StableDiffusion(preset=TINY, dtype="mixed_bfloat16")
+    half = StableDiffusion(preset=ARCHITECTURE, dtype="mixed_bfloat16")
     assert half.diffusion_model.layers[-1].compute_dtype == "bfloat16"
     assert half.decoder.layers[-1].compute_dtype == "float32"
     assert model.diffusion_model.layers[-1].compute_dtype == "float32"
@@ -337,11 +338,11 @@ def test_dtype_belongs_to_the_object(model):
 
 
 def test_an_untrained_model_predicts_what_it_is_told():
-    model = StableDiffusion(preset=TINY, prediction_type="v_prediction")
-    assert model.architecture == replace(TINY, prediction_type="v_prediction")
+    model = StableDiffusion(preset=ARCHITECTURE, prediction_type="v_prediction")
+    assert model.architecture == replace(ARCHITECTURE, prediction_type="v_prediction")
     assert model.schedule["prediction_type"] == "v_prediction"
     with pytest.raises(ValueError, match="epsilon, v_prediction, sample"):
-        StableDiffusion(preset=TINY, prediction_type="v")
+        StableDiffusion(preset=ARCHITECTURE, prediction_type="v")
 
 
 def test_repr_says_preset_size_dtype_and_backend(model):
@@ -379,17 +380,18 @@ def test_what_is_saved_draws_the_same(model, tmp_path, form, suffix):
     expected, found = (m.text_to_image("a cat", seed=0, sampler="ddim", **QUICK).astype(int) for m in (model, again))
     np.testing.assert_array_equal(found, expected)
     other = StableDiffusion.from_preset(first, prediction_type="v_prediction")
-    assert np.abs(other.text_to_image("a cat", seed=0, **QUICK) - expected).max() > 1
+    assert other.architecture == replace(again.architecture, prediction_type="v_prediction")
+    assert other.schedule["prediction_type"] == "v_prediction"
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_draw_the_same(model, copied):
-    again = copied(model)
-    expected, found = (m.text_to_image("a cat", seed=0, **QUICK) for m in (model, again))
+    again, drawn = copied(model), {"seed": 0, "output": "latents", **QUICK}
+    expected, found = (m.text_to_image("a cat", **drawn) for m in (model, again))
     np.testing.assert_array_equal(found, expected)
     assert (again.decoder is model.decoder) == (again._engine is model._engine) == (copied is copy.copy)
-    again.diffusion_model = DiffusionModel(architecture=TINY)
-    np.testing.assert_array_equal(model.text_to_image("a cat", seed=0, **QUICK), expected)
+    again.diffusion_model = DiffusionModel(architecture=ARCHITECTURE)
+    np.testing.assert_array_equal(model.text_to_image("a cat", **drawn), expected)
 
 
 NOISE = np.zeros((8, 8, 4), "float32")
@@ -462,12 +464,12 @@ def test_wrong_context(model, context):
 @pytest.mark.parametrize("dtype", ["float64", "int8", "half", 16, ""])
 def test_wrong_dtype(dtype):
     with pytest.raises(ValueError, match="mixed_float16"):
-        StableDiffusion(preset=TINY, dtype=dtype)
+        StableDiffusion(preset=ARCHITECTURE, dtype=dtype)
 
 
 def test_random_weights_have_no_averages():
     with pytest.raises(ValueError, match="`ema` is for checkpoints"):
-        StableDiffusion(preset=TINY, ema=True)
+        StableDiffusion(preset=ARCHITECTURE, ema=True)
 
 
 @pytest.mark.parametrize("name", ["model", "model.ckpt", "model.h5"])

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from keras_diffusion import StableDiffusion
-from keras_diffusion.architectures import TINY
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
+
+from .small import SMALL
 
 QUICK = {"num_steps": 2, "verbose": 0, "seed": 0}
 
@@ -22,16 +23,15 @@ QUICK = {"num_steps": 2, "verbose": 0, "seed": 0}
 def preset(tmp_path_factory):
     keras.utils.set_random_seed(0)
     path = tmp_path_factory.mktemp("preset") / "model"
-    StableDiffusion(preset=TINY).save_to_preset(path)
+    StableDiffusion(preset=SMALL).save_to_preset(path)
     return path
 
 
 @pytest.mark.backend
 def test_the_next_picture_is_the_same_and_the_memory_is_free(preset):
     model = StableDiffusion.from_preset(preset, dtype="float32_from_float16")
-    options = {"image": np.full((64, 64, 3), 0.3), "strength": 0.5, **QUICK}
+    options = {"image": np.full((16, 16, 3), 0.3), "strength": 0.5, "deep_cache": 2, **QUICK}
     before = model.text_to_image("a cat", **options)
-    model.text_to_image("a cat", deep_cache=2, **QUICK)
     model.preview(np.zeros((1, 8, 8, 4), "float32"))
     networks = model.text_encoder, model.diffusion_model, model.decoder, model.image_encoder
     variables = [weakref.ref(variable) for network in networks for variable in network.variables]
@@ -48,7 +48,7 @@ def test_it_may_be_done_again(preset):
     model = StableDiffusion.from_preset(preset)
     model.unload()
     model.unload()
-    model.diffusion_model = own = DiffusionModel(architecture=TINY)
+    model.diffusion_model = own = DiffusionModel(architecture=SMALL)
     assert model.decoder.name == "decoder"
     assert model.diffusion_model is own
     with pytest.raises(AttributeError, match="decoders"):
@@ -82,7 +82,7 @@ def test_a_tokenizer_of_ones_own_stays(preset):
 
 
 def test_random_weights_are_not_lost_unasked():
-    model = StableDiffusion(preset=TINY)
+    model = StableDiffusion(preset=SMALL)
     network = model.diffusion_model
     with pytest.raises(ValueError, match="random weights"):
         model.unload()
@@ -93,7 +93,7 @@ def test_random_weights_are_not_lost_unasked():
 
 def test_a_network_of_ones_own_is_not_lost_unasked(preset):
     model = StableDiffusion.from_preset(preset)
-    model.diffusion_model = own = DiffusionModel(architecture=TINY)
+    model.diffusion_model = own = DiffusionModel(architecture=SMALL)
     with pytest.raises(ValueError, match="assigned to diffusion_model"):
         model.unload()
     assert model.diffusion_model is own
@@ -105,7 +105,7 @@ def test_a_network_of_ones_own_is_not_lost_unasked(preset):
 def test_nor_one_that_was_assigned_before_any_was_loaded(preset, name, network):
     model = StableDiffusion.from_preset(preset)
     model.unload()
-    setattr(model, name, own := network(architecture=TINY))
+    setattr(model, name, own := network(architecture=SMALL))
     with pytest.raises(ValueError, match=f"assigned to {name}"):
         model.unload()
     assert getattr(model, name) is own
