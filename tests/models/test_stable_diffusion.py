@@ -9,12 +9,13 @@ from keras import ops
 
 import keras_diffusion
 from keras_diffusion import models
-from keras_diffusion.architectures import TINY
 from keras_diffusion.models import stable_diffusion
 from keras_diffusion.models.stable_diffusion.clip_tokenizer import SimpleTokenizer
 from keras_diffusion.models.stable_diffusion.constants import _ALPHAS_CUMPROD
 from keras_diffusion.models.stable_diffusion.noise_scheduler import NoiseScheduler
 from keras_diffusion.models.stable_diffusion.stable_diffusion import MAX_PROMPT_LENGTH
+
+from ..small import SMALL_OF_EIGHT as ARCHITECTURE
 
 QUICK = {"num_steps": 1, "seed": 0, "verbose": 0}
 
@@ -22,13 +23,13 @@ QUICK = {"num_steps": 1, "seed": 0, "verbose": 0}
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(0)
-    return models.StableDiffusion(img_height=32, img_width=32, jit_compile=False, preset=TINY)
+    return models.StableDiffusion(img_height=32, img_width=32, jit_compile=False, preset=ARCHITECTURE)
 
 
 def test_what_is_assigned_draws(model):
     before, own = model.text_to_image("a cat", **QUICK), model._text_encoder
     assert own is model.text_encoder
-    other = stable_diffusion.TextEncoder(MAX_PROMPT_LENGTH, 49408, download_weights=False, architecture=TINY)
+    other = stable_diffusion.TextEncoder(MAX_PROMPT_LENGTH, 49408, download_weights=False, architecture=ARCHITECTURE)
     assert isinstance(other, keras_diffusion.TextEncoder)
     model._text_encoder = other
     assert model.text_encoder is other
@@ -55,7 +56,7 @@ def test_weights_that_are_not_at_hand_are_said_to_be_random(caplog, monkeypatch,
     for make in (stable_diffusion.DiffusionModel, stable_diffusion.Decoder, stable_diffusion.ImageEncoder):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            made = make(32, 32, architecture=TINY, name="own")
+            made = make(32, 32, architecture=ARCHITECTURE, name="own")
         assert made.name == "own"
         assert f"The weights of this {type(made).__name__} are random" in caplog.text
 
