@@ -65,12 +65,24 @@ def test_strips_are_the_rule_where_nothing_is_compiled(decoder, monkeypatch):
     assert bool(used) == (keras.backend.backend() == "torch")
 
 
-def test_a_network_of_ones_own_is_called(decoder):
+def own_class():
     class Own(keras.Model):
         def call(self, latents):
             return latents[..., :3] * 0.5
 
+    return Own()
+
+
+def own_graph():
+    latents = keras.Input((None, None, 4))
+    part = keras.layers.Rescaling(0.25)(latents)
+    return keras.Model(latents, keras.layers.Add()([part, part])[..., :3])
+
+
+@pytest.mark.parametrize("make", [own_class, own_graph])
+def test_a_network_of_ones_own_is_called(make):
+    """Whole, as it may have operations of several inputs."""
     engine = Engine()
     engine.strips = True
-    images = engine.decode(Own(), np.ones((1, 2, 2, 4), "float32"))
+    images = engine.decode(make(), np.ones((1, 2, 2, 4), "float32"))
     assert (images == 191).all()

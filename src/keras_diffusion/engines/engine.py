@@ -38,6 +38,7 @@ from keras_diffusion.engines.stages import (
 )
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.networks.controlnet import with_controlnets
+from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.deep_cache import deep_and_shallow
 from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.networks.operations import replace_operations
@@ -195,7 +196,7 @@ class Engine:
         self._forget_stale(decoder, latents.shape)
         if (in_strips := self.strips) == "auto":
             in_strips = (self.runner(decoder, latents.shape), device()) in IN_STRIPS
-        stage = decode_in_strips if in_strips else decode
+        stage = decode_in_strips if in_strips and isinstance(decoder, Decoder) else decode
         trim()
         return finite("decoding", self.run(stage, decoder, latents)).round().astype("uint8")
 
