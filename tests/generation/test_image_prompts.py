@@ -17,16 +17,16 @@ from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.ip_adapter import KINDS
 
 from ..golden import ip_adapters
-from ..test_pipeline import loaded, made
+from ..test_pipeline import ARCHITECTURE, loaded, made
 from ..test_sdxl import TINY_SDXL
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-LATENTS = np.random.default_rng(0).standard_normal((2, 8, 9, 4), "float32")
+LATENTS = np.random.default_rng(0).standard_normal((2, 8, 12, 4), "float32")
 IMAGES = np.random.default_rng(1).integers(0, 256, (2, ip_adapters.SIDE, ip_adapters.SIDE, 3), "uint8")
-MASK = np.zeros((64, 72), bool)
-MASK[8:40, 20:70] = True
+MASK = np.zeros((16, 24), bool)
+MASK[2:10, 5:17] = True
 BLOCKS = {"down": 0.3, "up": {"block_1": [0.0, 1.5]}}  # of TINY; the middle gets 0
-QUICK = {"num_steps": 3, "verbose": 0, "img_height": 64, "img_width": 72, "output": "latents"}
+QUICK = {"num_steps": 3, "verbose": 0, "img_height": 16, "img_width": 24, "output": "latents"}
 
 
 def save_adapters(folder, shape):
@@ -52,7 +52,7 @@ def pair(root, architecture, pipeline):
 
 @pytest.fixture(scope="module")
 def sd(tmp_path_factory):
-    return pair(tmp_path_factory.mktemp("sd"), TINY, "StableDiffusionPipeline")
+    return pair(tmp_path_factory.mktemp("sd"), ARCHITECTURE, "StableDiffusionPipeline")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def expected(theirs, shape, prompts):
     theirs.set_ip_adapter_scale([scale for _, _, scale, _ in prompts])
     options = {}
     if any(mask is not None for *_, mask in prompts):
-        masks = [np.ones((64, 72), bool) if mask is None else mask for *_, mask in prompts]
-        processed = IPAdapterMaskProcessor().preprocess([Image.fromarray(mask) for mask in masks], 64, 72)
+        masks = [np.ones(MASK.shape, bool) if mask is None else mask for *_, mask in prompts]
+        processed = IPAdapterMaskProcessor().preprocess([Image.fromarray(mask) for mask in masks], *MASK.shape)
         options["cross_attention_kwargs"] = {"ip_adapter_masks": [mask[None] for mask in processed]}
     return (
         theirs(
@@ -81,8 +81,8 @@ def expected(theirs, shape, prompts):
             num_inference_steps=QUICK["num_steps"],
             guidance_scale=3.0,
             latents=torch.tensor(LATENTS.transpose(0, 3, 1, 2)),
-            height=64,
-            width=72,
+            height=16,
+            width=24,
             output_type="latent",
             **options,
         )
@@ -137,7 +137,10 @@ def test_a_change_of_image_scale_or_mask_compiles_nothing(sd, draw):
 def test_follows_images_with_everything_else(sd):
     """With several prompts, deep features that are reused, a ControlNet and an image to start from, enlarged."""
     keras.utils.set_random_seed(0)
-    options = {"deep_cache": 2, "control": (ControlNet(architecture=TINY), MASK[..., None].repeat(3, -1) / 1.0)}
+    options = {
+        "deep_cache": 2,
+        "control": (ControlNet(architecture=ARCHITECTURE, conditioning=(4, 8)), MASK[..., None].repeat(3, -1) / 1.0),
+    }
     options |= QUICK | {"num_steps": 4, "seed": 1, "strength": 0.8, "image": IMAGES[0], "prompt_weighting": True}
     drawn = [
         sd[0].text_to_image("a cat AND a dog:0.5", image_prompt=(IMAGES[1], scale, None, "plain"), **options)
@@ -156,13 +159,13 @@ def test_each_image_of_a_batch_follows_its_own():
         adapter = SimpleNamespace(network=network, encoder=encoder)
         pixels = np.arange(1, 3, dtype="float32")[:, None, None, None] * np.ones((2, 2, 2, 3), "float32")
         prompts.append(Read(adapter, pixels, [0.5] * 4, np.stack([MASK, ~MASK]).astype("float32")))
-    images = encode_image_prompts(engine, prompts, TINY.diffusion_model, 2, (8, 9), 1, False)
+    images = encode_image_prompts(engine, prompts, TINY.diffusion_model, 2, (9, 11), 1, False)
     assert [pairs.reshape(2, -1)[:, 0].tolist() for pairs in images.pairs] == [[2, 3], [11, 21]]
-    images = encode_image_prompts(engine, prompts, TINY.diffusion_model, 2, (8, 9), 3, True)
+    images = encode_image_prompts(engine, prompts, TINY.diffusion_model, 2, (9, 11), 3, True)
     plain, plus = (pairs.reshape(6, -1)[:, 0].tolist() for pairs in images.pairs)
     assert plain == [1, 1, 2, 3, 2, 3]
     assert plus == [1, 1, 11, 21, 11, 21]
-    assert [mask.shape for mask in images.masks] == [(2, 2, 72), (2, 2, 20)]
+    assert [mask.shape for mask in images.masks] == [(2, 2, 99), (2, 2, 30)]
     np.testing.assert_allclose(images.masks[1][:, 0] + images.masks[1][:, 1], 1, atol=1e-6)
     assert images.scales.tolist() == [[0.5] * 4] * 2
 
