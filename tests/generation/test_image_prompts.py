@@ -217,7 +217,7 @@ def test_layers_are_in_the_order_of_diffusers():
         ((IMAGES[0], 101, None, "plus"), ValueError, "scale` must be a number from -100 to 100"),
         ((IMAGES[0], {"up": {"block_0": 1}}, None, "plus"), ValueError, "the blocks that attend are block_1"),
         ((IMAGES[0], {"up": [1, 2, 3]}, None, "plus"), ValueError, "one for each of its 2 transformers"),
-        ((IMAGES[0], {"left": 1}, None, "plus"), ValueError, "keys down, mid, up"),
+        ((IMAGES[0], {"left": 1}, None, "plus"), ValueError, "with keys of down, up, mid"),
         ((np.stack([IMAGES[0]] * 3), 1.0, None, "plus"), ValueError, "must hold 1 or 2 values"),
         ((IMAGES[0], 1.0, np.zeros((3, 8, 8)), "plus"), ValueError, "mask` must hold"),
     ],

@@ -47,7 +47,8 @@ from keras_diffusion.system.memory import trim
 
 JitCompile = bool | Literal["auto", "openvino"]
 # They ask more of a network than its output, or are of networks that OpenVINO does not know.
-ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips, denoise_with_images, encode_image_prompt, upscale)
+ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips, denoise_with_images, upscale)
+RUN_SELDOM = (encode_image_prompt,)  # of networks that take longer to compile than to run once for each image
 # Runners and kinds of device where strips cost nothing: elsewhere each is more to compile, or to launch.
 IN_STRIPS = {("eager", "cpu")}
 
@@ -126,7 +127,7 @@ class Engine:
 
     def _runner_of(self, stage, network, shape):
         runner = self.runner(network, shape)
-        if stage in ONLY_ON_BACKENDS and runner == "openvino":
+        if stage in RUN_SELDOM or (stage in ONLY_ON_BACKENDS and runner == "openvino"):
             return DEFAULT_RUNNERS[keras.backend.backend()]
         return runner
 

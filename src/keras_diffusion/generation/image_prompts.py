@@ -139,7 +139,10 @@ def read_scales(name, value, crossings):
     for way, given in value.items():
         blocks = given if isinstance(given, dict) else dict.fromkeys(_blocks(places, way), given)
         if not blocks:
-            raise ValueError(f"`{name}` must be a dict with keys down, mid, up. Received: {name}={value!r:.200}")
+            ways = ", ".join(dict.fromkeys(each for each, _ in map(_block, places)))
+            raise ValueError(
+                f"`{name}` must be a number, or a dict with keys of {ways}. Received: {name}={value!r:.200}"
+            )
         for block, scale in blocks.items():
             label = f"{name}[{way!r}]" if way == MIDDLE else f"{name}[{way!r}][{block!r}]"
             chosen = [place for place in places if _block(place) == (way, block)]
