@@ -143,6 +143,9 @@ def test_wrong_files_are_refused_by_name(folder, model, tmp_path):
     with pytest.raises(CheckpointMismatchError, match="pixels per latent 8, not 4"):
         StableDiffusion(preset=EMOJI).load_tiny_vae(folder)
     assert model.tiny_decoder is model.tiny_image_encoder is None
+    for path in (folder, folder / WEIGHTS):
+        with pytest.raises(CheckpointMismatchError, match="load_tiny_vae"):
+            model.load_vae(path)
 
 
 def test_a_call_and_previews_take_it(folder, model):

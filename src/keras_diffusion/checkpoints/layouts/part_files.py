@@ -77,6 +77,11 @@ class PartFiles:
         """
         if self._config is None:
             return architecture
+        if self._config.get("_class_name") == "AutoencoderTiny":
+            raise CheckpointMismatchError(
+                f"A tiny autoencoder (TAESD) is loaded beside the model's own, by load_tiny_vae. "
+                f"Received: {self.part}={str(self.path)!r:.200}"
+            )
         changed = from_diffusers(to_diffusers(architecture) | {self.part: self._config})
         given, needed = changed.autoencoder.latent_channels, architecture.diffusion_model.out_channels
         if given != needed:

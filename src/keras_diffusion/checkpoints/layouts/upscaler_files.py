@@ -30,7 +30,7 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
     "SPAN": r"^block_1\.c1_r\.",
     "GFPGAN": r"^stylegan_decoder",
     "ESRGAN+, whose dense blocks have one more convolution": r"conv1x1\.",
-} | loading.FAMILIES
+} | {family: mark for family, mark in loading.FAMILIES.items() if "upscaler" not in family}
 ALLOWED = "ESRGAN, Real-ESRGAN (RRDBNet) or one of its compact networks (SRVGGNetCompact)"
 
 
