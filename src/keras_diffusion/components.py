@@ -228,7 +228,10 @@ class Components:
             if tiny_vae_files.made_for_other(path, self.architecture):
                 logger.warning("%s seems to be for another model: taesdxl is for SDXL, taesd for the others.", path)
             options = {"initialize": False, "dtype": self._vae_dtype}
-            networks = {name: TINY[name](architecture=shape, **options) for name, shape in files.architectures.items()}
+            with keras.StatelessScope(initialize_variables=False):  # what does not fit takes no memory
+                networks = {
+                    name: TINY[name](architecture=shape, **options) for name, shape in files.architectures.items()
+                }
             files.load(**networks)
             vars(self).update(networks)
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from keras_diffusion import StableDiffusion, Upscaler
 from keras_diffusion.architectures import TINY
-from keras_diffusion.errors import NumericalError
+from keras_diffusion.errors import GenerationCancelled, NumericalError
 from keras_diffusion.images.resizing import resize
 from keras_diffusion.networks.upscalers import CompactArchitecture, CompactNet, RRDBArchitecture, RRDBNet
 
@@ -38,6 +38,9 @@ def whole(upscaler, images):
 @pytest.mark.backend
 def test_tiles_leave_no_seam(compact, monkeypatch):
     monkeypatch.setattr(compact, "tile", 128)
+    seen = []
+    with pytest.raises(GenerationCancelled, match="after tile 2 of 4"):
+        compact.upscale(PHOTO, callback=lambda *tile: seen.append(tile) or len(seen) < 2)
     assert np.abs(compact.upscale(PHOTO).astype(int) - whole(compact, PHOTO[None])).max() <= 1
     assert compact.upscale([PHOTO[:20], PHOTO[20:40]]).shape == (2, 40, 282, 3)
 

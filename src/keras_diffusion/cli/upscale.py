@@ -32,17 +32,16 @@ def upscale(options):
     if options.tile is not None:
         upscaler.tile = options.tile
     for path, output in zip(options.images, outputs, strict=True):
-        show(f"enlarging {path}")
         (image,) = read_images("image", path)
         image, settings = enlarge(image.astype("uint8"), upscaler, options.scale, metadata.read(path) or None)
         save(image, output, settings)
-        show("")
         print(output, flush=True)
 
 
 def enlarge(image, upscaler, scale, settings):
     """Enlarges an image, and adds to its settings what A1111 does; None stays None."""
-    (image,) = upscaler.upscale(image, scale)
+    (image,) = upscaler.upscale(image, scale, lambda tile, tiles: show(f"enlarging: tile {tile} of {tiles}"))
+    show("")
     if settings is not None:
         scale = upscaler.scale if scale is None else scale
         settings = settings | {"Postprocess upscale by": f"{scale:g}", "Postprocess upscaler": upscaler.name}

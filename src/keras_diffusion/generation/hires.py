@@ -52,7 +52,7 @@ def make_passes(model, prompt, negative_prompt, batch_size, num_steps, guidance,
     again = make_parts(model, "prompt", prompt, *given, request.seeds, **options)
     enlarge = None
     if upscaler is not None:
-        enlarge = partial(require_upscaler("hires_upscaler", upscaler).enlarge_to, size=size, verbose=request.verbose)
+        enlarge = partial(require_upscaler("hires_upscaler", upscaler).enlarge_to, size=size)
     first = {"output": "array", "safety": None, "upscale": enlarge}
     return [[(each, part._replace(**first)) for each, part in parts], again]
 

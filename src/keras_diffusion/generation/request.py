@@ -141,7 +141,6 @@ def make_request(
     if others:
         refuse_unknown(others, [name, *ALWAYS, *Options.__annotations__])
     arguments.choice("output", output, OUTPUTS)
-    verbose = arguments.whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2)
     num_steps = model.defaults.num_steps if num_steps is None else num_steps
     guidance = model.defaults.guidance if unconditional_guidance_scale is None else unconditional_guidance_scale
     reading = {"prompt_weighting": prompt_weighting, "long_prompts": long_prompts, "clip_skip": clip_skip}
@@ -176,10 +175,10 @@ def make_request(
         scales=scales(asked, table.steps),
         callback=arguments.function("callback", callback),
         safety=arguments.function("safety", model.safety),
-        verbose=verbose,
+        verbose=arguments.whole_number("verbose", int(verbose) if isinstance(verbose, bool) else verbose, 0, 2),
         output=output,
         tiny_vae=_tiny_vae(model, tiny_vae),
-        upscale=_upscale(upscale, output, verbose),
+        upscale=_upscale(upscale, output),
         size_ids=read_size_ids(model.architecture, size, sizes),
         image_prompts=read_image_prompts("image_prompt", image_prompt, model, count, size),
     )
@@ -234,10 +233,10 @@ def _tiny_vae(model, value):
     return value
 
 
-def _upscale(value, output, verbose):
+def _upscale(value, output):
     if value is not None and output == "latents":
         raise ValueError("`upscale` enlarges images. Received: output='latents' and upscale")
-    return read_upscale(value, verbose)
+    return read_upscale(value)
 
 
 class Start(NamedTuple):

@@ -1,7 +1,10 @@
 """Enlarges images with networks made for that."""
 
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -11,12 +14,13 @@ from keras_diffusion.architectures import DTYPES
 from keras_diffusion.checkpoints.layouts.files import naming
 from keras_diffusion.checkpoints.layouts.upscaler_files import UpscalerFile
 from keras_diffusion.engines.engine import Engine
+from keras_diffusion.errors import GenerationCancelled
 from keras_diffusion.images import reading, tiles
 from keras_diffusion.images.resizing import resize
 from keras_diffusion.networks.keras_internals import no_leftovers
 from keras_diffusion.networks.upscalers import NETWORKS
-from keras_diffusion.terminal import bar_or_line
 
+Callback = Callable[[int, int], Any] | None
 LARGEST = 16  # scale
 TILE = 384
 REACH = 40  # pixels: networks that reach no further get all the context that they see, so that tiles change nothing
@@ -46,7 +50,7 @@ class Upscaler:
         self._engine = Engine(arguments.boolean("jit_compile", jit_compile))
 
     @classmethod
-    def from_file(cls, path, dtype: str | None = None, jit_compile: bool = False) -> "Upscaler":
+    def from_file(cls, path: str | os.PathLike[str], dtype: str | None = None, jit_compile: bool = False) -> Self:
         """Loads the network of a file.
 
         Args:
@@ -66,7 +70,8 @@ class Upscaler:
             arguments.choice("dtype", dtype, DTYPES)
         file = UpscalerFile(path)
         with naming(path), no_leftovers():
-            network = NETWORKS[type(file.architecture)](file.architecture, initialize=False, dtype=dtype)
+            with keras.StatelessScope(initialize_variables=False):  # what does not fit takes no memory
+                network = NETWORKS[type(file.architecture)](file.architecture, initialize=False, dtype=dtype)
             file.load(network)
         return cls(network, Path(path).stem, jit_compile)
 
@@ -78,7 +83,7 @@ class Upscaler:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r}, scale={self.scale})"
 
-    def upscale(self, images, scale: float | None = None, verbose: int = 0) -> np.ndarray:
+    def upscale(self, images: Any, scale: float | None = None, callback: Callback = None) -> np.ndarray:
         """Enlarges images.
 
         Args:
@@ -86,7 +91,8 @@ class Upscaler:
                 in [0, 1], or a list of them.
             scale: By how much, 1 to 16; None takes the network's own. The network runs as often as needed, and what is
                 then too large is scaled down.
-            verbose: 1 for a progress bar, 2 for a line at the end, 0 for neither.
+            callback: Called as callback(tile, tiles) after every tile of an image, counted from 1. It cancels when it
+                returns False.
 
         Returns:
             A uint8 array (b, height, width, 3).
@@ -94,36 +100,35 @@ class Upscaler:
         Raises:
             TypeError, ValueError: If an argument is wrong.
             NumericalError: If the network gives values that are not finite.
+            GenerationCancelled: If the callback returned False.
         """
         pixels = reading.read_images("images", images)
         scale = self.scale if scale is None else arguments.number("scale", scale, 1, LARGEST)
-        return self.enlarge_to(pixels, [round(scale * side) for side in pixels.shape[1:3]], verbose)
+        return self.enlarge_to(pixels, [round(scale * side) for side in pixels.shape[1:3]], callback)
 
-    def enlarge_to(self, pixels: np.ndarray, size, verbose: int = 0) -> np.ndarray:
+    def enlarge_to(self, pixels: np.ndarray, size: Sequence[int], callback: Callback = None) -> np.ndarray:
         """Brings images to a size, see `upscale`.
 
         Args:
             pixels: (b, h, w, 3) in [0, 255].
             size: (height, width).
-            verbose: See `upscale`.
+            callback: See `upscale`.
 
         Returns:
             A uint8 array (b, height, width, 3).
         """
-        progress = keras.utils.Progbar(len(pixels), verbose=bar_or_line(verbose))
-        larger = []
-        for pixel in pixels:
-            image = self._enlarge(pixel / np.float32(255))
-            while self.scale > 1 and any(now < wanted for now, wanted in zip(image.shape, size, strict=False)):
-                image = self._enlarge(image)
+        on_tile, larger = _cancelling(arguments.function("callback", callback)), []
+        for image in pixels / np.float32(255):
+            image = self._enlarge(image, on_tile)
+            while self.scale > 1 and any(now < wanted for now, wanted in zip(image.shape[:2], size, strict=True)):
+                image = self._enlarge(image, on_tile)
             image = 255 * image
             if image.shape[:2] != tuple(size):
                 (image,) = resize(image[None], size)
             larger.append(image.round().clip(0, 255).astype("uint8"))
-            progress.add(1)
         return np.stack(larger)
 
-    def _enlarge(self, image):
+    def _enlarge(self, image, on_tile):
         """Enlarges an image (h, w, 3) in [0, 1] once."""
         shape, tile = self.network.architecture, arguments.whole_number("tile", self.tile, 128, 2**16)
         context = shape.reach if shape.reach <= REACH else CONTEXT
@@ -132,10 +137,20 @@ class Upscaler:
         def run(part):
             return self._engine.upscale(self.network, part[None])[0]
 
-        return tiles.enlarge(image, run, shape.scale, tile, context, shape.unshuffle).clip(0, 1)
+        return tiles.enlarge(image, run, shape.scale, tile, context, shape.unshuffle, on_tile).clip(0, 1)
 
 
-def read_upscale(value, verbose):
+def _cancelling(callback):
+    """A function like `callback`, which raises an error where that returns False."""
+
+    def on_tile(done, count):
+        if callback and callback(done, count) is False:
+            raise GenerationCancelled(f"The callback stopped the enlargement after tile {done} of {count}.")
+
+    return on_tile
+
+
+def read_upscale(value):
     """Reads the option `upscale`: an `Upscaler`, or a pair of one and a scale.
 
     Returns:
@@ -149,7 +164,7 @@ def read_upscale(value, verbose):
     upscaler, scale = value if isinstance(value, tuple | list) and len(value) == 2 else (value, None)
     if scale is not None:
         arguments.number("scale of upscale", scale, 1, LARGEST)
-    return partial(require_upscaler("upscale", upscaler).upscale, scale=scale, verbose=verbose)
+    return partial(require_upscaler("upscale", upscaler).upscale, scale=scale)
 
 
 def require_upscaler(name, value):

@@ -47,7 +47,7 @@ class Axis:
         return total
 
 
-def enlarge(image, run, scale, tile, context, multiple=1):
+def enlarge(image, run, scale, tile, context, multiple=1, callback=lambda done, count: None):
     """Enlarges an image tile by tile.
 
     Args:
@@ -58,6 +58,7 @@ def enlarge(image, run, scale, tile, context, multiple=1):
         context: How many pixels around those that a tile is used for it has as context; where `run` reaches no
             further, the result is that of the whole image.
         multiple: See `run`; the image is extended to multiples by reflection.
+        callback: Function of how many tiles are done and how many there are, called after each.
 
     Returns:
         A float32 array (scale · h, scale · w, c).
@@ -66,11 +67,13 @@ def enlarge(image, run, scale, tile, context, multiple=1):
     image = np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="symmetric")
     rows, columns = (Axis(side, tile, context, multiple) for side in image.shape[:2])
     enlarged = np.zeros((scale * rows.length, scale * columns.length, channels), "float32")
-    for top, left in product(rows.starts, columns.starts):
+    corners = list(product(rows.starts, columns.starts))
+    for done, (top, left) in enumerate(corners, start=1):
         part = run(image[top : top + rows.tile, left : left + columns.tile])
         weights = rows.weights(top, scale)[:, None, None] * columns.weights(left, scale)[:, None]
         top, left = scale * top, scale * left
         enlarged[top : top + part.shape[0], left : left + part.shape[1]] += weights * part
+        callback(done, len(corners))
     enlarged /= rows.total(scale)[:, None, None]
     enlarged /= columns.total(scale)[:, None]
     return enlarged[: scale * height, : scale * width]
