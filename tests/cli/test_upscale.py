@@ -1,11 +1,14 @@
 """The command `upscale`, and upscalers in `generate`."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
 from keras_diffusion.checkpoints.mapping.paths import targets_by_path
+from keras_diffusion.cli import generate
 from keras_diffusion.cli import main as cli
 from keras_diffusion.images import metadata
 from keras_diffusion.networks.upscalers import CompactArchitecture, CompactNet
@@ -56,11 +59,36 @@ def test_nonsense_is_refused(folder, options, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_what_is_drawn_is_enlarged(folder):
-    options = "--steps 2 --seed 1 --upscale 2x.safetensors=1.5 --hires 1.5 --hires-upscaler 2x.safetensors"
+class FakeModel:
+    """Remembers what it was asked, and "draws" `PHOTO`."""
+
+    defaults, sampler, img_height, img_width = (2, 7.5), "ddim", 9, 12
+    architecture = SimpleNamespace(prediction_type="epsilon")
+
+    def load_tiny_vae(self, path):
+        self.tiny = path
+
+    def text_to_image(self, **call):
+        self.call = call
+        return PHOTO[None]
+
+
+def test_what_is_drawn_is_enlarged(folder, monkeypatch):
+    model = FakeModel()
+    monkeypatch.setattr(generate, "load", lambda *_: model)
+    options = (
+        "--seed 1 --upscale 2x.safetensors=1.5 --hires 2 --hires-upscaler 2x.safetensors --tiny-vae 2x.safetensors"
+    )
     assert cli.main(["generate", "panda", "--output", "panda.png", *options.split()]) == 0
-    assert pixels("panda.png").shape == (144, 144, 3)
+    assert (model.call["tiny_vae"], model.call["hires_upscaler"].name, model.tiny.name) == (
+        True,
+        "2x",
+        "2x.safetensors",
+    )
+    assert pixels("panda.png").shape == (14, 18, 3)
     found = metadata.read("panda.png")
     assert [found[name] for name in ("Hires upscaler", "Postprocess upscaler")] == ["2x", "2x"]
-    assert found["Postprocess upscale by"] == "1.5"
-    assert set(metadata.not_followed(found)) >= {"Hires upscaler", "Postprocess upscaler"}
+    assert (found["Postprocess upscale by"], found["VAE Decoder"], found["Size"]) == ("1.5", "TAESD", "12x9")
+    assert set(metadata.not_followed(found)) >= {"Hires upscaler", "Postprocess upscaler", "VAE Decoder"}
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "panda", "--output", "panda.png", "--hires-upscaler", "2x.safetensors"])

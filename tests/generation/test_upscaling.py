@@ -77,12 +77,11 @@ def test_a_damaged_network_is_an_error():
 
 
 def test_what_is_drawn_is_enlarged(model, compact):
-    drawn = model.text_to_image("a cat", batch_size=2, **QUICK)
-    np.testing.assert_array_equal(
-        model.text_to_image("a cat", batch_size=2, upscale=compact, **QUICK), compact.upscale(drawn)
-    )
-    pil = model.image_to_image(drawn[0], "a cat", strength=0.5, upscale=(compact, 1.5), output="pil", **QUICK)
-    assert pil[0].size == (48, 48)
+    drawn = model.text_to_image("a cat", **QUICK)
+    larger = model.text_to_image("a cat", upscale=compact, **QUICK)
+    np.testing.assert_array_equal(larger, compact.upscale(drawn))
+    (pil,) = model.text_to_image("a cat", upscale=(compact, 1.5), output="pil", **QUICK)
+    np.testing.assert_array_equal(np.asarray(pil), compact.upscale(drawn, 1.5)[0])
     for wrong in ({"upscale": "R-ESRGAN"}, {"upscale": (compact, 99)}, {"upscale": compact, "output": "latents"}):
         with pytest.raises((TypeError, ValueError), match="Received: "):
             model.text_to_image("a cat", **wrong, **QUICK)
