@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import EMOJI, TINY
+from keras_diffusion.checkpoints.layouts.tiny_vae_files import TinyVaeFiles
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 from keras_diffusion.networks.tiny_autoencoder import TAESD_DECODER, TAESD_ENCODER, TinyDecoder, TinyImageEncoder
 from keras_diffusion.sampling.noise import starting_noise
@@ -54,15 +55,18 @@ def original(folder):
 
 
 @pytest.mark.backend
-def test_computes_what_diffusers_computes(peer, folder, model):
-    model.load_tiny_vae(folder)
+def test_computes_what_diffusers_computes(peer, folder):
+    files = TinyVaeFiles(folder, TINY)
+    decoder = TinyDecoder(architecture=files.architectures["tiny_decoder"], initialize=False)
+    encoder = TinyImageEncoder(architecture=files.architectures["tiny_image_encoder"], initialize=False)
+    files.load(tiny_decoder=decoder, tiny_image_encoder=encoder)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 24, 40, 3)).astype("float32")
     with torch.no_grad():
         drawn = peer.decode(torch.from_numpy(LATENTS / 0.5).permute(0, 3, 1, 2)).sample.permute(0, 2, 3, 1).numpy()
         encoded = peer.encode(torch.from_numpy(images).permute(0, 3, 1, 2)).latents.permute(0, 2, 3, 1).numpy()
     assert np.abs(drawn).max() > 0.5
-    assert np.abs(ops.convert_to_numpy(model.tiny_decoder(LATENTS)) - drawn).max() < 1e-5
-    assert np.abs(ops.convert_to_numpy(model.tiny_image_encoder(images)) - 0.5 * encoded).max() < 1e-5
+    assert np.abs(ops.convert_to_numpy(decoder(LATENTS)) - drawn).max() < 1e-5
+    assert np.abs(ops.convert_to_numpy(encoder(images)) - 0.5 * encoded).max() < 1e-5
 
 
 def test_is_written_back_bit_for_bit(folder, model, tmp_path):
