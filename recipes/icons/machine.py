@@ -18,7 +18,7 @@ CACHE = "/tmp/icons-compiled"  # a second run on the same machine starts sooner
 
 
 class Scale(NamedTuple):
-    """How large a run is: batches, steps of a call, and numbers of scenes."""
+    """Holds the sizes of a run: batches, steps of a call, and numbers of scenes."""
 
     autoencoder_batch: int
     autoencoder_steps: int

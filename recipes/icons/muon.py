@@ -19,7 +19,7 @@ DECAY = 0.01  # of the weights, a share of the learning rate
 
 
 class Layout(NamedTuple):
-    """Where each weight is in the vector: first those that Muon updates, by shape, then the others."""
+    """Orders the weights in the vector: first those that Muon updates, by shape, then the others."""
 
     shapes: dict  # name → shape, in order
     groups: tuple  # of (number, rows, columns)
@@ -66,7 +66,7 @@ def flat(shape):
 
 
 class State(NamedTuple):
-    """What an update needs of those before: moving averages of the gradients and of AdamW's squares."""
+    """Holds the moving averages of the gradients, and of their squares for AdamW."""
 
     first: object
     squares: object

@@ -14,7 +14,7 @@ from keras_diffusion import arguments
 from keras_diffusion.architectures import Architecture
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.layouts.files import naming
-from keras_diffusion.components import Components
+from keras_diffusion.components.components import Components
 from keras_diffusion.engines.engine import Engine, JitCompile, finite
 from keras_diffusion.engines.plan import Plan
 from keras_diffusion.errors import GenerationCancelled
@@ -166,13 +166,6 @@ class StableDiffusion(Components, Learning):
         """
         super().unload(discard)
         self._engine.unload()
-
-    def unload_ip_adapter(self, name: str | None = None) -> None:
-        """Lets go of an IP-Adapter, see `Components`, and of what was compiled for it."""
-        before = self._ip_adapters.values()
-        super().unload_ip_adapter(name)
-        used = {id(x) for adapter in self._ip_adapters.values() for x in adapter[:2]}
-        self._engine.forget([x for adapter in before for x in adapter[:2] if id(x) not in used])
 
     def __repr__(self) -> str:
         dtype = getattr(self._dtype, "name", self._dtype)
@@ -460,7 +453,7 @@ class StableDiffusion(Components, Learning):
             ValueError, NumericalError: As `decode`.
         """
         with self._for_one_call() as model:
-            return show_roughly(model, self._engine, model._latents(latents))
+            return show_roughly(model, model._engine, model._latents(latents))
 
     def _latents(self, latents):
         shape = (*np.shape(latents)[:-1], self.architecture.autoencoder.latent_channels)

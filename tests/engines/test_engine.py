@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import Level
-from keras_diffusion.components import VAE_DTYPE
+from keras_diffusion.components.components import VAE_DTYPE
 from keras_diffusion.engines import choice
 from keras_diffusion.engines.choice import replaced_operations
 from keras_diffusion.engines.engine import Engine, checksum

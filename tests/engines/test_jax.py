@@ -22,3 +22,19 @@ def test_moments_do_not_cancel(mean, first):
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5 + 1e-7 * first**2, atol=3e-5)
     assert found[1].min() >= 0.0
+
+
+@pytest.mark.parametrize(("capability", "passes"), [((0, 0), 2), ((7, 5), 1)])
+def test_moments_take_one_pass_on_gpus_alone(monkeypatch, capability, passes):
+    """On a GPU, mean and variance read the same differences; elsewhere the variance waits for the mean."""
+    import jax
+
+    from keras_diffusion.engines import jax as engine
+
+    monkeypatch.setattr(engine, "compute_capability", lambda: capability)
+    moments = engine.replaced_operations("jit")["moments"]
+    program = jax.jit(lambda x: moments(x)[1]).lower(np.ones((1, 4, 4, 2), "float32")).as_text()
+    sizes = [line for line in program.splitlines() if "subtract" in line and "1x4x4x2" in line]
+    assert len(sizes) == 1
+    before = program[: program.index(sizes[0])]
+    assert ("stablehlo.reduce" in before) == (passes == 2)

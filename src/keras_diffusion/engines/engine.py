@@ -181,7 +181,7 @@ class Engine:
         return finite("image encoding", self.run(encode_image, image_encoder, image.astype("float32")))
 
     def encode_image_prompt(self, network, x):
-        """What a vision encoder or an IP-Adapter reads → what it returns, float32 arrays."""
+        """Runs a vision encoder or an IP-Adapter on its input; returns float32 arrays."""
         self._forget_stale(network, x.shape)
         outputs = self.run(encode_image_prompt, network, x.astype("float32"))
         return keras.tree.map_structure(partial(finite, "encoding of the image prompt"), outputs)

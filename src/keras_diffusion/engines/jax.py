@@ -23,7 +23,7 @@ def jit(stage, network, traced):
 
 
 def replaced_operations(runner):
-    """What is faster on a GPU; Winograd's convolutions were measured to lose a tenth of the time on a processor."""
+    """Returns operations that a GPU computes faster. Winograd's convolutions made a processor a tenth slower."""
     return {"attend": _attend_by_cudnn, "moments": _moments_in_one_pass}
 
 
@@ -42,12 +42,12 @@ def _attend_by_cudnn(layer, query, key, value):
 
 
 def _moments_in_one_pass(x):
-    """One pass over memory where there is a GPU, a tenth of a step; XLA takes longer for it on a processor."""
+    """Computes moments in one pass over memory on a GPU; on a processor XLA takes longer for that."""
     return moments_from_one(x) if compute_capability() > (0, 0) else operations.moments(x)
 
 
 def moments_from_one(x):
-    """The mean and variance of `operations.moments`; differences from one position keep them from cancelling."""
+    """Computes `operations.moments` from the differences to one position, so that nothing cancels."""
     first = x[:, :1, :1]
     x = x - first
     mean = ops.mean(x, axis=(1, 2), keepdims=True)

@@ -40,7 +40,7 @@ def encode_image(network, image):
 
 
 def encode_image_prompt(network, x):
-    """What a vision encoder or an IP-Adapter reads → what it returns."""
+    """Runs a vision encoder or an IP-Adapter, and returns float32."""
     return _floats(network(x))
 
 
@@ -142,7 +142,7 @@ def denoise(network, latents, history, count, rows, conditions, kept=()):
 
 
 def denoise_with_images(network, latents, history, count, rows, conditions, kept=()):
-    """The same with image prompts."""
+    """Runs rows as `denoise` does, and follows image prompts."""
     crossings = network.architecture.diffusion_model.crossings
     with replace_operations(attend=attend_to_images(crossings, conditions.images)):
         return denoise(network, latents, history, count, rows, conditions, kept)

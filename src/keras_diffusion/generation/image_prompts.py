@@ -106,7 +106,7 @@ def _adapter(name, value, loaded):
 
 
 def _covered(name, value, size):
-    """Where an image acts, float32 (1 or b, height, width): 1 where a mask is at least half white."""
+    """Reads a mask: float32 (1 or b, height, width), 1 where it is at least half white."""
     return np.concatenate([fit(mask, size, scale=nearest) for mask in read_white(name, value)]).astype("float32")
 
 
@@ -208,12 +208,12 @@ def encode_image_prompts(engine, prompts, shape, count, size, copies, guided):
 
 
 def _features(engine, adapter, image):
-    """What an adapter reads of an image (1, side, side, 3)."""
+    """Returns the features of an image (1, side, side, 3) that an adapter reads."""
     return engine.encode_image_prompt(adapter.encoder, image)[KINDS[adapter.network.architecture.kind].output]
 
 
 def _nothing(engine, adapter, features, image):
-    """What stands for no image beside the negative prompt: no features at all, or those of an image of zeros."""
+    """Returns the features that go with the negative prompt: zeros, or those of an image of zeros."""
     if KINDS[adapter.network.architecture.kind].output == EMBEDDING:
         return np.zeros_like(features)
     return _features(engine, adapter, np.zeros_like(image))

@@ -77,7 +77,7 @@ class Upscaler:
 
     @property
     def scale(self) -> int:
-        """How many pixels along a side one becomes."""
+        """The factor by which the network enlarges each side."""
         return self.network.architecture.scale
 
     def __repr__(self) -> str:

@@ -8,17 +8,17 @@ BLEND = 16  # pixels over which neighbours pass into each other
 
 
 class Axis:
-    """Where tiles lie along one side of an image, and how much each counts there.
+    """Places tiles along one side of an image, and weighs them where they overlap.
 
     Args:
-        length: That of the side, a multiple of `multiple`.
-        tile: The largest length of a tile; all tiles get the same, as short as their number allows.
-        context: Pixels at an end of a tile that are only context for the others, except at the ends of the side.
-        multiple: What starts and lengths are multiples of.
+        length: Pixels along the side, a multiple of `multiple`.
+        tile: The largest length of a tile; all tiles have one length, the shortest that their number allows.
+        context: Pixels at each end of a tile that are read but not used, except at the ends of the side.
+        multiple: All starts and lengths are multiples of it.
 
     Attributes:
-        starts: Where tiles begin, a list of int.
-        tile: How long they are.
+        starts: The first pixel of each tile, a list of int.
+        tile: The length of the tiles.
     """
 
     def __init__(self, length, tile, context, multiple=1):
@@ -33,14 +33,14 @@ class Axis:
             self.starts = [int(start) for start in spread // multiple * multiple]
 
     def weights(self, start, scale):
-        """Returns how much the tile at a start counts at each of its `scale` · tile pixels, float32 from 0 to 1."""
+        """Returns the weights of the tile at a start, float32 (scale · tile,) from 0 to 1."""
         place = (np.arange(scale * self.tile) + 0.5) / scale - self._context
         rising = np.inf if start == 0 else place
         falling = np.inf if start + self.tile == self.length else self.tile - 2 * self._context - place
         return (np.minimum(rising, falling) / BLEND).clip(0, 1).astype("float32") * np.ones_like(place, "float32")
 
     def total(self, scale):
-        """Returns how much all tiles together count at each pixel of the side."""
+        """Returns the sum of the weights of all tiles, float32 (scale · length,)."""
         total = np.zeros(scale * self.length, "float32")
         for start in self.starts:
             total[scale * start : scale * (start + self.tile)] += self.weights(start, scale)
@@ -53,12 +53,12 @@ def enlarge(image, run, scale, tile, context, multiple=1, callback=lambda done, 
     Args:
         image: float32 (h, w, c).
         run: Function of a tile (th, tw, c), with multiples of `multiple`, that returns it enlarged by `scale`.
-        scale: Pixels along a side that one becomes.
+        scale: The factor by which `run` enlarges each side.
         tile: The largest side of a tile, in pixels of the image.
-        context: How many pixels around those that a tile is used for it has as context; where `run` reaches no
-            further, the result is that of the whole image.
+        context: Pixels around the used part of a tile. If `run` reaches no further, the result is that of the whole
+            image.
         multiple: See `run`; the image is extended to multiples by reflection.
-        callback: Function of how many tiles are done and how many there are, called after each.
+        callback: Function of the number of tiles done and the number of all, called after each.
 
     Returns:
         A float32 array (scale · h, scale · w, c).

@@ -32,12 +32,12 @@ class RRDBArchitecture(Shape):
 
     @property
     def scale(self):
-        """Pixels along a side that one becomes."""
+        """The factor by which the network enlarges each side."""
         return 2**self.doublings // self.unshuffle
 
     @property
     def reach(self):
-        """How many pixels away a pixel can matter."""
+        """The largest distance in pixels at which a pixel matters."""
         return self.unshuffle * (15 * self.blocks + 4)
 
 
@@ -48,7 +48,7 @@ class CompactArchitecture(Shape):
     Args:
         convs: Number of convolutions between the first and the last.
         channels: Width of the feature maps.
-        scale: Pixels along a side that one becomes.
+        scale: The factor by which it enlarges each side.
     """
 
     convs: int = 16
@@ -59,7 +59,7 @@ class CompactArchitecture(Shape):
 
     @property
     def reach(self):
-        """How many pixels away a pixel can matter."""
+        """The largest distance in pixels at which a pixel matters."""
         return self.convs + 2
 
 

@@ -156,5 +156,5 @@ def _find_encoder(path, given, shape, loaded):
 
 
 def _width(encoder, kind):
-    """How many features an image encoder gives to a kind of IP-Adapter."""
+    """Returns the number of features that a kind of IP-Adapter reads from an image encoder."""
     return encoder.projection if KINDS[kind].output == EMBEDDING else encoder.width

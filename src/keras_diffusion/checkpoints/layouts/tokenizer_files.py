@@ -65,7 +65,8 @@ FIRST = SimpleTokenizer().vocab_size
 
 
 def base_size(vocabulary):
-    """How many of a text encoder's tokens are CLIP's; fewer than its bytes need are taken for a part of all."""
+    """Returns how many tokens of CLIP a text encoder of a vocabulary has."""
+    # One that is too small to spell every byte belongs to no tokenizer of ours; a larger one has added words.
     return vocabulary if SMALLEST <= vocabulary < FIRST else FIRST
 
 
@@ -78,7 +79,7 @@ def _folder(path):
 
 
 def _size_in(folder):
-    """How many tokens of CLIP's table vocab.json lists, if it is a beginning of that table; else all."""
+    """Returns how many tokens of CLIP vocab.json lists; a table that does not begin as CLIP's counts as all."""
     if not (folder / VOCABULARY).is_file():
         return FIRST
     listed = read_json(folder / VOCABULARY, LARGEST)

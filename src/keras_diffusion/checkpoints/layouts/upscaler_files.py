@@ -120,7 +120,7 @@ def _shape(tensors, name, axes=4):
 
 
 def _pixels(channels):
-    """How many pixels along a side the channels of a colour image stand for."""
+    """Returns the side of the square of colour pixels that a number of channels holds."""
     return round((channels / 3) ** 0.5)
 
 
