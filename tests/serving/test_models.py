@@ -133,7 +133,11 @@ def test_a_tiny_decoder_draws_previews_where_it_fits(tmp_path, caplog):
     assert "pixels per latent 2, not 4" in caplog.text
 
 
-def test_a_preview_is_enlarged_only_where_it_is_small():
-    for side, expected in ((64, 512), (512, 512)):
-        progress = Progress("id", 1, 2, 0.0, None, np.zeros((2, side, side, 3), "uint8"))
-        assert Image.open(io.BytesIO(preview_png(progress, scale=8))).size == (2 * expected, expected)
+@pytest.mark.parametrize(
+    ("side", "of_latents", "expected"), [(64, 64, 512), (512, 64, 512), (256, 256, 2048), (64, 16, 64)]
+)
+def test_a_preview_is_enlarged_only_where_it_has_the_size_of_latents(side, of_latents, expected):
+    """Also where the latents of a large image are larger than a small image."""
+    latents = np.zeros((2, of_latents, of_latents, 4), "float32")
+    progress = Progress("id", 1, 2, 0.0, latents, np.zeros((2, side, side, 3), "uint8"))
+    assert Image.open(io.BytesIO(preview_png(progress, scale=8))).size == (2 * expected, expected)

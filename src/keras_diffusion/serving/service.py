@@ -16,7 +16,6 @@ from keras_diffusion.serving.store import FAILED, QUEUED, RUNNING, Job, Store
 from keras_diffusion.serving.worker import Worker, steps
 
 EVERY = 0.1  # seconds between two looks at a job
-SMALLEST_IMAGE = 192  # pixels along a side; previews of one pixel for each place of the latents have fewer
 
 
 @dataclass
@@ -153,11 +152,12 @@ def preview_png(progress, scale=1):
 
     Args:
         progress: A `Progress`, or None.
-        scale: How many times as large, unless they are those of a tiny decoder, which have the size of images.
+        scale: The factor by which to enlarge images of one pixel for each place of the latents; a tiny decoder's have
+            their full size.
     """
     if not progress or progress.preview is None:
         return None
     image = Image.fromarray(np.concatenate(list(progress.preview), axis=1))
-    content, scale = io.BytesIO(), scale if image.height < SMALLEST_IMAGE else 1
+    content, scale = io.BytesIO(), scale if image.height == len(progress.latents[0]) else 1
     image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC).save(content, "PNG")
     return content.getvalue()
