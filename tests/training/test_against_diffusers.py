@@ -27,6 +27,7 @@ pytest.importorskip("peft")
 pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
 
 TOLERANCE = 1e-5
+ALONE = 5e-5  # of one tensor, where large terms may cancel to a small gradient; how far depends on the processor
 TIMESTEPS = [981, 40]
 
 
@@ -98,17 +99,26 @@ def reference_loss(pipeline, inputs, encoded=None, controlnet=None, image=None):
     return torch.nn.functional.mse_loss(prediction, target)
 
 
-def require_equal(network, rows, theirs):
-    """Compares what stands in the place of every variable with torch's gradients, by name."""
-    ours = {
+def require_equal(ours, theirs):
+    """Compares the gradients of tensors by name, each alone and all together."""
+    assert ours.keys() == theirs.keys()
+    errors = {name: ours[name].reshape(gradient.shape) - gradient.numpy() for name, gradient in theirs.items()}
+    assert norm(errors.values()) <= TOLERANCE * norm(theirs.values())
+    largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+    for name, error in errors.items():
+        assert np.abs(error).max() <= ALONE * max(float(theirs[name].abs().max()), 1e-3 * largest), name
+
+
+def norm(tensors):
+    return np.linalg.norm([np.linalg.norm(tensor) for tensor in tensors])
+
+
+def in_place(network, rows):
+    """What stands in the place of every variable of a network, by its name in diffusers."""
+    return {
         target.name: loading.stored(ops.convert_to_numpy(target.variable), target.layout)
         for target in loading.targets(network, rows)
     }
-    assert ours.keys() == theirs.keys()
-    largest = max(float(gradient.abs().max()) for gradient in theirs.values())
-    for name, gradient in theirs.items():
-        error = np.abs(ours[name].reshape(gradient.shape) - gradient.numpy()).max()
-        assert error <= TOLERANCE * max(float(gradient.abs().max()), 1e-3 * largest), name
 
 
 def gradients(loss, module):
@@ -123,7 +133,7 @@ def test_whole_model(model, pipeline, inputs):
     try:
         assert step() == pytest.approx(float(reference), rel=TOLERANCE)
         names = rows("diffusion_model", model.architecture)
-        require_equal(model.diffusion_model, names, gradients(reference, pipeline.unet))
+        require_equal(in_place(model.diffusion_model, names), gradients(reference, pipeline.unet))
     finally:
         for variable, value in zip(model.diffusion_model.variables, before, strict=True):
             variable.assign(value)
@@ -141,7 +151,7 @@ def test_controlnet(model, pipeline, inputs, tmp_path):
     reference = reference_loss(pipeline, inputs, controlnet=controlnet, image=image)
     assert step() == pytest.approx(float(reference), rel=TOLERANCE)
     names = controlnet_rows(trainer.controlnet.architecture, trainer.controlnet.get_config()["conditioning"])
-    require_equal(trainer.controlnet, names, gradients(reference, controlnet))
+    require_equal(in_place(trainer.controlnet, names), gradients(reference, controlnet))
 
 
 def test_lora(model, pipeline, inputs, tmp_path):
@@ -160,12 +170,12 @@ def test_lora(model, pipeline, inputs, tmp_path):
     finally:
         pipeline.unload_lora_weights()
     assert step() == pytest.approx(float(reference), rel=TOLERANCE)
-    stored = trainer.learner.stored()
-    assert len(theirs) == 2 * len(stored)
-    for key, pair in stored.items():
-        for half, name in zip(pair, ("lora_A", "lora_B"), strict=True):
-            gradient = theirs[f"{key.partition('/')[2]}.{name}.default_0.weight"].numpy()
-            assert np.abs(half.reshape(gradient.shape) - gradient).max() <= TOLERANCE * np.abs(gradient).max(), key
+    ours = {
+        f"{key.partition('/')[2]}.{half}.default_0.weight": value
+        for key, pair in trainer.learner.stored().items()
+        for half, value in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
+    require_equal(ours, theirs)
 
 
 def test_embedding(model, pipeline, inputs, tmp_path):
