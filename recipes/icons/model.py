@@ -105,6 +105,7 @@ def function(network, name):
     """Returns a pure function of the weights of all networks and of a network's inputs."""
     import keras
 
+    from keras_diffusion.engines.jax import moments_from_one
     from keras_diffusion.networks.operations import replace_operations
 
     variables = network.variables
@@ -112,24 +113,10 @@ def function(network, name):
 
     def call(weights, *inputs):
         pairs = [(v, weights[path]) for v, path in zip(variables, paths, strict=True)]
-        with keras.StatelessScope(pairs, initialize_variables=False), replace_operations(moments=moments):
+        with keras.StatelessScope(pairs, initialize_variables=False), replace_operations(moments=moments_from_one):
             return network(list(inputs) if len(inputs) > 1 else inputs[0])
 
     return call
-
-
-def moments(x):
-    """Returns the mean and variance (b, 1, 1, c) of a float32 feature map (b, h, w, c) by one pass over memory.
-
-    Differences from one position keep them from cancelling; which one it is changes nothing, so it has no gradient.
-    """
-    from keras import ops
-
-    first = ops.stop_gradient(x[:, :1, :1])
-    x = x - first
-    mean = ops.mean(x, axis=(1, 2), keepdims=True)
-    variance = ops.mean(ops.square(x), axis=(1, 2), keepdims=True) - ops.square(mean)
-    return first + mean, ops.maximum(variance, 0.0)
 
 
 def standardized(weights, latents):

@@ -48,7 +48,7 @@ def _moments_in_one_pass(x):
 
 def moments_from_one(x):
     """Computes `operations.moments` from the differences to one position, so that nothing cancels."""
-    first = x[:, :1, :1]
+    first = ops.stop_gradient(x[:, :1, :1])  # which position it is changes nothing
     x = x - first
     mean = ops.mean(x, axis=(1, 2), keepdims=True)
     variance = ops.mean(ops.square(x), axis=(1, 2), keepdims=True) - ops.square(mean)
