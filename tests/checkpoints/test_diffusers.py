@@ -22,6 +22,8 @@ from keras_diffusion.checkpoints.mapping.names import folders
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
+from ..golden.networks import fill
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -123,7 +125,7 @@ def pipeline(architecture, tmp_path_factory):
     }
     for name, shape in architecture.text_encoders.items():
         path, tokenizer = tmp_path_factory.mktemp(name), TOKENIZERS[name]
-        diffusers_folder.write_tokenizer(path, configs[tokenizer], shape)
+        diffusers_folder.write_tokenizer(path, configs[tokenizer], shape.length, shape.vocabulary)
         tokenizers[tokenizer] = transformers.CLIPTokenizer.from_pretrained(path)
         [kind] = configs[name]["architectures"]
         networks[name] = getattr(transformers, kind)(transformers.CLIPTextConfig(**configs[name]))
@@ -267,8 +269,8 @@ def test_diffusers_reads_bfloat16(pipeline, networks, architecture, tmp_path):
 def test_diffusers_tokenizes_alike(architecture, size, tmp_path):
     from transformers import CLIPTokenizer
 
-    shape = replace(architecture.text_encoder, vocabulary=size)
-    diffusers_folder.write_tokenizer(tmp_path, to_diffusers(architecture)["tokenizer"], shape)
+    shape = architecture.text_encoder
+    diffusers_folder.write_tokenizer(tmp_path, to_diffusers(architecture)["tokenizer"], shape.length, size)
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
     prompts = ["", "a slice of Pizza, 3 don'ts", "naïve café 🍕"]
     tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="np").input_ids
@@ -276,6 +278,28 @@ def test_diffusers_tokenizes_alike(architecture, size, tmp_path):
     assert (ours.vocab_size, ours.end_of_text) == (size, size - 1)
     np.testing.assert_array_equal(tokens, ours.tokenize(prompts, pad_token=shape.pad_token))
     assert ours.decode(ours.encode("pizza")) == "<|startoftext|>pizza <|endoftext|>"
+
+
+def test_an_added_word_is_no_end_of_text(build, tmp_path):
+    """Transformers pools at the number that the configuration states, which a word after CLIP's must not move."""
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    tokenizer = SimpleTokenizer(1000)
+    tokenizer.add_tokens("<toy>")
+    encoders = {name: replace(shape, vocabulary=1001) for name, shape in TINY_SDXL.text_encoders.items()}
+    architecture = replace(TINY_SDXL, **encoders)
+    networks = build(architecture)
+    fill(networks["text_encoder_2"], "text_encoder_2", architecture)
+    diffusers_folder.save(tmp_path / "model", architecture, words=tokenizer, **networks)
+    theirs = CLIPTokenizer.from_pretrained(tmp_path / "model" / "tokenizer_2")("a <toy>", padding="max_length")
+    tokens = np.array([theirs.input_ids])
+    np.testing.assert_array_equal(
+        tokens, tokenizer.tokenize("a <toy>", pad_token=architecture.text_encoder_2.pad_token)
+    )
+    read = CLIPTextModelWithProjection.from_pretrained(tmp_path / "model" / "text_encoder_2")
+    pooled = networks["text_encoder_2"]([tokens, np.arange(77)[None]])[1]
+    expected = read(torch.tensor(tokens)).text_embeds.detach().numpy()
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(pooled), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"], indirect=True)

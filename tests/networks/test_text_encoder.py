@@ -107,3 +107,15 @@ def test_the_vocabulary_may_grow():
     context = ops.convert_to_numpy(model([np.full((1, 6), 49409), POSITIONS]))
     assert model.get_layer("embeddings_token_embedding").embeddings.shape[0] == 49410
     assert np.isfinite(context).all()
+
+
+@pytest.mark.parametrize("vocabulary", [1000, 49408])
+def test_the_pooled_vector_is_that_of_the_end_of_text(vocabulary):
+    """Also in a part of the vocabulary with a word of its own: what comes after changes nothing, before it does."""
+    shape = replace(TINY.text_encoder, vocabulary=vocabulary + 1, penultimate=True)
+    model = TextEncoder(6, architecture=replace(TINY, text_encoder=shape))
+    start, end = vocabulary - 2, vocabulary - 1
+    rows = np.array([[start, 5, end, 0, 0, 0], [start, 5, end, 7, end + 1, 9], [start, 6, end, 0, 0, 0]])
+    pooled = ops.convert_to_numpy(model([rows, np.tile(np.arange(6), (3, 1))])[1])
+    np.testing.assert_allclose(pooled[0], pooled[1], atol=1e-6)
+    assert np.abs(pooled[0] - pooled[2]).max() > 1e-3

@@ -95,7 +95,7 @@ class Components(Adapters):
 
     def _make_tokenizer(self):
         shape = self.architecture.text_encoder
-        tokenizer = read_tokenizer(self._tokenizer_source, shape.vocabulary if shape and self._checkpoint else None)
+        tokenizer = read_tokenizer(self._tokenizer_source, shape.vocabulary if shape else None)
         self._words = tokenizer.added_tokens
         return tokenizer
 

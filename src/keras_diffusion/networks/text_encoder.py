@@ -7,7 +7,6 @@ from keras_diffusion.architectures import SD14
 from keras_diffusion.networks.layers import Attention, dense, embedding, layer_norm
 from keras_diffusion.networks.network import Network, construction
 
-END_OF_TEXT = 49407
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
     "gelu": lambda x: ops.gelu(x, approximate=False),
@@ -96,10 +95,13 @@ class TextEncoder(Network):
 
 
 class AtEndOfText(keras.layers.Layer):
-    """Takes the vector (b, width) of each context (b, n, width) at the first end of text of its tokens (b, n)."""
+    """Takes the vector (b, width) of each context (b, n, width) at the first end of text of its tokens (b, n).
+
+    Prompts begin with the start of text, and the end of text is the number after it in every part of CLIP's vocabulary.
+    """
 
     def call(self, context, tokens):
-        end = ops.argmax(ops.cast(ops.equal(tokens, END_OF_TEXT), "int32"), axis=1)
+        end = ops.argmax(ops.cast(ops.equal(tokens, tokens[:, :1] + 1), "int32"), axis=1)
         return ops.take_along_axis(context, end[:, None, None], axis=1)[:, 0]
 
     def compute_output_shape(self, context_shape, tokens_shape):

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from keras_diffusion.architectures import (
     ARCHITECTURES,
-    SD14,
     SIZE_IDS,
     Architecture,
     AutoencoderShape,
@@ -169,7 +168,6 @@ def to_diffusers(architecture):
                 "dtype": "float32",  # else transformers 5 takes that of the weights, and diffusers float32 for the rest
                 **{option: getattr(shape, field) for option, field in FIELDS[name].items()},
                 "intermediate_size": shape.hidden,
-                **_special_tokens(shape.vocabulary),
             }
             for name, shape in encoders.items()
         },
@@ -178,12 +176,6 @@ def to_diffusers(architecture):
             for name, shape in encoders.items()
         },
     }
-
-
-def _special_tokens(vocabulary):
-    """The numbers of the special tokens where they are not CLIP's, as in a part of its vocabulary."""
-    whole = vocabulary >= SD14.text_encoder.vocabulary
-    return {} if whole else {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
 
 
 def _model_index(architecture):

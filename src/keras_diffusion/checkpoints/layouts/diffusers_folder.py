@@ -17,7 +17,7 @@ from keras_diffusion.checkpoints.layouts.files import (
     write_json,
 )
 from keras_diffusion.checkpoints.layouts.saving import describe, write_weights
-from keras_diffusion.checkpoints.layouts.tokenizer_files import base_size, write_words
+from keras_diffusion.checkpoints.layouts.tokenizer_files import FIRST, base_size, write_words
 from keras_diffusion.checkpoints.mapping.loading import Part, find_targets, load, warn_of_unused
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CorruptCheckpointError
@@ -155,12 +155,19 @@ def save(path, architecture, dtype="float32", scheduler_config=None, words=None,
             architecture, or a weight is not finite in `dtype`.
     """
     configs = describe(architecture, dtype, scheduler_config, networks)
+    sizes = {
+        name: words.end_of_text + 1 if words else base_size(shape.vocabulary)
+        for name, shape in architecture.text_encoders.items()
+    }
+    for name, size in sizes.items():
+        if size < FIRST:  # else they are those that transformers takes for granted
+            configs[name] |= {"bos_token_id": size - 2, "eos_token_id": size - 1}
     wanted, _ = find_targets(networks, architecture)
     with new_folder(path) as folder:
         for part, config in configs.items():
             write_json(folder / CONFIGS[part][0], config)
         for name, shape in architecture.text_encoders.items():
-            write_tokenizer(folder / TOKENIZERS[name], configs[TOKENIZERS[name]], shape, words)
+            write_tokenizer(folder / TOKENIZERS[name], configs[TOKENIZERS[name]], shape.length, sizes[name])
             if words:
                 write_words(folder / TOKENIZERS[name], words)
         for part, targets in wanted.items():
@@ -168,9 +175,8 @@ def save(path, architecture, dtype="float32", scheduler_config=None, words=None,
             write_weights(folder / part / f"{WEIGHTS[part]}.safetensors", targets, dtype)
 
 
-def write_tokenizer(folder, special_tokens, shape, added=None):
-    """Writes the files of transformers' `CLIPTokenizer` for a text encoder's shape and a tokenizer with added words."""
-    size = added.end_of_text + 1 if added else base_size(shape.vocabulary)
+def write_tokenizer(folder, special_tokens, length, size):
+    """Writes the files of transformers' `CLIPTokenizer` for prompts of a length and the first `size` tokens of CLIP."""
     words, merges = tokenizer.table(size)
     write_json(
         folder / "tokenizer_config.json",
@@ -179,7 +185,7 @@ def write_tokenizer(folder, special_tokens, shape, added=None):
             "add_prefix_space": False,
             "do_lower_case": True,
             "errors": "replace",
-            "model_max_length": shape.length,
+            "model_max_length": length,
             "tokenizer_class": "CLIPTokenizer",
         },
     )

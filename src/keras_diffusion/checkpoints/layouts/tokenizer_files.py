@@ -25,7 +25,7 @@ def read_tokenizer(source=None, rows=None):
 
     Args:
         source: The folder of a tokenizer as transformers saves it, or that of a whole model; or one of its files; or a
-            `SimpleTokenizer`. None is CLIP's without additions.
+            `SimpleTokenizer`. None is CLIP's without additions, as much of it as the text encoder knows.
         rows: How many tokens the text encoder knows, or None.
 
     Returns:
@@ -37,7 +37,6 @@ def read_tokenizer(source=None, rows=None):
         CheckpointMismatchError: If words have other tokens than those that follow CLIP's, or the text encoder knows
             more tokens or fewer.
     """
-    size = FIRST
     if isinstance(source, SimpleTokenizer):
         size = source.end_of_text + 1
         words = [(word, len(tokens)) for word, tokens in source.added_tokens.items()]
@@ -46,13 +45,13 @@ def read_tokenizer(source=None, rows=None):
         size = FIRST if rows is None or rows >= FIRST else _size_in(folder)
         words = _words(folder, size)
     elif source is None:
-        words = []
+        size, words = base_size(rows or FIRST), []
     else:
         raise TypeError(f"`tokenizer` must be a SimpleTokenizer or where its files are. Received: {source!r:.200}")
     tokenizer = SimpleTokenizer(size)
     for word, count in words:
         tokenizer.add_tokens(word, count)
-    if rows is not None and rows != tokenizer.vocab_size and (size < FIRST or max(rows, tokenizer.vocab_size) > FIRST):
+    if rows is not None and rows != tokenizer.vocab_size:
         raise CheckpointMismatchError(
             f"The text encoder knows {rows} tokens and the tokenizer {tokenizer.vocab_size}. Give the tokenizer that "
             f"belongs to it by `tokenizer=`, a folder with {ADDED} or the like. Received: {source!r:.200}",
