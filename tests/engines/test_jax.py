@@ -1,5 +1,11 @@
 """What JAX computes in its own way is what Keras' operations compute."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -38,3 +44,20 @@ def test_moments_take_one_pass_on_gpus_alone(monkeypatch, capability, passes):
     assert len(sizes) == 1
     before = program[: program.index(sizes[0])]
     assert ("stablehlo.reduce" in before) == (passes == 2)
+
+
+def test_devices_share_the_rows():
+    """Also one guided image, whose negative prompt is a row, and images that do not divide evenly."""
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.engines.draw_on_devices"],
+        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    for (error, share), least in zip(found.values(), (1 / 2, 1 / 6, 1 / 8), strict=True):
+        assert error < 1e-5, found
+        assert 0.95 * least < share < 1.25 * least, found

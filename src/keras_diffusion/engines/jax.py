@@ -1,8 +1,11 @@
 """Runs a stage with JAX, which compiles it."""
 
+from functools import partial
+
 import jax
 import keras
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import NamedSharding, PartitionSpec
 from keras import ops
 
 from keras_diffusion.networks import operations
@@ -12,14 +15,44 @@ FLASH_HEADS = (((9, 0), 256), ((8, 0), 128))  # Hopper and newer; Ampere and Ada
 
 def jit(stage, network, traced):
     variables = network.variables  # Keras takes a millisecond to list them
+    mesh = mesh_of(variables)
+    everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
+    network = Shared(network, NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))) if mesh else network
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=everywhere)
     def run(values, *inputs):
         traced()
         with keras.StatelessScope(zip(variables, values, strict=True), initialize_variables=False):
             return stage(network, *inputs)
 
-    return lambda *inputs: run([variable.value for variable in variables], *inputs)
+    def call(*inputs):
+        if everywhere:  # else JAX divides them as it likes, which fails where that is not even
+            inputs = jax.device_put(inputs, everywhere)
+        return run([variable.value for variable in variables], *inputs)
+
+    return call
+
+
+def mesh_of(variables):
+    """Returns the mesh of devices that variables are distributed over, or None."""
+    shardings = (variable.value.sharding for variable in variables)
+    return next((sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)), None)
+
+
+class Shared:
+    """Has the devices of a `NamedSharding` share the rows of a network's inputs, which need not divide evenly."""
+
+    def __init__(self, network, sharding):
+        self._network, self._sharding = network, sharding
+
+    def __getattr__(self, name):
+        return getattr(self._network, name)
+
+    def __call__(self, inputs):
+        return self._network(keras.tree.map_structure(self._share, inputs))
+
+    def _share(self, x):
+        return jax.lax.with_sharding_constraint(x, self._sharding) if x.shape[0] > 1 else x
 
 
 def replaced_operations(runner):
