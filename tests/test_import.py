@@ -81,6 +81,14 @@ def test_import_loads_nothing_heavier_than_keras(imported):
     assert packages - sys.stdlib_module_names <= LIGHT | {"keras_diffusion"}
 
 
+def test_a_bare_import_loads_little():
+    """Without the site's packages, whose start-up files import modules too."""
+    source = Path(keras_diffusion.__file__).parents[1]
+    code = f"import sys; sys.path.insert(0, {str(source)!r}); import keras_diffusion; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-E", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert not {"re", "typing"} & set(run.stdout.split())
+
+
 def test_version_is_the_projects():
     pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     assert keras_diffusion.__version__ == pyproject["project"]["version"]
