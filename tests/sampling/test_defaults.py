@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_diffusion.architectures import EMOJI, SD15, SD21
+from keras_diffusion.architectures import ARCHITECTURES, EMOJI, SD15, SD21
 from keras_diffusion.sampling.defaults import find_defaults
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
@@ -21,6 +21,7 @@ PNDM = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, **BETAS}
         (SD15, TURBO, (50, 7.5)),
         (SD15, {"_class_name": "LCMScheduler", **BETAS}, (4, 1)),
         (SD15, {"_class_name": "TCDScheduler", **BETAS}, (4, 1)),
+        (ARCHITECTURES["lcm"], {"_class_name": "LCMScheduler", **BETAS}, (4, 8.5)),
         (EMOJI, PNDM | {"_class_name": "DDIMScheduler"}, (25, 2)),
     ],
 )

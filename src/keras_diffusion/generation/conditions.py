@@ -6,6 +6,7 @@ from keras_diffusion.engines.stages import Conditions
 from keras_diffusion.generation.image_prompts import encode_image_prompts
 from keras_diffusion.generation.size_ids import added_vectors
 from keras_diffusion.generation.texts import EncodedText, encode, stack
+from keras_diffusion.networks.diffusion_model import guidance_embedding
 from keras_diffusion.prompts.reading import repeat_to_one_length
 
 
@@ -44,7 +45,7 @@ def make_conditions(model, engine, request, known):
     """
     count, height, width, channels = request.noise.shape
     factor = model.architecture.autoencoder.factor
-    mask, shape = request.mask, model.architecture.diffusion_model
+    mask, shape, embedded = request.mask, model.architecture.diffusion_model, request.embedded_guidance
     weights, columns = arrange(request)
     guided = len(columns) > max(map(len, request.prompt))
     images = encode_image_prompts(engine, request.image_prompts, shape, count, (height, width), len(columns), guided)
@@ -58,6 +59,7 @@ def make_conditions(model, engine, request, known):
         rescale=request.rescale if request.rescale.any() else None,
         controls=tuple(control.image for control in request.controls),
         images=images,
+        guidance_embedding=None if embedded is None else guidance_embedding(embedded, shape.guidance_width),
     )
     texts = (pairs, which) if len(pairs) > 1 else None
     if shape.in_channels > channels:  # a model for inpainting sees what is known

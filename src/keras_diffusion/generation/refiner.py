@@ -47,6 +47,7 @@ def make_parts(model, name, *given, refiner=None, refiner_start=0.8, **options):
         prompt=refined.prompt,
         negative=refined.negative,
         size_ids=refined.size_ids,
+        embedded_guidance=refined.embedded_guidance,
         controls=[],
         scales=refined.scales,
         image_prompts=[],

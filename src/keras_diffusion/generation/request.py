@@ -38,7 +38,8 @@ class Request(NamedTuple):
         table: The sampler's.
         seeds: b ints.
         noise: Unit noise to start from, float32 (b, h/f, w/f, c).
-        guidance: float32 (b,).
+        guidance: float32 (b,), how far to go from the negative prompts to the prompts.
+        embedded_guidance: float32 (b,), the guidance that the network itself takes, or None for most networks.
         rescale: float32 (b,).
         guided: bool (rows,), which rows of the table are guided.
         deep: bool (rows,), which rows run the whole diffusion model; the others reuse its deep features.
@@ -64,6 +65,7 @@ class Request(NamedTuple):
     seeds: list
     noise: np.ndarray
     guidance: np.ndarray
+    embedded_guidance: np.ndarray | None
     rescale: np.ndarray
     guided: np.ndarray
     deep: np.ndarray
@@ -159,15 +161,21 @@ def make_request(
     negative = read(model, "negative_prompt", negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
     asked = controls("control", control, count, size, model.diffusion_model, resize or HOW[0])
-    guided = rows_between(table.steps, *arguments.interval("guidance_interval", guidance_interval))
+    guidance, embedded = _guidance(model, guidance, count)
+    rescale = arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1)
+    interval = arguments.interval("guidance_interval", guidance_interval)
+    if embedded is not None:
+        _require_no_other_guidance(prompt, negative_prompt, rescale, interval)
+    guided = rows_between(table.steps, *interval)
     return Request(
         prompt=prompt,
         negative=negative,
         table=table,
         seeds=seeds,
         noise=unit_noise,
-        guidance=_guidance(guidance, count),
-        rescale=arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1),
+        guidance=guidance,
+        embedded_guidance=embedded,
+        rescale=rescale,
         guided=guided,
         deep=rows_of_every(table.steps, _deep_cache(model, deep_cache), guided, scales(asked, table.steps)),
         **_for_each_image(start, mask, mask_white, count, resize or HOW[0]),
@@ -204,16 +212,34 @@ def count_evaluations(sampler, table):
     return (table.steps[-1] + 1) * SAMPLERS[resolve(sampler)[0]].evaluations
 
 
-def _guidance(value, count):
-    """Reads the guidance of each image; below 1 it is KerasCV's formula, where diffusers takes the prompt alone."""
+def _guidance(model, value, count):
+    """Reads the guidance of each image: that by negative prompts, and that which the network takes itself or None.
+
+    Below 1 it is KerasCV's formula, where diffusers takes the prompt alone.
+    """
     guidance = arguments.numbers("unconditional_guidance_scale", value, count)
+    if model.architecture.diffusion_model.guidance_width:
+        return np.ones_like(guidance), guidance
     if (guidance < 1).any():
         logger.warning(
             "A guidance below 1 goes from the prompt towards the negative prompt. For the prompt alone, as diffusers "
             "takes guidance_scale=0, choose 1. Received: unconditional_guidance_scale=%g",
             guidance.min(),
         )
-    return guidance
+    return guidance, None
+
+
+def _require_no_other_guidance(prompt, negative_prompt, rescale, interval):
+    """Refuses or names what changes nothing in a network that was distilled with its guidance."""
+    given = {"guidance_rescale": rescale.any(), "guidance_interval": tuple(interval) != (0, 1)}
+    given["AND"] = any(len(parts) > 1 or parts[0].weight != 1 for parts in prompt)
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(
+            "This model was distilled with its guidance, as LCM: it compares a prompt with no other. "
+            f"Leave out {', '.join(names)}. Received: {', '.join(names)}"
+        )
+    if negative_prompt is not None and not (isinstance(negative_prompt, str) and negative_prompt == ""):
+        logger.warning("This model was distilled with its guidance, as LCM: a negative prompt changes nothing.")
 
 
 def _deep_cache(model, value):

@@ -1,5 +1,6 @@
 """Defines the ControlNet: a copy of the diffusion model's encoder that adds to the skip connections."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import keras
@@ -60,7 +61,8 @@ class ControlNet(Network):
         dtype=None,
         name="controlnet",
     ):
-        shape, factor = architecture.diffusion_model, architecture.autoencoder.factor
+        shape = replace(architecture.diffusion_model, guidance_width=0)  # which it has no part in
+        architecture, factor = replace(architecture, diffusion_model=shape), architecture.autoencoder.factor
         latent_size = architecture.autoencoder.latent_size(img_height, img_width)
         choice("channel_order", channel_order, CHANNEL_ORDERS)
         if 2 ** (len(conditioning) - 1) != factor:
@@ -140,6 +142,7 @@ def controlnet_residuals(diffusion_model, controlnets):
         channels = controlnet.architecture.diffusion_model.in_channels
         again = keras.Model(controlnet.inputs, controlnet.outputs, name=f"controlnet_{i}")  # under a name of its own
         scale = ops.reshape(scales[:, i], (-1, 1, 1, 1))
-        scaled.append([scale * x for x in again([latent[..., :channels], *conditions, image])])
+        own = conditions[: len(controlnet.inputs) - 2]  # all but the guidance
+        scaled.append([scale * x for x in again([latent[..., :channels], *own, image])])
     residuals = [sum(together) for together in zip(*scaled, strict=True)]
     return [latent, *conditions, scales, *images], residuals

@@ -21,6 +21,7 @@ class Defaults(NamedTuple):
 USUAL = Defaults(50, 7.5)  # KerasCV's, and diffusers'
 OF_ARCHITECTURES = {"emoji": Defaults(25, 2.0)}
 OF_SAMPLERS = {"lcm": Defaults(4, 1.0), "tcd": Defaults(4, 1.0)}  # the scheduler of a network distilled for few steps
+LCM = Defaults(4, 8.5)  # of a network that takes the guidance itself; as diffusers' pipeline
 TURBO = Defaults(1, 1.0)  # SD-Turbo's model card
 SD2_WIDTH = 1024  # of the text encoder of Stable Diffusion 2, of which SD-Turbo is made
 
@@ -40,6 +41,8 @@ def find_defaults(architecture, sampler, schedule, name=""):
     Returns:
         The `Defaults`.
     """
+    if architecture.diffusion_model.guidance_width:
+        return LCM
     by_files = (
         sampler == "euler"
         and schedule.get("spacing") == "trailing"
