@@ -143,6 +143,11 @@ class DiffusionModelShape:
         return 4 * self.levels[0].channels
 
     @property
+    def residuals(self):
+        """How many tensors a ControlNet adds: one for each skip connection, and one in the middle."""
+        return (self.blocks + 1) * len(self.levels) + 1
+
+    @property
     def crossings(self):
         """The cross-attention layers in diffusers' order: those on the way down, on the way up, in the middle."""
         last = len(self.levels) - 1

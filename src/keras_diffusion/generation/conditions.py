@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_diffusion.engines.stages import Conditions
+from keras_diffusion.generation.controls import residual_shares
 from keras_diffusion.generation.image_prompts import encode_image_prompts
 from keras_diffusion.generation.size_ids import added_vectors
 from keras_diffusion.generation.texts import EncodedText, encode, stack
@@ -51,6 +52,10 @@ def make_conditions(model, engine, request, known):
     images = encode_image_prompts(engine, request.image_prompts, shape, count, (height, width), len(columns), guided)
     pairs, which = _encode_columns(model, engine, request, columns)
     context, added = pairs[0]
+    shares = None
+    if request.controls:
+        rows = count * len(columns)
+        shares = residual_shares(shape, request.guess_mode, count * guided, rows)
     result = Conditions(
         context,
         request.guidance,
@@ -58,6 +63,7 @@ def make_conditions(model, engine, request, known):
         weights=weights,
         rescale=request.rescale if request.rescale.any() else None,
         controls=tuple(control.image for control in request.controls),
+        shares=shares,
         images=images,
         guidance_embedding=None if embedded is None else guidance_embedding(embedded, shape.guidance_width),
     )

@@ -62,6 +62,7 @@ class CommonOptions(SizeOptions, total=False):
     guidance_interval: tuple[float, float] | list[float]
     deep_cache: int
     control: Any
+    guess_mode: bool
     image_prompt: Any
     refiner: Any
     refiner_start: float
@@ -143,6 +144,8 @@ class Options(OptionsOnce, HiresOptions, total=False):
             first of so many takes about a tenth of the time, and the images differ (Ma et al. 2023, "DeepCache",
             arXiv:2312.00858).
         control: (ControlNet, image, scale, start, end), or a list of those, see `Control`.
+        guess_mode: Whether ControlNets guess what their images show, so that the prompt may be empty. Shallow layers
+            then follow them less, and the negative prompt does not. A guidance of 3 to 5 suits.
         image_prompt: (image, scale, mask, adapter), or a list of those, see `ImagePrompt`: images to follow beside the
             prompt, by IP-Adapters. A refiner does not follow them.
         refiner: A `StableDiffusion` that draws the last steps on the same latents, as SDXL's refiner does. It encodes

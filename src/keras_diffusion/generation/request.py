@@ -47,6 +47,7 @@ class Request(NamedTuple):
         latents: The same as latents, float32 (b, h/f, w/f, c), or None. `pixels` or `latents` is None.
         mask: Which pixels are repainted, bool (b, h, w), or None.
         controls: A list of n `controls.Control`.
+        guess_mode: Whether the controls guess what their images show.
         scales: float32 (rows, n), the scale of every control in every row.
         callback: A function, or None.
         safety: Likewise, the model's.
@@ -73,6 +74,7 @@ class Request(NamedTuple):
     latents: np.ndarray | None
     mask: np.ndarray | None
     controls: list
+    guess_mode: bool
     scales: np.ndarray
     callback: Callable | None
     safety: Callable | None
@@ -113,6 +115,7 @@ def make_request(
     guidance_interval=(0, 1),
     deep_cache=1,
     control=None,
+    guess_mode=False,
     image_prompt=None,
     callback=None,
     verbose=1,
@@ -180,6 +183,7 @@ def make_request(
         deep=rows_of_every(table.steps, _deep_cache(model, deep_cache), guided, scales(asked, table.steps)),
         **_for_each_image(start, mask, mask_white, count, resize or HOW[0]),
         controls=asked,
+        guess_mode=_guess_mode(guess_mode, asked),
         scales=scales(asked, table.steps),
         callback=arguments.function("callback", callback),
         safety=arguments.function("safety", model.safety),
@@ -250,6 +254,12 @@ def _deep_cache(model, value):
             f"`deep_cache` needs a DiffusionModel; it must be 1 for another network. "
             f"Received: deep_cache={value} and a {type(model.diffusion_model).__name__}"
         )
+    return value
+
+
+def _guess_mode(value, controls):
+    if arguments.boolean("guess_mode", value) and not controls:
+        raise ValueError("`guess_mode` needs a `control`. Received: guess_mode=True")
     return value
 
 

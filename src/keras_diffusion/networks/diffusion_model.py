@@ -8,6 +8,7 @@ from keras import layers
 
 from keras_diffusion.architectures import SD14
 from keras_diffusion.networks.layers import (
+    AddResidual,
     ConcatenateSkip,
     Downsample,
     GroupNorm,
@@ -139,7 +140,7 @@ class UNet(NamedTuple):
         time = self.encoder.embed_time(timestep, *others)
         skips, x = self.encoder(self.encoder.conv_in(latent), time, context, features)
         if residuals:
-            *skips, x = (x + residual for x, residual in zip([*skips, x], residuals, strict=True))
+            *skips, x = (AddResidual()(x, residual) for x, residual in zip([*skips, x], residuals, strict=True))
         return self.decoder(x, skips, time, context)
 
 
@@ -243,7 +244,7 @@ class DiffusionModel(Network):
         """
         latent, timestep, context, *others = inputs
         encoder, decoder = self.unet
-        skips = [x + y for x, y in zip([encoder.conv_in(latent)], residuals, strict=True)]
+        skips = [AddResidual()(x, y) for x, y in zip([encoder.conv_in(latent)], residuals, strict=True)]
         return decoder(features, skips, encoder.embed_time(timestep, *others), context)[0]
 
 
