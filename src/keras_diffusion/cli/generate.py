@@ -78,6 +78,8 @@ def arguments_of(options, model):
     if options.tiny_vae:
         model.load_tiny_vae(options.tiny_vae)
         given["tiny_vae"] = True
+    if options.guess_mode:
+        given["guess_mode"] = True
     if options.control:
         given["control"] = [(model.load_controlnet(path), image, scale) for path, image, scale in options.control]
     for paths in options.ip_adapter:
@@ -105,7 +107,9 @@ def recipe(options, model, call, seed):
         settings["Denoising strength"] = str(call["strength"])
     if options.lora:
         settings["Lora files"] = ", ".join(f"{path.stem}: {scale:g}" for path, scale in options.lora)
-    for i, (_, scale, _, adapter) in enumerate(options.image_prompt):
-        settings[f"ControlNet {i}"] = metadata.image_prompt(adapter or options.ip_adapter[0][0].stem, scale)
+    units = [metadata.control(path.stem, scale, options.guess_mode) for path, _, scale in options.control]
+    for _, scale, _, adapter in options.image_prompt:
+        units.append(metadata.image_prompt(adapter or options.ip_adapter[0][0].stem, scale))
+    settings |= {f"ControlNet {i}": unit for i, unit in enumerate(units)}
     metadata.to_text(settings)
     return settings

@@ -50,6 +50,7 @@ def add_arguments(command):
         help="an upscaler that enlarges what is drawn",
     )
     add("--control", type=control, action="append", default=[], metavar="FILE=IMAGE[=SCALE]", help="a ControlNet")
+    add("--guess-mode", action="store_true", help="let ControlNets guess what their images show, for an empty prompt")
     add("--ip-adapter", type=ip_adapter, action="append", default=[], metavar="FILE[=ENCODER]", help="an IP-Adapter")
     metavar = "IMAGE[=SCALE[=MASK[=ADAPTER]]]"
     add("--image-prompt", type=image_prompt, action="append", default=[], metavar=metavar, help="an image to follow")
@@ -86,8 +87,8 @@ def with_scale(text, default=1.0):
 
 def control(text):
     """Reads "FILE=IMAGE" or "FILE=IMAGE=0.8"."""
-    path, image, scale = [*text.split("="), "1"][:3]
-    return Path(path), Path(image), float(scale)
+    path, image, scale = [*text.split("="), ""][:3]
+    return Path(path), Path(image), float(scale) if scale else None
 
 
 def ip_adapter(text):
@@ -110,7 +111,8 @@ def fill(options):
         raise ValueError(
             f"`--like` must be an image that says how it was made. Received: --like={str(options.like)!r:.200}"
         )
-    if others := metadata.not_followed(settings):
+    others = follow_controls(options, settings, metadata.not_followed(settings))
+    if others:
         print(f"not followed: {', '.join(others)}", file=sys.stderr)
     for argument, (option, default) in SETTINGS.items():
         if getattr(options, option) is None:
@@ -119,6 +121,19 @@ def fill(options):
     options.prompts = [line for line in lines if line or not options.prompts]
     if options.prompts in ([], [None]):
         raise ValueError("the prompt is missing")
+
+
+def follow_controls(options, settings, others):
+    """Gives ControlNets without a scale that of the image of `--like`; returns the other settings without those."""
+    known = metadata.read_controls(settings)
+    networks = {path.stem for path, _, _ in options.control}
+    followed = {name for name, (network, _, _) in known.items() if network in networks}
+    scales = {network: scale for network, scale, _ in known.values()}
+    options.control = [
+        (path, image, scales.get(path.stem, 1.0) if scale is None else scale) for path, image, scale in options.control
+    ]
+    options.guess_mode = options.guess_mode or any(known[name][2] for name in followed)
+    return [name for name in others if name not in followed]
 
 
 def check(options):
@@ -158,6 +173,8 @@ def check(options):
         raise ValueError("--hires-upscaler needs --hires, the factor")
     if not options.image and (options.mask or options.outpaint or options.strength is not None):
         raise ValueError("--mask, --outpaint and --strength need an --image")
+    if options.guess_mode and not options.control:
+        raise ValueError("--guess-mode needs a --control")
     if options.image_prompt and not options.ip_adapter:
         raise ValueError("--image-prompt needs an --ip-adapter")
     files = [options.image, options.mask, options.tiny_vae, options.hires_upscaler]

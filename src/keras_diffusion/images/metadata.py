@@ -11,6 +11,7 @@ such as one with a line "Negative prompt:", stands in quotes in the last one too
 
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -100,6 +101,37 @@ def image_prompt(adapter, scale):
         A str.
     """
     return f"Module: ip-adapter-auto, Model: {adapter}, Weight: {scale:g}"
+
+
+def control(network, scale, guess_mode=False):
+    """Names a ControlNet as A1111's extension does, see `image_prompt`.
+
+    Args:
+        network: The name of its file.
+        scale: A number.
+        guess_mode: Whether it guesses.
+
+    Returns:
+        A str.
+    """
+    return f"Module: none, Model: {network}, Weight: {scale:g}" + ", Guess Mode: True" * guess_mode
+
+
+def read_controls(settings):
+    """Reads the ControlNets that `control` named: a dict from settings to (network, scale, guess_mode)."""
+    units = {name: _settings(value) for name, value in settings.items() if name.startswith("ControlNet ")}
+    return {
+        name: (unit["Model"], float(unit["Weight"]), "Guess Mode" in unit)
+        for name, unit in units.items()
+        if unit == _settings(control(unit.get("Model"), _number(unit.get("Weight")), "Guess Mode" in unit))
+    }
+
+
+def _number(text):
+    try:
+        return float(text or "")
+    except ValueError:
+        return math.nan
 
 
 def call_arguments(settings):
