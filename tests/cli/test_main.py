@@ -689,6 +689,20 @@ def test_a_controlnet_is_followed_again_as_closely(generate, fake, monkeypatch, 
     assert metadata.read_controls({f"ControlNet {i}": unit for i, unit in enumerate(others)}) == {}
 
 
+def test_variations_are_drawn_again(generate, fake):
+    options = "--seed 5 --batch-size 2 --variation-seed 8 --variation-strength 0.2 --seed-resize-from 64 32"
+    assert generate(*options.split()) == 0
+    assert generate("--like", "pizza-2.png") == 0
+    first, again = (model.call for model in fake.made)
+    assert (first["seed"], first["variation_seed"], first["batch_size"]) == (5, 8, 2)
+    assert (again["seed"], again["variation_seed"], again["variation_strength"]) == (5, 9, 0.2)
+    assert tuple(again["seed_resize_from"]) == (64, 32)
+    made = metadata.read("pizza-2.png")
+    assert not metadata.not_followed(made)
+    assert metadata.call_arguments(made | {"Variation seed": "-1"}).get("variation_seed") is None
+    assert "variation_seed" not in metadata.call_arguments(made | {"Variation seed strength": "0"})
+
+
 def test_a_second_pass_is_drawn_again(generate, fake):
     assert generate("--hires", "1.5", "--hires-strength", "0.4", "--width", "24", "--height", "16") == 0
     assert generate("--like", "pizza.png") == 0
@@ -704,6 +718,8 @@ def test_a_second_pass_is_drawn_again(generate, fake):
         ("--image none.png", "There is no such file"),
         ("--control one", "invalid control value"),
         ("--guess-mode", "needs a --control"),
+        ("--variation-seed 1", "needs --variation-strength"),
+        ("--variation-strength 2", "a number from 0 to 1"),
         ("--image-prompt a.png", "needs an --ip-adapter"),
         ("--image-prompt a.png=b", "invalid image_prompt value"),
         ("--ip-adapter none.bin", "There is no such file"),

@@ -1,6 +1,7 @@
 """What a call asks for: pictures to start from, masks, strengths and samplers; results in each form."""
 
 from dataclasses import replace
+from functools import partial
 
 import keras
 import numpy as np
@@ -159,6 +160,27 @@ def test_an_image_of_a_batch_is_the_image_of_its_seed(model, sampler):
     alone = model.image_to_image(PICTURE, "a cat", seed=8, **call)
 
     np.testing.assert_allclose(batch[1], alone[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.backend
+def test_images_are_varied_towards_another_seed(model):
+    draw = partial(model.text_to_image, "a cat", output="latents", sampler="ddim", **QUICK)
+    varied = draw(seed=5, batch_size=2, variation_seed=8, variation_strength=1.0)
+    np.testing.assert_allclose(varied, draw(seed=[8, 9]), atol=1e-4)
+    [near] = draw(seed=5, variation_seed=9, variation_strength=0.2)
+    [alone] = draw(seed=5)
+    assert 0 < np.abs(near - alone).mean() < np.abs(varied[1] - alone).mean()
+    small = draw(seed=5, img_height=32, img_width=32, seed_resize_from=(64, 64))
+    assert not np.array_equal(small, draw(seed=5, img_height=32, img_width=32))
+    refused = [
+        ({"variation_seed": 1}, "needs a `variation_strength`"),
+        ({"variation_strength": 1.5}, "from 0 to 1"),
+        ({"variation_strength": 0.5, "diffusion_noise": alone}, "cannot be varied"),
+        ({"seed_resize_from": (4, 64)}, "from 8 to"),
+    ]
+    for options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            draw(**options)
 
 
 def test_results_have_three_forms(model):

@@ -17,6 +17,9 @@ SETTINGS = {  # argument of a call, as `metadata.call_arguments` names it → op
     "num_steps": ("steps", None),
     "unconditional_guidance_scale": ("guidance", None),
     "seed": ("seed", None),
+    "variation_seed": ("variation_seed", None),
+    "variation_strength": ("variation_strength", None),
+    "seed_resize_from": ("seed_resize_from", None),
     "sampler": ("sampler", None),
     "spacing": ("spacing", None),
     "img_width": ("width", None),
@@ -61,6 +64,9 @@ def add_arguments(command):
     add("--like", type=Path, metavar="IMAGE", help="an image whose settings to use, unless other options say otherwise")
     add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
     add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
+    add("--variation-seed", type=int, metavar="SEED", help="another seed, to go to with --variation-strength")
+    add("--variation-strength", type=float, metavar="STRENGTH", help="how far, 0 to 1; images then share one --seed")
+    add("--seed-resize-from", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="the size that the seed draws for")
     add("--steps", type=int, help="number of steps (default: the model's, such as 50)")
     add("--guidance", type=float, help="how much to follow the prompt (default: the model's, such as 7.5)")
     add("--negative-prompt", metavar="PROMPT", help="what to keep away from")
@@ -149,6 +155,8 @@ def check(options):
 
     presets.find(options.preset)
     arguments.batch_size("--batch-size", options.batch_size, 1)
+    if options.variation_strength is not None:
+        arguments.number("--variation-strength", options.variation_strength, 0, 1)
     if options.steps is not None:
         arguments.whole_number("--steps", options.steps, 1, 1000)
     if options.guidance is not None:
@@ -169,6 +177,8 @@ def check(options):
         read = partial(composing.read, evaluations=options.steps or USUAL.num_steps, **how)
         for name, given in (("prompt", texts), ("negative_prompt", options.negative_prompt or "")):
             read(name, given, tokenizer.SimpleTokenizer(), SD21.text_encoder)
+    if options.variation_seed is not None and not options.variation_strength:
+        raise ValueError("--variation-seed needs --variation-strength")
     if options.hires_upscaler and not options.hires:
         raise ValueError("--hires-upscaler needs --hires, the factor")
     if not options.image and (options.mask or options.outpaint or options.strength is not None):

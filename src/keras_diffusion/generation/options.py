@@ -10,6 +10,10 @@ from numpy.typing import ArrayLike
 # Parameters of diffusers, A1111 and others → ours.
 OTHER_NAMES = {
     "callback_on_step_end": "callback",
+    "subseed": "variation_seed",
+    "subseed_strength": "variation_strength",
+    "seed_resize_from_h": "seed_resize_from",
+    "seed_resize_from_w": "seed_resize_from",
     "cfg_scale": "unconditional_guidance_scale",
     "control_image": "control",
     "crops_coords_top_left": "crop",
@@ -53,6 +57,9 @@ class CommonOptions(SizeOptions, total=False):
     img_height: int | None
     img_width: int | None
     resize: Literal["stretch", "crop", "pad"] | None
+    variation_seed: int | Sequence[int] | None
+    variation_strength: float
+    seed_resize_from: tuple[int, int] | list[int] | None
     sampler: str | None
     spacing: str | None
     karras: bool
@@ -131,6 +138,11 @@ class Options(OptionsOnce, HiresOptions, total=False):
             keep one composition. As A1111's "Hires. fix".
         hires_strength: How much the second time changes, see `strength`; 0.5 unless given.
         hires_upscaler: The `Upscaler` that enlarges the image for the second time; None takes Lanczos' filter.
+        variation_seed: Another seed, towards whose noise to go; image i takes variation_seed + i, and all of them the
+            same `seed`. None takes any. As A1111's "Variation seed".
+        variation_strength: How far to go, 0 to 1. Small numbers make variations of one image.
+        seed_resize_from: (height, width) in pixels whose noise `seed` draws, also for an image of another size, which
+            then resembles the one of that size. As A1111's "Resize seed from".
         sampler: Name of a sampler in `SAMPLERS`, or another spelling of it; None takes the model's.
         spacing: How the timesteps are spread, see `sampling.samplers.build`.
         karras: Whether to spread the noise levels as Karras et al. 2022 do.

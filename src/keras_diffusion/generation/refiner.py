@@ -11,6 +11,7 @@ from keras_diffusion.generation.request import make_request
 TIMESTEPS = 1000  # of a noise schedule
 # Options that the refiner has no use for.
 OF_THE_BASE = ("control", "guess_mode", "diffusion_noise", "image_prompt", "tiny_vae", "upscale")
+OF_THE_BASE += ("variation_seed", "variation_strength", "seed_resize_from")
 
 
 def make_parts(model, name, *given, refiner=None, refiner_start=0.8, **options):

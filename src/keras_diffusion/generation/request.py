@@ -17,7 +17,7 @@ from keras_diffusion.images import reading as images
 from keras_diffusion.images import resizing
 from keras_diffusion.images.resizing import HOW
 from keras_diffusion.networks.diffusion_model import DiffusionModel
-from keras_diffusion.sampling import noise
+from keras_diffusion.sampling import variation
 from keras_diffusion.sampling.names import resolve
 from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.samplers import Table, build, rows_between, rows_of_every
@@ -106,6 +106,9 @@ def make_request(
     img_width=None,
     resize=None,
     outpaint=None,
+    variation_seed=None,
+    variation_strength=0.0,
+    seed_resize_from=None,
     sampler=None,
     spacing=None,
     karras=False,
@@ -160,7 +163,8 @@ def make_request(
         batch_size = len(start.image)
     count = arguments.batch_size("batch_size", batch_size, len(prompt))
     size = start.size if start else (model.side("img_height", img_height), model.side("img_width", img_width))
-    seeds, unit_noise = _noise(model, seed, diffusion_noise, count, size)
+    varied = variation_seed, variation_strength, seed_resize_from
+    seeds, unit_noise = _noise(model, seed, diffusion_noise, count, size, *varied)
     negative = read(model, "negative_prompt", negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
     asked = controls("control", control, count, size, model.diffusion_model, resize or HOW[0])
@@ -356,11 +360,28 @@ def _for_each_image(start, mask, mask_white, count, how):
     return fields
 
 
-def _noise(model, seed, given, count, size):
-    """The seeds of `count` images, and the unit noise to start from: the seeds' own, or what was given."""
+def _noise(model, seed, given, count, size, variation_seed, strength, resize_from):
+    """The seeds of `count` images, and the unit noise to start from: the seeds' own, varied, or what was given."""
+    strength = arguments.number("variation_strength", strength, 0, 1)
+    if variation_seed is not None and not strength:
+        raise ValueError(
+            "`variation_seed` needs a `variation_strength`, how far to go from the noise of `seed` to its own; more "
+            f"than 0, at most 1. Received: variation_seed={variation_seed!r:.200}, variation_strength=0"
+        )
+    if given is not None and (strength or resize_from is not None):
+        raise ValueError("`diffusion_noise` cannot be varied or resized. Received: it, and options that vary a seed's")
     if seed is not None and given is not None:
         raise ValueError(f"Give `seed` or `diffusion_noise`, not both. Received: both, with {seed=!r:.200}")
-    seeds, autoencoder = noise.seeds(seed, count), model.architecture.autoencoder
+    seeds, others = variation.image_seeds(seed, variation_seed, strength, count)
+    autoencoder = model.architecture.autoencoder
     shape = (*autoencoder.latent_size(*size), autoencoder.latent_channels)
-    unit_noise = noise.starting_noise(seeds, shape) if given is None else given
+    drawn = resize_from is not None and _latent_size("seed_resize_from", resize_from, autoencoder.factor)
+    unit_noise = variation.varied_noise(seeds, others, strength, shape, drawn or None) if given is None else given
     return seeds, arguments.array("diffusion_noise", unit_noise, (count, *shape))
+
+
+def _latent_size(name, value, factor):
+    """The latent rows and columns of (height, width) in pixels, rounded down."""
+    if not (isinstance(value, tuple | list) and len(value) == 2):
+        raise TypeError(f"`{name}` must be (height, width). Received: {value!r:.200}")
+    return tuple(arguments.whole_number(name, side, factor, arguments.LARGEST_SIDE) // factor for side in value)
