@@ -80,10 +80,11 @@ def denoise(
     **plan,
 ):
     context = np.random.default_rng(0).standard_normal((copies * len(seeds), 77, SMALL.text_encoder.width), "float32")
+    shares = np.ones((1, SMALL.diffusion_model.residuals), "float32") if images else None
     loop = engine.denoise(
         network,
         noise.starting_noise(seeds, SHAPE),
-        Conditions(context, np.full(len(seeds), guidance, "float32"), controls=images),
+        Conditions(context, np.full(len(seeds), guidance, "float32"), controls=images, shares=shares),
         Plan(build(sampler, num_steps), lambda steps: noise.step_noise(seeds, SHAPE, steps), **plan),
         rows_per_call,
         controlnets,
