@@ -91,6 +91,7 @@ TESTED_BY = {
     "components.adapters": "checkpoints/adapters/test_lora_fusion.py",
     "errors": "test_stable_diffusion.py",
     "system.limits": "checkpoints/formats/test_limits.py",
+    "system.processes": "generation/test_request.py",
     "terminal": "cli/test_main.py",
     **{
         f"cli.{name}": "cli/test_main.py"

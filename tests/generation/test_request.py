@@ -1,5 +1,7 @@
 """What a call asks for: pictures to start from, masks, strengths and samplers; results in each form."""
 
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -181,6 +183,26 @@ def test_images_are_varied_towards_another_seed(model):
     for options, message in refused:
         with pytest.raises(ValueError, match=message):
             draw(**options)
+
+
+@pytest.mark.backend
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_says_that_it_cannot_draw(model):
+    """It would wait for threads of the backend that are not there."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        signal.alarm(20)  # ends it where it hangs
+        try:
+            model.image_to_image(PICTURE, "a cat", **QUICK)
+        except RuntimeError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert f"process {child}, forked from {os.getpid()}" in pipe.read()
+    os.waitpid(child, 0)
 
 
 def test_results_have_three_forms(model):

@@ -44,6 +44,7 @@ from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling.recurrence import HISTORY
 from keras_diffusion.system.memory import trim
+from keras_diffusion.system.processes import require_own_process
 
 JitCompile = bool | Literal["auto", "openvino"]
 # They ask more of a network than its output, or are of networks that OpenVINO does not know.
@@ -81,6 +82,7 @@ class Engine:
                 "`jit_compile='openvino'` needs the package openvino; install it with: pip install openvino. "
                 "Received: jit_compile='openvino'"
             )
+        require_own_process()
         use_compile_cache()
         self.jit_compile = jit_compile
         self.compilations = 0

@@ -18,6 +18,7 @@ from keras_diffusion.images import resizing
 from keras_diffusion.images.resizing import HOW
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.sampling import variation
+from keras_diffusion.sampling.defaults import warn_of_what_ruins
 from keras_diffusion.sampling.names import resolve
 from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.samplers import Table, build, rows_between, rows_of_every
@@ -169,6 +170,7 @@ def make_request(
     arguments.repeated("negative_prompt", list(negative), count)
     asked = controls("control", control, count, size, model.diffusion_model, resize or HOW[0])
     guidance, embedded = _guidance(model, guidance, count)
+    warn_of_what_ruins(model.defaults, table.steps[-1] + 1, guidance)
     rescale = arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1)
     interval = arguments.interval("guidance_interval", guidance_interval)
     if embedded is not None:
