@@ -110,6 +110,7 @@ TESTED_BY = {
     "networks.ip_adapter": "generation/test_image_prompts.py",
     "checkpoints.mapping.image_prompt_names": "checkpoints/adapters/test_ip_adapter_file.py",
     "checkpoints.layouts.vision_files": "checkpoints/adapters/test_ip_adapter_file.py",
+    "generation.guidance": "test_pipeline.py",
     "generation.refiner": "test_sdxl.py",
     "generation.results": "generation/test_request.py",
     "generation.texts": "test_sdxl.py",

@@ -4,10 +4,10 @@ import numpy as np
 
 from keras_diffusion.engines.stages import Conditions
 from keras_diffusion.generation.controls import residual_shares
+from keras_diffusion.generation.guidance import guidance_embedding
 from keras_diffusion.generation.image_prompts import encode_image_prompts
 from keras_diffusion.generation.size_ids import added_vectors
 from keras_diffusion.generation.texts import EncodedText, encode, stack
-from keras_diffusion.networks.diffusion_model import guidance_embedding
 from keras_diffusion.prompts.reading import repeat_to_one_length
 
 

@@ -1,6 +1,5 @@
 """Checks all arguments of a call before anything is computed."""
 
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from keras_diffusion import arguments
 from keras_diffusion.generation.controls import controls, scales
+from keras_diffusion.generation.guidance import read_guidance, require_no_other_guidance
 from keras_diffusion.generation.image_prompts import read_image_prompts
 from keras_diffusion.generation.options import Options, SizeOptions, refuse_unknown
 from keras_diffusion.generation.size_ids import read_size_ids
@@ -25,7 +25,6 @@ from keras_diffusion.sampling.samplers import Table, build, rows_between, rows_o
 
 SIZE_OPTIONS = tuple(SizeOptions.__annotations__)
 OUTPUTS = ("array", "pil", "latents")
-logger = logging.getLogger(__name__)
 
 ALWAYS = ("negative_prompt", "batch_size", "num_steps", "unconditional_guidance_scale", "seed")
 
@@ -169,12 +168,12 @@ def make_request(
     negative = read(model, "negative_prompt", negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
     asked = controls("control", control, count, size, model.diffusion_model, resize or HOW[0])
-    guidance, embedded = _guidance(model, guidance, count)
+    guidance, embedded = read_guidance(model, guidance, count)
     warn_of_what_ruins(model.defaults, table.steps[-1] + 1, guidance)
     rescale = arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1)
     interval = arguments.interval("guidance_interval", guidance_interval)
     if embedded is not None:
-        _require_no_other_guidance(prompt, negative_prompt, rescale, interval)
+        require_no_other_guidance(prompt, negative_prompt, rescale, interval)
     guided = rows_between(table.steps, *interval)
     return Request(
         prompt=prompt,
@@ -220,36 +219,6 @@ def _table(model, sampler, num_steps, strength, spread):
 def count_evaluations(sampler, table):
     """Counts how many times a sampler runs the network in all of its steps, as A1111 does."""
     return (table.steps[-1] + 1) * SAMPLERS[resolve(sampler)[0]].evaluations
-
-
-def _guidance(model, value, count):
-    """Reads the guidance of each image: that by negative prompts, and that which the network takes itself or None.
-
-    Below 1 it is KerasCV's formula, where diffusers takes the prompt alone.
-    """
-    guidance = arguments.numbers("unconditional_guidance_scale", value, count)
-    if model.architecture.diffusion_model.guidance_width:
-        return np.ones_like(guidance), guidance
-    if (guidance < 1).any():
-        logger.warning(
-            "A guidance below 1 goes from the prompt towards the negative prompt. For the prompt alone, as diffusers "
-            "takes guidance_scale=0, choose 1. Received: unconditional_guidance_scale=%g",
-            guidance.min(),
-        )
-    return guidance, None
-
-
-def _require_no_other_guidance(prompt, negative_prompt, rescale, interval):
-    """Refuses or names what changes nothing in a network that was distilled with its guidance."""
-    given = {"guidance_rescale": rescale.any(), "guidance_interval": tuple(interval) != (0, 1)}
-    given["AND"] = any(len(parts) > 1 or parts[0].weight != 1 for parts in prompt)
-    if names := [name for name, is_given in given.items() if is_given]:
-        raise ValueError(
-            "This model was distilled with its guidance, as LCM: it compares a prompt with no other. "
-            f"Leave out {', '.join(names)}. Received: {', '.join(names)}"
-        )
-    if negative_prompt is not None and not (isinstance(negative_prompt, str) and negative_prompt == ""):
-        logger.warning("This model was distilled with its guidance, as LCM: a negative prompt changes nothing.")
 
 
 def _deep_cache(model, value):

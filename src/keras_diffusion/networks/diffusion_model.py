@@ -167,7 +167,7 @@ class DiffusionModel(Network):
             k · b rows, k for each latent. Layers that do not depend on it are then computed once.
         added: (b, added width) or (k · b, added width), the pooled vector of the prompt and the embedded size ids; only
             where the architecture has one, as SDXL.
-        guidance_embedding: (b, guidance width), what `guidance_embedding` returns; only where the architecture has it.
+        guidance_embedding: (b, guidance width), of sines and cosines; only where the architecture has it, as LCM.
 
     Returns:
         The prediction (b, h, w, output channels), or (k · b, h, w, output channels).
@@ -265,22 +265,3 @@ def timestep_embedding(timesteps, width):
     frequencies = np.exp(np.float32(-np.log(10000.0)) * np.arange(half, dtype="float32") / np.float32(half))
     angles = np.asarray(timesteps, "float32")[:, None] * frequencies
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
-
-
-def guidance_embedding(guidance, width):
-    """Embeds guidance as sines and cosines of falling frequency.
-
-    Source: Meng et al. 2022, "On distillation of guided diffusion models", arXiv:2210.03142; as LCM's pipeline in
-    diffusers, `get_guidance_scale_embedding` of the guidance less 1, which is the paper's.
-
-    Args:
-        guidance: (b,) numbers, where 1 is without guidance.
-        width: Number of values, at least 4, sines first; an odd number ends with a zero.
-
-    Returns:
-        A float32 array (b, width).
-    """
-    half = width // 2
-    frequencies = np.exp(np.float32(-np.log(10000.0) / (half - 1)) * np.arange(half, dtype="float32"))
-    angles = np.float32(1000) * (np.asarray(guidance, "float32") - 1)[:, None] * frequencies
-    return np.concatenate([np.sin(angles), np.cos(angles), np.zeros((len(angles), width % 2), "float32")], axis=-1)
