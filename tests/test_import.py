@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ import pytest
 
 import keras_diffusion
 from keras_diffusion import StableDiffusion
+from keras_diffusion.engines.names import BACKENDS
 
 MARK = "-- the package is imported below --"
 PROBE = f"""
@@ -124,3 +126,36 @@ def test_public_functions_have_type_hints(owner, name):
 def test_every_public_name_is_there():
     assert all(getattr(keras_diffusion, name) is not None for name in keras_diffusion.__all__)
     assert {"SAMPLERS", "pad", "replace_operations"} <= set(keras_diffusion.__all__)
+
+
+WITHOUT_BACKEND = """
+import importlib, sys
+
+class WithoutTensorFlow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow":
+            raise ModuleNotFoundError(name=name)
+
+sys.meta_path.insert(0, WithoutTensorFlow())
+for module in ("keras_diffusion", "keras_diffusion.models", "keras_diffusion.training"):
+    try:
+        getattr(importlib.import_module(module), "StableDiffusion")
+    except ImportError as error:
+        print(error)
+    for name in [name for name in sys.modules if name.startswith("keras")]:
+        del sys.modules[name]
+"""
+
+
+def test_no_backend_is_a_dependency_and_a_missing_one_is_named():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    needed = {re.match("[a-z0-9]+", line)[0] for line in project["dependencies"]}
+    assert not needed & set(BACKENDS)
+    assert set(BACKENDS) <= set(project["optional-dependencies"])
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    child = subprocess.run(
+        [sys.executable, "-c", WITHOUT_BACKEND], env=environment, capture_output=True, text=True, check=True
+    )
+    lines = child.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("computes with tensorflow" in x and "KERAS_BACKEND=jax" in x for x in lines)

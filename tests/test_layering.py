@@ -91,6 +91,7 @@ TESTED_BY = {
     "components.adapters": "checkpoints/adapters/test_lora_fusion.py",
     "errors": "test_stable_diffusion.py",
     "system.limits": "checkpoints/formats/test_limits.py",
+    "system.processes": "generation/test_request.py",
     "terminal": "cli/test_main.py",
     **{
         f"cli.{name}": "cli/test_main.py"
@@ -109,6 +110,7 @@ TESTED_BY = {
     "networks.ip_adapter": "generation/test_image_prompts.py",
     "checkpoints.mapping.image_prompt_names": "checkpoints/adapters/test_ip_adapter_file.py",
     "checkpoints.layouts.vision_files": "checkpoints/adapters/test_ip_adapter_file.py",
+    "generation.guidance": "test_pipeline.py",
     "generation.refiner": "test_sdxl.py",
     "generation.results": "generation/test_request.py",
     "generation.texts": "test_sdxl.py",

@@ -10,8 +10,10 @@ from PIL import Image
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
+from keras_diffusion.sampling import noise
+from keras_diffusion.sampling.samplers import build
 
-from .small import AUTOENCODER
+from .small import AUTOENCODER, SMALL
 
 pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
 ARCHITECTURE = replace(TINY, autoencoder=AUTOENCODER, image_size=16)
@@ -126,6 +128,46 @@ def test_ten_steps_reach_60_decibel(ours, theirs, monkeypatch, sampler, schedule
         verbose=0,
     )
     assert_60_decibel(images, expected)
+
+
+def test_lcm_with_its_guidance_reaches_60_decibel(tmp_path, monkeypatch, caplog):
+    """The network takes the guidance as a number: it draws as diffusers, and nothing is compiled for another one."""
+    shape = replace(SMALL.diffusion_model, guidance_width=11)
+    folder = made(replace(SMALL, diffusion_model=shape), tmp_path / "lcm")
+    ours = StableDiffusion.from_preset(folder)
+    assert (*ours.defaults, ours.sampler) == (4, 8.5, "lcm")
+    theirs = loaded("LatentConsistencyModelPipeline", folder)
+    table, shape = build("lcm", 4, **ours.schedule), (8, 8, 4)
+    rows = iter(noise.row_noise([5, 6], shape, table, np.arange(4)))
+
+    def torch_latents(x):
+        return theirs.unet.conv_in.weight.new_tensor(x.transpose(0, 3, 1, 2))
+
+    drawn_noise = lambda *arguments, **options: torch_latents(next(rows))  # noqa: E731
+    monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", drawn_noise)
+    expected = theirs(
+        ["a cat", "a dog"], latents=torch_latents(noise.starting_noise([5, 6], shape)), height=16, width=16,
+        output_type="np",
+    ).images  # fmt: skip
+    settings = {"seed": 5, "verbose": 0}
+    images = ours.text_to_image(["a cat", "a dog"], **settings)
+    assert_60_decibel(images, expected)
+    compilations = ours._engine.compilations
+    others = ours.text_to_image(["a cat", "a dog"], unconditional_guidance_scale=[8.5, 2.0], **settings)
+    assert ours._engine.compilations == compilations
+    assert (others[0] == images[0]).all()
+    assert (others[1] != images[1]).any()
+    assert not caplog.text
+    ours.text_to_image("a cat", "a dog", num_steps=1, **settings)
+    assert "a negative prompt changes nothing" in caplog.text
+    with pytest.raises(ValueError, match="Leave out guidance_rescale, AND"):
+        ours.text_to_image("a cat AND a dog", guidance_rescale=0.5, prompt_weighting=True, **settings)
+    ours.diffusion_model.save_weights(tmp_path / "own.weights.h5")
+    before = keras.ops.convert_to_numpy(ours.diffusion_model.get_layer("time_embedding_cond_proj").kernel)
+    ours.diffusion_model.get_layer("time_embedding_cond_proj").kernel.assign(0 * before)
+    ours.diffusion_model.load_weights(tmp_path / "own.weights.h5")
+    after = ours.diffusion_model.get_layer("time_embedding_cond_proj").kernel
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(after), before)
 
 
 @pytest.mark.parametrize(("sampler", "scheduler"), [("ddim", "DDIMScheduler"), ("heun", "HeunDiscreteScheduler")])

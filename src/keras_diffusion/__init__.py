@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from keras_diffusion.engines.names import explaining_missing_backend
+
 TYPE_CHECKING = False  # editors and type checkers take it for true; to import it from `typing` takes 10 ms
 if TYPE_CHECKING:  # a test compares it with `_HOMES`
     from keras_diffusion.errors import CheckpointError as CheckpointError
@@ -72,17 +74,8 @@ __all__ = sorted(_HOME_OF)
 def __getattr__(name):
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with explaining_missing_backend():
         return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    except ModuleNotFoundError as error:
-        from keras_diffusion.engines.names import BACKENDS
-
-        if error.name not in BACKENDS:
-            raise
-        raise ImportError(
-            f"Keras computes with {error.name}, which is not installed. Install it, or set the environment variable "
-            f"KERAS_BACKEND to another one of {', '.join(BACKENDS)} before the first import."
-        ) from error
 
 
 def __dir__():

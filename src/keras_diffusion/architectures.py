@@ -114,6 +114,8 @@ class DiffusionModelShape:
 
     `middle` holds the transformer blocks after each residual block between the two. `added` is the width of the vector
     that is added to the timestep's embedding, 0 for none; in it, each number of `SIZE_IDS` takes `id_width` places.
+    `guidance_width` is the width of the embedding of the guidance, for a model that was distilled to follow a guidance
+    without negative prompts, as LCM; 0 for others.
     `linear_projection` says only how checkpoint files store the transformers' projections
     (SD 2: matrices, SD 1: 1×1 convolutions); the computation is the same.
     """
@@ -128,6 +130,7 @@ class DiffusionModelShape:
     middle: tuple[int, ...] = (1, 0)
     added: int = 0
     id_width: int = 256
+    guidance_width: int = 0
 
     @property
     def frequencies(self):
@@ -138,6 +141,11 @@ class DiffusionModelShape:
     def time_width(self):
         """Width of the timestep embedding after its two dense layers."""
         return 4 * self.levels[0].channels
+
+    @property
+    def residuals(self):
+        """How many tensors a ControlNet adds: one for each skip connection, and one in the middle."""
+        return (self.blocks + 1) * len(self.levels) + 1
 
     @property
     def crossings(self):
@@ -318,6 +326,7 @@ ARCHITECTURES = {
     for a in (
         SD14,
         SD15,
+        replace(SD15, name="lcm", diffusion_model=DiffusionModelShape(guidance_width=256)),
         replace(SD21_BASE, name="sd20_base"),
         replace(SD21, name="sd20"),
         SD21_BASE,

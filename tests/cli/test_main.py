@@ -669,8 +669,38 @@ def test_all_that_the_library_does_can_be_asked_for(generate, fake, monkeypatch)
     assert sorted(path.name for path in Path().glob("pizza-*")) == [f"pizza-{i}.png" for i in (1, 2, 3, 4)]
     found = metadata.read("pizza-4.png")
     assert [found[name] for name in ("Prompt", "Seed", "Size")] == ["a dög", "10", "24x16"]
-    assert found["ControlNet 1"] == "Module: ip-adapter-auto, Model: plus, Weight: 0.6"
-    assert metadata.not_followed(found) == ["ControlNet 0", "ControlNet 1", "Denoising strength", "Lora files"]
+    assert found["ControlNet 0"] == "Module: none, Model: canny, Weight: 0.5"
+    assert found["ControlNet 3"] == "Module: ip-adapter-auto, Model: plus, Weight: 0.6"
+    others = ["Denoising strength", "Lora files"]
+    assert metadata.not_followed(found) == [*(f"ControlNet {i}" for i in range(4)), *others]
+
+
+def test_a_controlnet_is_followed_again_as_closely(generate, fake, monkeypatch, capsys):
+    monkeypatch.setattr(fake, "load_controlnet", lambda self, path: path.stem, raising=False)
+    for name in ("edges.png", "canny.pth", "depth.pth"):
+        Path(name).touch()
+    assert generate("--control", "canny.pth=edges.png=0.3", "--control", "depth.pth=edges.png", "--guess-mode") == 0
+    assert generate("--control", "canny.pth=edges.png", "--like", "pizza.png") == 0
+    assert "not followed: ControlNet 1\n" in capsys.readouterr().err
+    first, again = (model.call for model in fake.made)
+    assert again["control"] == first["control"][:1] == [("canny", Path("edges.png"), 0.3)]
+    assert first["guess_mode"] is again["guess_mode"] is True
+    others = ("Module: canny, Model: x, Weight: 1", "Module: none, Model: x, Weight: 1, Guidance Start: 0.5", "x")
+    assert metadata.read_controls({f"ControlNet {i}": unit for i, unit in enumerate(others)}) == {}
+
+
+def test_variations_are_drawn_again(generate, fake):
+    options = "--seed 5 --batch-size 2 --variation-seed 8 --variation-strength 0.2 --seed-resize-from 64 32"
+    assert generate(*options.split()) == 0
+    assert generate("--like", "pizza-2.png") == 0
+    first, again = (model.call for model in fake.made)
+    assert (first["seed"], first["variation_seed"], first["batch_size"]) == (5, 8, 2)
+    assert (again["seed"], again["variation_seed"], again["variation_strength"]) == (5, 9, 0.2)
+    assert tuple(again["seed_resize_from"]) == (64, 32)
+    made = metadata.read("pizza-2.png")
+    assert not metadata.not_followed(made)
+    assert metadata.call_arguments(made | {"Variation seed": "-1"}).get("variation_seed") is None
+    assert "variation_seed" not in metadata.call_arguments(made | {"Variation seed strength": "0"})
 
 
 def test_a_second_pass_is_drawn_again(generate, fake):
@@ -687,6 +717,9 @@ def test_a_second_pass_is_drawn_again(generate, fake):
         ("--mask a.png", "need an --image"),
         ("--image none.png", "There is no such file"),
         ("--control one", "invalid control value"),
+        ("--guess-mode", "needs a --control"),
+        ("--variation-seed 1", "needs --variation-strength"),
+        ("--variation-strength 2", "a number from 0 to 1"),
         ("--image-prompt a.png", "needs an --ip-adapter"),
         ("--image-prompt a.png=b", "invalid image_prompt value"),
         ("--ip-adapter none.bin", "There is no such file"),

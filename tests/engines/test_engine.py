@@ -80,10 +80,11 @@ def denoise(
     **plan,
 ):
     context = np.random.default_rng(0).standard_normal((copies * len(seeds), 77, SMALL.text_encoder.width), "float32")
+    shares = np.ones((1, SMALL.diffusion_model.residuals), "float32") if images else None
     loop = engine.denoise(
         network,
         noise.starting_noise(seeds, SHAPE),
-        Conditions(context, np.full(len(seeds), guidance, "float32"), controls=images),
+        Conditions(context, np.full(len(seeds), guidance, "float32"), controls=images, shares=shares),
         Plan(build(sampler, num_steps), lambda steps: noise.step_noise(seeds, SHAPE, steps), **plan),
         rows_per_call,
         controlnets,
@@ -245,19 +246,19 @@ def test_rows_without_guidance_take_the_prompt_alone(engine, network, monkeypatc
     assert np.abs(mixed - everywhere).max() > 1e-3
 
 
-def test_what_a_function_made_last_is_kept_until_unload():
+def test_the_two_that_a_function_made_last_are_kept_until_unload():
     engine, made = Engine(), []
 
     def make(*given):
         made.append(given)
         return given
 
-    for given in ((1, 2), (1, 2), (3, 2), (1, 2)):
+    for given in ((1, 2), (1, 2), (3, 2), (1, 2), (4, 2), (1, 2), (3, 2)):
         assert engine.make_once(make, *given) == given
-    assert made == [(1, 2), (3, 2), (1, 2)]
+    assert made == [(1, 2), (3, 2), (4, 2), (3, 2)]
     engine.unload()
-    engine.make_once(make, 1, 2)
-    assert len(made) == 4
+    engine.make_once(make, 3, 2)
+    assert len(made) == 5
 
 
 @pytest.mark.skipif(not COMPILES, reason="eager torch compiles nothing")

@@ -84,8 +84,15 @@ GUIDED = [
 
 
 @pytest.mark.backend
-@pytest.mark.parametrize(("control", "guidance"), [(GUIDED[0], 1.0), *((control, 3.0) for control in GUIDED)])
-def test_draws_what_diffusers_draws(folders, model, nets, control, guidance):
+@pytest.mark.parametrize(
+    ("control", "guidance", "guess"),
+    [
+        *((GUIDED[0], 1.0, guess) for guess in (False, True)),
+        *((control, 3.0, False) for control in GUIDED),
+        (GUIDED[2], 3.0, True),
+    ],
+)
+def test_draws_what_diffusers_draws(folders, model, nets, control, guidance, guess):
     diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")
     theirs = [diffusers.ControlNetModel.from_pretrained(folders / name) for name in control]
@@ -108,6 +115,7 @@ def test_draws_what_diffusers_draws(folders, model, nets, control, guidance):
         controlnet_conditioning_scale=listed(scale for scale, _, _ in control.values()),
         control_guidance_start=listed(start for _, start, _ in control.values()),
         control_guidance_end=listed(end for _, _, end in control.values()),
+        guess_mode=guess,
         output_type="np",
     ).images
     draw = partial(
@@ -121,7 +129,8 @@ def test_draws_what_diffusers_draws(folders, model, nets, control, guidance):
     )
     expected = (expected * 255).round()
     assert np.isin(expected, (0, 255)).mean() < 0.5
-    assert decibel(draw(control=[(nets[name], IMAGES[name], *rest) for name, rest in control.items()]), expected) >= 60
+    given = [(nets[name], IMAGES[name], *rest) for name, rest in control.items()]
+    assert decibel(draw(control=given, guess_mode=guess), expected) >= 60
     assert decibel(draw(), expected) < 55
 
 
@@ -155,10 +164,11 @@ def test_every_image_of_a_batch_follows_its_own(model, nets):
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="eager torch compiles nothing")
 def test_nothing_is_compiled_twice(model, draw, nets):
     network, other = nets["first"], (nets["first"], IMAGES["second"], 0.1, 0.5)
-    draw()
-    draw(control=(network, IMAGES["first"]))
+    alternate = nets["second"], IMAGES["first"]
+    for control in (None, (network, IMAGES["first"]), alternate):
+        draw(control=control)
     compiled = model._engine.compilations
-    for control in (other, None, (network, IMAGES["first"], -1), None):
+    for control in (other, None, alternate, (network, IMAGES["first"], -1), alternate, None):
         draw(control=control)
     assert model._engine.compilations == compiled
 

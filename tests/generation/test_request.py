@@ -1,6 +1,9 @@
 """What a call asks for: pictures to start from, masks, strengths and samplers; results in each form."""
 
+import os
+import signal
 from dataclasses import replace
+from functools import partial
 
 import keras
 import numpy as np
@@ -159,6 +162,47 @@ def test_an_image_of_a_batch_is_the_image_of_its_seed(model, sampler):
     alone = model.image_to_image(PICTURE, "a cat", seed=8, **call)
 
     np.testing.assert_allclose(batch[1], alone[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.backend
+def test_images_are_varied_towards_another_seed(model):
+    draw = partial(model.text_to_image, "a cat", output="latents", sampler="ddim", **QUICK)
+    varied = draw(seed=5, batch_size=2, variation_seed=8, variation_strength=1.0)
+    np.testing.assert_allclose(varied, draw(seed=[8, 9], batch_size=2), atol=1e-4)
+    [near] = draw(seed=5, variation_seed=9, variation_strength=0.2)
+    [alone] = draw(seed=5)
+    assert 0 < np.abs(near - alone).mean() < np.abs(varied[1] - alone).mean()
+    small = draw(seed=5, img_height=32, img_width=32, seed_resize_from=(64, 64))
+    assert not np.array_equal(small, draw(seed=5, img_height=32, img_width=32))
+    refused = [
+        ({"variation_seed": 1}, "needs a `variation_strength`"),
+        ({"variation_strength": 1.5}, "from 0 to 1"),
+        ({"variation_strength": 0.5, "diffusion_noise": alone}, "cannot be varied"),
+        ({"seed_resize_from": (4, 64)}, "from 8 to"),
+    ]
+    for options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            draw(**options)
+
+
+@pytest.mark.backend
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_says_that_it_cannot_draw(model):
+    """It would wait for threads of the backend that are not there."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        signal.alarm(20)  # ends it where it hangs
+        try:
+            model.image_to_image(PICTURE, "a cat", **QUICK)
+        except RuntimeError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert f"process {child}, forked from {os.getpid()}" in pipe.read()
+    os.waitpid(child, 0)
 
 
 def test_results_have_three_forms(model):

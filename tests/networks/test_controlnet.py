@@ -76,7 +76,8 @@ def say(case, name, network):
 def predict(case, network, scales=controlnets.SCALES):
     """What a steered diffusion model returns."""
     batch = len(case.unet.calls[0]["timesteps"])
-    scales = np.tile(np.array(list(scales.values())), (batch, 1))
+    places = case.architecture.diffusion_model.residuals
+    scales = np.tile(np.array(list(scales.values()))[:, None], (batch, 1, places))
     further = tensors(scales, *(controlnets.image(case, name) for name in controlnets.SCALES))
     return ops.convert_to_numpy(network([*inputs(case), *further]))
 
@@ -196,7 +197,7 @@ def tiny_inputs():
 def test_an_untrained_controlnet_changes_nothing(tiny):
     network, control = tiny
     plain = ops.convert_to_numpy(network(tiny_inputs()))
-    further = tensors(np.ones((2, 1)), networks.uniform("image", (2, 64, 64, 3), 0))
+    further = tensors(np.ones((1, 1, 5)), networks.uniform("image", (2, 64, 64, 3), 0))
     np.testing.assert_array_equal(
         ops.convert_to_numpy(with_controlnets(network, [control])([*tiny_inputs(), *further])), plain
     )
@@ -227,7 +228,7 @@ def test_half_precision(dtype, tiny):
     network, control = DiffusionModel(architecture=TINY, dtype=dtype), ControlNet(architecture=TINY, dtype=dtype)
     network.set_weights(tiny[0].get_weights())
     control.get_layer("controlnet_mid_block").bias.assign(np.full(32, 0.5))
-    further = tensors(np.ones((2, 1)), networks.uniform("image", (2, 64, 64, 3), 0))
+    further = tensors(np.ones((1, 1, 5)), networks.uniform("image", (2, 64, 64, 3), 0))
     prediction = with_controlnets(network, [control])([*tiny_inputs(), *further])
     assert keras.backend.standardize_dtype(prediction.dtype) == dtype.removeprefix("mixed_")
     plain = ops.convert_to_numpy(ops.cast(network(tiny_inputs()), "float32"))

@@ -75,9 +75,20 @@ def test_the_hires_fix_draws_twice(client):
     assert (second.arguments["seed"], second.arguments["num_steps"], second.arguments["strength"]) == (3, 2, 0.5)
 
 
+def test_variations_of_a_seed_are_followed(client):
+    fields = {"seed": 3, "subseed": 20, "subseed_strength": 0.25, "seed_resize_from_h": 64, "seed_resize_from_w": 72}
+    answer = post(client, "txt2img", steps=2, batch_size=2, n_iter=2, **fields)
+    info = json.loads(answer["info"])
+    assert (info["all_seeds"], info["all_subseeds"]) == ([3] * 4, [20, 21, 22, 23])
+    assert {name: info[name] for name in fields} == fields
+    assert "Variation seed: 23, Variation seed strength: 0.25, Seed resize from: 72x64" in info["infotexts"][3]
+    _, (second, _) = client.models.drawn
+    assert (second.arguments["variation_seed"], second.arguments["seed_resize_from"]) == (22, [64, 72])
+
+
 REFUSED = {
     **dict.fromkeys(("tiling", "restore_faces"), True),
-    **dict.fromkeys(("s_churn", "s_noise", "subseed_strength", "resize_mode", "seed_resize_from_h"), 5),
+    **dict.fromkeys(("s_churn", "s_noise", "subseed_strength", "resize_mode"), 5),
     **dict.fromkeys(("styles", "script_name", "refiner_checkpoint", "infotext", "sampler_name"), "x"),
     "alwayson_scripts": {"ControlNet": {"args": [{"image": "x"}]}},
     "override_settings": {"sd_vae": "other"},

@@ -19,6 +19,7 @@ TEXTS = {"prompt", "negative_prompt", "sampler", "spacing", "long_prompts", "ima
 FILES = ("image", "mask")
 TAKEN = ("output", "verbose", "callback")  # arguments that the command itself gives
 COMPARED = ("prompt", "negative_prompt", "num_steps", "unconditional_guidance_scale", "seed")
+COMPARED += ("variation_seed", "variation_strength")
 FAILURES = (ValueError, TypeError, OSError, MemoryError, NumericalError, FlaggedImagesError)  # of one job
 
 
@@ -98,10 +99,11 @@ def draw(model, job):
 def require_same_recipe(job):
     """Raises an error if images of a job are there that another job drew."""
     from keras_diffusion.images import job_settings
+    from keras_diffusion.sampling.variation import seeds_alone
 
     for i, path in enumerate(job.paths):
         found, _ = job_settings.read(path.read_bytes()) if path.exists() else ({}, "")
-        wanted = {**job.arguments, "seed": job.arguments["seed"] + i}
+        wanted = job.arguments | seeds_alone(job.arguments, i)
         for name in COMPARED:
             if name in found and name in wanted and found[name] != wanted[name]:
                 raise ValueError(
@@ -176,8 +178,11 @@ def make_job(line, read, options):
     if Path(name).name != name:
         raise ValueError(f"`name` must be the beginning of a file's name, and no path. Received: {name!r:.200}")
     arguments = {"seed": line} | arguments
+    if arguments.get("variation_strength"):
+        arguments = {"variation_seed": line} | arguments
     seed, count = arguments["seed"], arguments.get("batch_size", 1)
-    for key, value in (("seed", seed), ("batch_size", count)):
+    variation_seed = arguments.get("variation_seed", 0)
+    for key, value in (("seed", seed), ("batch_size", count), ("variation_seed", variation_seed)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(f"`{key}` must be a whole number of at least 0. Received: {value!r:.200}")
     for key in FILES:

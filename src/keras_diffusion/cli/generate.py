@@ -11,6 +11,7 @@ from keras_diffusion.engines.names import JIT_COMPILE
 from keras_diffusion.images import metadata
 from keras_diffusion.terminal import show
 
+EXTRA = ("variation_seed", "variation_strength", "seed_resize_from")
 SIZES = ("prompt", "seed", "img_width", "img_height")  # that the model or a call for one prompt has
 
 
@@ -26,16 +27,23 @@ def generate(options):
         options.refuse(error)
     if options.seed is None:
         print(f"seed {seed} (--seed {seed} makes the same again)", file=sys.stderr)
+    from keras_diffusion.sampling.noise import seeds
+    from keras_diffusion.sampling.variation import seeds_alone
+
     show(f"loading {options.preset}")
     parts = {"vae": options.vae} if options.vae else {}
     compiled = JIT_COMPILE[options.jit_compile]
     model = load(options.height, options.width, compiled, options.dtype, options.preset, **parts)
     call, upscaler = arguments_of(options, model), options.upscale and load_upscaler(options.upscale[0], options.dtype)
+    call |= {"seed": seed}
+    if options.variation_strength:
+        call["variation_seed"] = seeds(options.variation_seed, options.batch_size * len(options.prompts))[0]
     jobs = [
-        call | {"prompt": prompt, "seed": seed + i * options.batch_size} for i, prompt in enumerate(options.prompts)
+        call | {"prompt": prompt} | seeds_alone(call, i * options.batch_size)
+        for i, prompt in enumerate(options.prompts)
     ]
-    seeds = [(job, job["seed"] + i) for job in jobs for i in range(options.batch_size)]
-    recipes = [None if options.no_metadata else recipe(options, model, *each) for each in seeds]
+    alone = [job | seeds_alone(job, i) for job in jobs for i in range(options.batch_size)]
+    recipes = [None if options.no_metadata else recipe(options, model, each) for each in alone]
     count, steps = len(recipes), call["num_steps"]
     for job in jobs:
         images = model.text_to_image(
@@ -70,7 +78,7 @@ def arguments_of(options, model):
     if call["unconditional_guidance_scale"] is None:
         call["unconditional_guidance_scale"] = guidance
     given = {name: getattr(options, name) for name in ("image", "mask", "resize", "outpaint", "strength")}
-    given |= {name: call.pop(name) for name in ("hires", "hires_strength")}
+    given |= {name: call.pop(name) for name in ("hires", "hires_strength", *EXTRA)}
     if options.image and options.strength is None:
         given["strength"] = STRENGTHS[bool(options.mask or options.outpaint)]
     if options.hires_upscaler:
@@ -78,6 +86,8 @@ def arguments_of(options, model):
     if options.tiny_vae:
         model.load_tiny_vae(options.tiny_vae)
         given["tiny_vae"] = True
+    if options.guess_mode:
+        given["guess_mode"] = True
     if options.control:
         given["control"] = [(model.load_controlnet(path), image, scale) for path, image, scale in options.control]
     for paths in options.ip_adapter:
@@ -86,12 +96,12 @@ def arguments_of(options, model):
     return call | {name: value for name, value in given.items() if value is not None}
 
 
-def recipe(options, model, call, seed):
-    """Makes the settings for the file of a seed's image; what the file cannot hold is an error."""
+def recipe(options, model, call):
+    """Makes the settings for the file of the image of a call; what the file cannot hold is an error."""
     from keras_diffusion.checkpoints import presets
     from keras_diffusion.sampling import names
 
-    call = call | {"seed": seed, "sampler": names.label(options.sampler or model.sampler, options.spacing)}
+    call = call | {"sampler": names.label(options.sampler or model.sampler, options.spacing)}
     about_model = {
         "Model": Path(options.preset).name,
         "Model hash": presets.model_hash(options.preset),
@@ -105,7 +115,9 @@ def recipe(options, model, call, seed):
         settings["Denoising strength"] = str(call["strength"])
     if options.lora:
         settings["Lora files"] = ", ".join(f"{path.stem}: {scale:g}" for path, scale in options.lora)
-    for i, (_, scale, _, adapter) in enumerate(options.image_prompt):
-        settings[f"ControlNet {i}"] = metadata.image_prompt(adapter or options.ip_adapter[0][0].stem, scale)
+    units = [metadata.control(path.stem, scale, options.guess_mode) for path, _, scale in options.control]
+    for _, scale, _, adapter in options.image_prompt:
+        units.append(metadata.image_prompt(adapter or options.ip_adapter[0][0].stem, scale))
+    settings |= {f"ControlNet {i}": unit for i, unit in enumerate(units)}
     metadata.to_text(settings)
     return settings

@@ -17,6 +17,9 @@ SETTINGS = {  # argument of a call, as `metadata.call_arguments` names it → op
     "num_steps": ("steps", None),
     "unconditional_guidance_scale": ("guidance", None),
     "seed": ("seed", None),
+    "variation_seed": ("variation_seed", None),
+    "variation_strength": ("variation_strength", None),
+    "seed_resize_from": ("seed_resize_from", None),
     "sampler": ("sampler", None),
     "spacing": ("spacing", None),
     "img_width": ("width", None),
@@ -50,6 +53,7 @@ def add_arguments(command):
         help="an upscaler that enlarges what is drawn",
     )
     add("--control", type=control, action="append", default=[], metavar="FILE=IMAGE[=SCALE]", help="a ControlNet")
+    add("--guess-mode", action="store_true", help="let ControlNets guess what their images show, for an empty prompt")
     add("--ip-adapter", type=ip_adapter, action="append", default=[], metavar="FILE[=ENCODER]", help="an IP-Adapter")
     metavar = "IMAGE[=SCALE[=MASK[=ADAPTER]]]"
     add("--image-prompt", type=image_prompt, action="append", default=[], metavar=metavar, help="an image to follow")
@@ -60,6 +64,9 @@ def add_arguments(command):
     add("--like", type=Path, metavar="IMAGE", help="an image whose settings to use, unless other options say otherwise")
     add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
     add("--seed", type=int, help="where the noise comes from; image i takes seed + i - 1 (default: always another)")
+    add("--variation-seed", type=int, metavar="SEED", help="another seed, to go to with --variation-strength")
+    add("--variation-strength", type=float, metavar="STRENGTH", help="how far, 0 to 1; images then share one --seed")
+    add("--seed-resize-from", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="the size that the seed draws for")
     add("--steps", type=int, help="number of steps (default: the model's, such as 50)")
     add("--guidance", type=float, help="how much to follow the prompt (default: the model's, such as 7.5)")
     add("--negative-prompt", metavar="PROMPT", help="what to keep away from")
@@ -86,8 +93,8 @@ def with_scale(text, default=1.0):
 
 def control(text):
     """Reads "FILE=IMAGE" or "FILE=IMAGE=0.8"."""
-    path, image, scale = [*text.split("="), "1"][:3]
-    return Path(path), Path(image), float(scale)
+    path, image, scale = [*text.split("="), ""][:3]
+    return Path(path), Path(image), float(scale) if scale else None
 
 
 def ip_adapter(text):
@@ -110,7 +117,8 @@ def fill(options):
         raise ValueError(
             f"`--like` must be an image that says how it was made. Received: --like={str(options.like)!r:.200}"
         )
-    if others := metadata.not_followed(settings):
+    others = follow_controls(options, settings, metadata.not_followed(settings))
+    if others:
         print(f"not followed: {', '.join(others)}", file=sys.stderr)
     for argument, (option, default) in SETTINGS.items():
         if getattr(options, option) is None:
@@ -119,6 +127,19 @@ def fill(options):
     options.prompts = [line for line in lines if line or not options.prompts]
     if options.prompts in ([], [None]):
         raise ValueError("the prompt is missing")
+
+
+def follow_controls(options, settings, others):
+    """Gives ControlNets without a scale that of the image of `--like`; returns the other settings without those."""
+    known = metadata.read_controls(settings)
+    networks = {path.stem for path, _, _ in options.control}
+    followed = {name for name, (network, _, _) in known.items() if network in networks}
+    scales = {network: scale for network, scale, _ in known.values()}
+    options.control = [
+        (path, image, scales.get(path.stem, 1.0) if scale is None else scale) for path, image, scale in options.control
+    ]
+    options.guess_mode = options.guess_mode or any(known[name][2] for name in followed)
+    return [name for name in others if name not in followed]
 
 
 def check(options):
@@ -134,6 +155,8 @@ def check(options):
 
     presets.find(options.preset)
     arguments.batch_size("--batch-size", options.batch_size, 1)
+    if options.variation_strength is not None:
+        arguments.number("--variation-strength", options.variation_strength, 0, 1)
     if options.steps is not None:
         arguments.whole_number("--steps", options.steps, 1, 1000)
     if options.guidance is not None:
@@ -154,10 +177,14 @@ def check(options):
         read = partial(composing.read, evaluations=options.steps or USUAL.num_steps, **how)
         for name, given in (("prompt", texts), ("negative_prompt", options.negative_prompt or "")):
             read(name, given, tokenizer.SimpleTokenizer(), SD21.text_encoder)
+    if options.variation_seed is not None and not options.variation_strength:
+        raise ValueError("--variation-seed needs --variation-strength")
     if options.hires_upscaler and not options.hires:
         raise ValueError("--hires-upscaler needs --hires, the factor")
     if not options.image and (options.mask or options.outpaint or options.strength is not None):
         raise ValueError("--mask, --outpaint and --strength need an --image")
+    if options.guess_mode and not options.control:
+        raise ValueError("--guess-mode needs a --control")
     if options.image_prompt and not options.ip_adapter:
         raise ValueError("--image-prompt needs an --ip-adapter")
     files = [options.image, options.mask, options.tiny_vae, options.hires_upscaler]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from keras_diffusion import __version__
 from keras_diffusion.cli.model import PRESETS
+from keras_diffusion.engines.names import explaining_missing_backend
 from keras_diffusion.images import metadata
 from keras_diffusion.images.metadata import FORMATS
 from keras_diffusion.terminal import quiet
@@ -26,7 +27,7 @@ def info(options):
 
 
 def of_installation():
-    with quiet():
+    with explaining_missing_backend(), quiet():
         import keras
     from keras_diffusion.checkpoints.presets import BUNDLED
     from keras_diffusion.engines import choice
@@ -49,7 +50,7 @@ def of_model(preset):
     from keras_diffusion.checkpoints import presets
 
     presets.find(preset)
-    with quiet():
+    with explaining_missing_backend(), quiet():
         import keras  # noqa: F401
     from keras_diffusion.checkpoints.layouts.files import naming
     from keras_diffusion.checkpoints.mapping import names

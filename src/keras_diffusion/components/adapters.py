@@ -1,5 +1,6 @@
 """The adapters of a model: ControlNets, IP-Adapters, LoRAs and learned words."""
 
+import logging
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,35 @@ from keras_diffusion.networks.keras_internals import no_leftovers
 from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.system.locks import changing
 
+logger = logging.getLogger(__name__)
+
 ADAPTED = ("text_encoder", "text_encoder_2", "diffusion_model")  # by LoRAs
 
 
 class Adapters:
     """Loads adapters for the networks of a `StableDiffusion`, and lets go of them."""
 
+    _few_steps = None  # of a LoRA that was distilled for few steps, while it is loaded
+
     def _forget_adapters(self):
         self._loras, self._ip_adapters = Loras(), {}
+        self._follow_few_steps()
+
+    def _follow_few_steps(self):
+        """Takes the sampler and the defaults of a LoRA that was distilled for few steps, as long as it is loaded."""
+        few = self._loras.few_steps
+        if few == self._few_steps:
+            return
+        if self._few_steps:
+            self.sampler, self.schedule, self.defaults = self._without_few_steps
+        if few:
+            self._without_few_steps = self.sampler, self.schedule, self.defaults
+            kept = {key: self.schedule[key] for key in ("prediction_type", "alphas_cumprod") if key in self.schedule}
+            self.sampler, self.schedule, self.defaults = few.sampler, kept | few.schedule, few.defaults
+            logger.info(
+                "Drawn with %s, %d steps and guidance %g unless a call says otherwise.", few.sampler, *few.defaults
+            )
+        self._few_steps = few
 
     def load_controlnet(self, path: str | os.PathLike[str]) -> ControlNet:
         """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.
@@ -122,6 +144,9 @@ class Adapters:
     def load_lora(self, path: str | os.PathLike[str], scale: Scale = 1.0, name: str | None = None) -> str:
         """Fuses a LoRA into the weights of the text encoder and the diffusion model; nothing is compiled again.
 
+        As long as a LoRA is loaded that was distilled for few steps and whose name says so (LCM, TCD, Hyper-SD,
+        SDXL-Lightning), the model's `sampler` and `defaults` are those that it was made for.
+
         Several LoRAs add up, in whichever order they are loaded. Other changes to these weights in between are lost.
 
         Args:
@@ -145,7 +170,9 @@ class Adapters:
                 replaced.
         """
         with changing(self, *self._present().values()):
-            return self._loras.load(path, scale, name, **self._adapted())
+            name = self._loras.load(path, scale, name, **self._adapted())
+            self._follow_few_steps()
+        return name
 
     def _adapted(self):
         """The networks that LoRAs change, by name."""
@@ -163,6 +190,7 @@ class Adapters:
         """
         with changing(self, *self._loras.networks.values()):
             self._loras.set_scale(name, scale)
+            self._follow_few_steps()
 
     def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA out of the weights again: they are, bit for bit, as if it had not been loaded.
@@ -175,6 +203,7 @@ class Adapters:
         """
         with changing(self, *self._loras.networks.values()):
             self._loras.unload(name)
+            self._follow_few_steps()
 
     @contextmanager
     def _loras_of_prompt(self, prompt, prompt_weighting):
@@ -192,8 +221,13 @@ class Adapters:
             yield prompt
             return
         paths = {name: None if name in self.loras else lora_folder.find(self.lora_folder, name) for name in scales}
-        with changing(self, *self._present().values()), self._loras.during(paths, scales, **self._adapted()):
-            yield prompt
+        with changing(self, *self._present().values()):
+            try:
+                with self._loras.during(paths, scales, **self._adapted()):
+                    self._follow_few_steps()
+                    yield prompt
+            finally:
+                self._follow_few_steps()
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
         """Teaches the model a word; the text encoder becomes a larger one, which is compiled again.

@@ -29,6 +29,7 @@ from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.networks.tiny_autoencoder import TinyDecoder, TinyImageEncoder
 from keras_diffusion.system.locks import Unchanged, changing, reading, reads
+from keras_diffusion.system.processes import require_own_process
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class Components(Adapters):
     @contextmanager
     def _for_one_call(self):
         """Gives the model as it is now: what is assigned meanwhile does not reach it, and its weights cannot change."""
+        require_own_process()
         with reading(self):
             model = object.__new__(type(self))
             vars(model).update(vars(self), _model=self)  # what it still loads, it loads for both

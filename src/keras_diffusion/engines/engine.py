@@ -44,10 +44,12 @@ from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling.recurrence import HISTORY
 from keras_diffusion.system.memory import trim
+from keras_diffusion.system.processes import require_own_process
 
 JitCompile = bool | Literal["auto", "openvino"]
 # They ask more of a network than its output, or are of networks that OpenVINO does not know.
 ONLY_ON_BACKENDS = (encode_skipping, decode_in_strips, denoise_with_images, upscale)
+KEPT_MADE = 2  # networks with ControlNets, so that two may alternate; each keeps its ControlNets in memory
 RUN_SELDOM = (encode_image_prompt,)  # of networks that take longer to compile than to run once for each image
 # Runners and kinds of device where strips cost nothing: elsewhere each is more to compile, or to launch.
 IN_STRIPS = {("eager", "cpu")}
@@ -80,6 +82,7 @@ class Engine:
                 "`jit_compile='openvino'` needs the package openvino; install it with: pip install openvino. "
                 "Received: jit_compile='openvino'"
             )
+        require_own_process()
         use_compile_cache()
         self.jit_compile = jit_compile
         self.compilations = 0
@@ -105,12 +108,11 @@ class Engine:
         trim()
 
     def make_once(self, make, *given):
-        """Returns `make(*given)`. The engine keeps what a function made last, until `unload`."""
-        made_from, made = self._made.get(make, (None, None))
-        if made_from != given:
-            made = make(*given)
-            self._made[make] = given, made
-        return made
+        """Returns `make(*given)`. The engine keeps the latest `KEPT_MADE` that a function made, until `unload`."""
+        kept = self._made.get(make, [])
+        pair = next((pair for pair in kept if pair[0] == given), None) or (given, make(*given))
+        self._made[make] = [*(other for other in kept if other is not pair), pair][-KEPT_MADE:]  # the latest last
+        return pair[1]
 
     def _networks(self, diffusion_model, controlnets, all_deep):
         """The network of the deep rows, and that of the others or None; both include the ControlNets."""
@@ -136,17 +138,24 @@ class Engine:
         runner = self._runner_of(stage, network, tuple(inputs[0].shape))
         shapes = _shapes(inputs) if runner in KEPT_SHAPES else None
         with self._lock:
-            place = stage, network.name, runner  # one with ControlNets leaves the plain one what was compiled for it
-            compiled_for, programs = self._compiled.get(place, (None, {}))
-            if compiled_for is not network:
-                programs = {}
-                self._compiled[place] = network, programs
+            place = stage, network.name, runner, id(network)
+            if place not in self._compiled:
+                self._drop_replaced(*place[:3])
+                self._compiled[place] = network, {}
+            _, programs = self._compiled[place]
             compiled = programs.pop(shapes, None) or load_runner(runner)(stage, network, self._traced)
             programs[shapes] = compiled  # the latest last
             if len(programs) > KEPT_SHAPES.get(runner, 1):
                 del programs[next(iter(programs))]
         with keras_settings(), replace_operations(**replaced_operations(runner)):
             return compiled(*_tensors(inputs))
+
+    def _drop_replaced(self, *place):
+        """Lets go of what was compiled for other networks in a place, unless the engine made and keeps them."""
+        made = [network for pairs in self._made.values() for _, network in pairs]
+        kept = {id(network) for network in keras.tree.flatten(made)}
+        for other in [x for x in self._compiled if x[:3] == place and x[3] not in kept]:
+            del self._compiled[other]
 
     def require_backend(self, name):
         """Raises a ValueError about an option that OpenVINO cannot follow, if that is to run everything."""
@@ -268,7 +277,8 @@ def _unguided(conditions, count):
     context, added = (None if x is None else x[-count:] for x in (conditions.context, conditions.added))
     images = conditions.images
     images = images and images._replace(pairs=tuple(x[-count:] for x in images.pairs))
-    return conditions._replace(context=context, added=added, rescale=None, images=images)
+    shares = None if conditions.shares is None else conditions.shares[-count:]
+    return conditions._replace(context=context, added=added, rescale=None, images=images, shares=shares)
 
 
 def _unguided_alike(conditions, count):

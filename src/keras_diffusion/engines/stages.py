@@ -75,10 +75,13 @@ class Conditions(NamedTuple):
         known: (b, h, w, c), the latents of a picture.
         noise: (b, h, w, c), the unit noise that covers them until the last row.
         controls: The image of each ControlNet, (b, height, width, 3) in [0, 1].
+        shares: (1, r), or with a row for each of the context, the share that each of r residuals has of what a
+            ControlNet says.
         added: (b, w), or (2b, w) as the context, for a network that takes an added vector.
         weights: (k, b), those of k prompts for each image, whose contexts follow those of the negative prompts: then
             `context` has (1 + k) · b rows (Liu et al. 2022, "Composable diffusion", arXiv:2206.01714, equation 11).
         images: `ImagePrompts`, whose pairs have as many rows as the context.
+        guidance_embedding: (b, w), for a network that takes it.
     """
 
     context: Any
@@ -92,6 +95,8 @@ class Conditions(NamedTuple):
     added: Any = None
     weights: Any = None
     images: Any = None
+    guidance_embedding: Any = None
+    shares: Any = None
 
 
 def denoise(network, latents, history, count, rows, conditions, kept=()):
@@ -109,15 +114,16 @@ def denoise(network, latents, history, count, rows, conditions, kept=()):
     Returns:
         The new `latents` and `history`; then what a network returns beside its prediction, of the only row.
     """
-    context, guidance, rescale, extra, drawn, known, known_noise, controls, added, weights, _ = conditions
+    context, guidance, rescale, extra, drawn, known, known_noise, controls, added, weights, *_ = conditions
     copies = context.shape[0] // latents.shape[0]
 
     def row_of(i, latents, history):
         _, p, q, a, d, *b = ops.unstack(rows.columns[i])
         seen = latents if extra is None else ops.concatenate([latents, extra], axis=-1)
-        inputs = [seen, rows.embeddings[i][None], context, *([] if added is None else [added])]
+        others = [x for x in (added, conditions.guidance_embedding) if x is not None]
+        inputs = [seen, rows.embeddings[i][None], context, *others]
         if controls:
-            inputs += [rows.scales[i][None], *controls]
+            inputs += [rows.scales[i][None, :, None] * conditions.shares[:, None], *controls]
         prediction, *keep = keras.tree.flatten(network([*inputs, *kept]))
         prediction = ops.cast(prediction, "float32")
         if copies > 1:

@@ -3,6 +3,8 @@
 import numpy as np
 
 from keras_diffusion.engines.stages import Conditions
+from keras_diffusion.generation.controls import residual_shares
+from keras_diffusion.generation.guidance import guidance_embedding
 from keras_diffusion.generation.image_prompts import encode_image_prompts
 from keras_diffusion.generation.size_ids import added_vectors
 from keras_diffusion.generation.texts import EncodedText, encode, stack
@@ -44,12 +46,16 @@ def make_conditions(model, engine, request, known):
     """
     count, height, width, channels = request.noise.shape
     factor = model.architecture.autoencoder.factor
-    mask, shape = request.mask, model.architecture.diffusion_model
+    mask, shape, embedded = request.mask, model.architecture.diffusion_model, request.embedded_guidance
     weights, columns = arrange(request)
     guided = len(columns) > max(map(len, request.prompt))
     images = encode_image_prompts(engine, request.image_prompts, shape, count, (height, width), len(columns), guided)
     pairs, which = _encode_columns(model, engine, request, columns)
     context, added = pairs[0]
+    shares = None
+    if request.controls:
+        rows = count * len(columns)
+        shares = residual_shares(shape, request.guess_mode, count * guided, rows)
     result = Conditions(
         context,
         request.guidance,
@@ -57,7 +63,9 @@ def make_conditions(model, engine, request, known):
         weights=weights,
         rescale=request.rescale if request.rescale.any() else None,
         controls=tuple(control.image for control in request.controls),
+        shares=shares,
         images=images,
+        guidance_embedding=None if embedded is None else guidance_embedding(embedded, shape.guidance_width),
     )
     texts = (pairs, which) if len(pairs) > 1 else None
     if shape.in_channels > channels:  # a model for inpainting sees what is known

@@ -69,6 +69,25 @@ def scales(controls, steps):
     return np.reshape(columns, (len(controls), len(steps))).T.astype("float32")
 
 
+def residual_shares(shape, guess, negatives, rows):
+    """The share that each residual of a ControlNet has, from the highest resolution down.
+
+    Args:
+        shape: The `DiffusionModelShape`.
+        guess: Whether the ControlNet is to guess what its image shows, so that the prompt may be empty: then shallow
+            layers follow it less, and negative prompts not at all (`guess_mode` of diffusers and of lllyasviel's code).
+        negatives: How many rows of the batch are those of negative prompts, which come first.
+        rows: How many rows it has.
+
+    Returns:
+        A float32 array (1, residuals) or (rows, residuals).
+    """
+    if not guess:
+        return np.ones((1, shape.residuals), "float32")
+    followed = np.arange(rows)[:, None] >= negatives
+    return (followed * np.logspace(-1, 0, shape.residuals)).astype("float32")
+
+
 def _control(name, entry, batch_size, size, diffusion_model, how):
     if not (isinstance(entry, tuple) and 2 <= len(entry) <= len(Control._fields)):
         raise TypeError(f"`{name}` must be a tuple ({', '.join(Control._fields)}). Received: {name}={entry!r:.200}")

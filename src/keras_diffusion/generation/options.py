@@ -10,6 +10,10 @@ from numpy.typing import ArrayLike
 # Parameters of diffusers, A1111 and others → ours.
 OTHER_NAMES = {
     "callback_on_step_end": "callback",
+    "subseed": "variation_seed",
+    "subseed_strength": "variation_strength",
+    "seed_resize_from_h": "seed_resize_from",
+    "seed_resize_from_w": "seed_resize_from",
     "cfg_scale": "unconditional_guidance_scale",
     "control_image": "control",
     "crops_coords_top_left": "crop",
@@ -53,6 +57,9 @@ class CommonOptions(SizeOptions, total=False):
     img_height: int | None
     img_width: int | None
     resize: Literal["stretch", "crop", "pad"] | None
+    variation_seed: int | Sequence[int] | None
+    variation_strength: float
+    seed_resize_from: tuple[int, int] | list[int] | None
     sampler: str | None
     spacing: str | None
     karras: bool
@@ -62,6 +69,7 @@ class CommonOptions(SizeOptions, total=False):
     guidance_interval: tuple[float, float] | list[float]
     deep_cache: int
     control: Any
+    guess_mode: bool
     image_prompt: Any
     refiner: Any
     refiner_start: float
@@ -130,6 +138,11 @@ class Options(OptionsOnce, HiresOptions, total=False):
             keep one composition. As A1111's "Hires. fix".
         hires_strength: How much the second time changes, see `strength`; 0.5 unless given.
         hires_upscaler: The `Upscaler` that enlarges the image for the second time; None takes Lanczos' filter.
+        variation_seed: Another seed, towards whose noise to go; image i takes variation_seed + i, and all of them the
+            same `seed`. None takes any. As A1111's "Variation seed".
+        variation_strength: How far to go, 0 to 1. Small numbers make variations of one image.
+        seed_resize_from: (height, width) in pixels whose noise `seed` draws, also for an image of another size, which
+            then resembles the one of that size. As A1111's "Resize seed from".
         sampler: Name of a sampler in `SAMPLERS`, or another spelling of it; None takes the model's.
         spacing: How the timesteps are spread, see `sampling.samplers.build`.
         karras: Whether to spread the noise levels as Karras et al. 2022 do.
@@ -143,6 +156,8 @@ class Options(OptionsOnce, HiresOptions, total=False):
             first of so many takes about a tenth of the time, and the images differ (Ma et al. 2023, "DeepCache",
             arXiv:2312.00858).
         control: (ControlNet, image, scale, start, end), or a list of those, see `Control`.
+        guess_mode: Whether ControlNets guess what their images show, so that the prompt may be empty. Shallow layers
+            then follow them less, and the negative prompt does not. A guidance of 3 to 5 suits.
         image_prompt: (image, scale, mask, adapter), or a list of those, see `ImagePrompt`: images to follow beside the
             prompt, by IP-Adapters. A refiner does not follow them.
         refiner: A `StableDiffusion` that draws the last steps on the same latents, as SDXL's refiner does. It encodes

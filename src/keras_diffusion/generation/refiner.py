@@ -10,7 +10,8 @@ from keras_diffusion.generation.request import make_request
 
 TIMESTEPS = 1000  # of a noise schedule
 # Options that the refiner has no use for.
-OF_THE_BASE = ("control", "diffusion_noise", "image_prompt", "tiny_vae", "upscale")
+OF_THE_BASE = ("control", "guess_mode", "diffusion_noise", "image_prompt", "tiny_vae", "upscale")
+OF_THE_BASE += ("variation_seed", "variation_strength", "seed_resize_from")
 
 
 def make_parts(model, name, *given, refiner=None, refiner_start=0.8, **options):
@@ -47,6 +48,7 @@ def make_parts(model, name, *given, refiner=None, refiner_start=0.8, **options):
         prompt=refined.prompt,
         negative=refined.negative,
         size_ids=refined.size_ids,
+        embedded_guidance=refined.embedded_guidance,
         controls=[],
         scales=refined.scales,
         image_prompts=[],

@@ -1,6 +1,5 @@
 """Checks all arguments of a call before anything is computed."""
 
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from keras_diffusion import arguments
 from keras_diffusion.generation.controls import controls, scales
+from keras_diffusion.generation.guidance import read_guidance, require_no_other_guidance
 from keras_diffusion.generation.image_prompts import read_image_prompts
 from keras_diffusion.generation.options import Options, SizeOptions, refuse_unknown
 from keras_diffusion.generation.size_ids import read_size_ids
@@ -17,14 +17,14 @@ from keras_diffusion.images import reading as images
 from keras_diffusion.images import resizing
 from keras_diffusion.images.resizing import HOW
 from keras_diffusion.networks.diffusion_model import DiffusionModel
-from keras_diffusion.sampling import noise
+from keras_diffusion.sampling import variation
+from keras_diffusion.sampling.defaults import warn_of_what_ruins
 from keras_diffusion.sampling.names import resolve
 from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.samplers import Table, build, rows_between, rows_of_every
 
 SIZE_OPTIONS = tuple(SizeOptions.__annotations__)
 OUTPUTS = ("array", "pil", "latents")
-logger = logging.getLogger(__name__)
 
 ALWAYS = ("negative_prompt", "batch_size", "num_steps", "unconditional_guidance_scale", "seed")
 
@@ -38,7 +38,8 @@ class Request(NamedTuple):
         table: The sampler's.
         seeds: b ints.
         noise: Unit noise to start from, float32 (b, h/f, w/f, c).
-        guidance: float32 (b,).
+        guidance: float32 (b,), how far to go from the negative prompts to the prompts.
+        embedded_guidance: float32 (b,), the guidance that the network itself takes, or None for most networks.
         rescale: float32 (b,).
         guided: bool (rows,), which rows of the table are guided.
         deep: bool (rows,), which rows run the whole diffusion model; the others reuse its deep features.
@@ -46,6 +47,7 @@ class Request(NamedTuple):
         latents: The same as latents, float32 (b, h/f, w/f, c), or None. `pixels` or `latents` is None.
         mask: Which pixels are repainted, bool (b, h, w), or None.
         controls: A list of n `controls.Control`.
+        guess_mode: Whether the controls guess what their images show.
         scales: float32 (rows, n), the scale of every control in every row.
         callback: A function, or None.
         safety: Likewise, the model's.
@@ -64,6 +66,7 @@ class Request(NamedTuple):
     seeds: list
     noise: np.ndarray
     guidance: np.ndarray
+    embedded_guidance: np.ndarray | None
     rescale: np.ndarray
     guided: np.ndarray
     deep: np.ndarray
@@ -71,6 +74,7 @@ class Request(NamedTuple):
     latents: np.ndarray | None
     mask: np.ndarray | None
     controls: list
+    guess_mode: bool
     scales: np.ndarray
     callback: Callable | None
     safety: Callable | None
@@ -102,6 +106,9 @@ def make_request(
     img_width=None,
     resize=None,
     outpaint=None,
+    variation_seed=None,
+    variation_strength=0.0,
+    seed_resize_from=None,
     sampler=None,
     spacing=None,
     karras=False,
@@ -111,6 +118,7 @@ def make_request(
     guidance_interval=(0, 1),
     deep_cache=1,
     control=None,
+    guess_mode=False,
     image_prompt=None,
     callback=None,
     verbose=1,
@@ -155,23 +163,32 @@ def make_request(
         batch_size = len(start.image)
     count = arguments.batch_size("batch_size", batch_size, len(prompt))
     size = start.size if start else (model.side("img_height", img_height), model.side("img_width", img_width))
-    seeds, unit_noise = _noise(model, seed, diffusion_noise, count, size)
+    varied = variation_seed, variation_strength, seed_resize_from
+    seeds, unit_noise = _noise(model, seed, diffusion_noise, count, size, *varied)
     negative = read(model, "negative_prompt", negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
     asked = controls("control", control, count, size, model.diffusion_model, resize or HOW[0])
-    guided = rows_between(table.steps, *arguments.interval("guidance_interval", guidance_interval))
+    guidance, embedded = read_guidance(model, guidance, count)
+    warn_of_what_ruins(model.defaults, table.steps[-1] + 1, guidance)
+    rescale = arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1)
+    interval = arguments.interval("guidance_interval", guidance_interval)
+    if embedded is not None:
+        require_no_other_guidance(prompt, negative_prompt, rescale, interval)
+    guided = rows_between(table.steps, *interval)
     return Request(
         prompt=prompt,
         negative=negative,
         table=table,
         seeds=seeds,
         noise=unit_noise,
-        guidance=_guidance(guidance, count),
-        rescale=arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1),
+        guidance=guidance,
+        embedded_guidance=embedded,
+        rescale=rescale,
         guided=guided,
         deep=rows_of_every(table.steps, _deep_cache(model, deep_cache), guided, scales(asked, table.steps)),
         **_for_each_image(start, mask, mask_white, count, resize or HOW[0]),
         controls=asked,
+        guess_mode=_guess_mode(guess_mode, asked),
         scales=scales(asked, table.steps),
         callback=arguments.function("callback", callback),
         safety=arguments.function("safety", model.safety),
@@ -204,18 +221,6 @@ def count_evaluations(sampler, table):
     return (table.steps[-1] + 1) * SAMPLERS[resolve(sampler)[0]].evaluations
 
 
-def _guidance(value, count):
-    """Reads the guidance of each image; below 1 it is KerasCV's formula, where diffusers takes the prompt alone."""
-    guidance = arguments.numbers("unconditional_guidance_scale", value, count)
-    if (guidance < 1).any():
-        logger.warning(
-            "A guidance below 1 goes from the prompt towards the negative prompt. For the prompt alone, as diffusers "
-            "takes guidance_scale=0, choose 1. Received: unconditional_guidance_scale=%g",
-            guidance.min(),
-        )
-    return guidance
-
-
 def _deep_cache(model, value):
     """For how many steps deep features serve, which only our own network can give."""
     value = arguments.whole_number("deep_cache", value, 1, 1000)
@@ -224,6 +229,12 @@ def _deep_cache(model, value):
             f"`deep_cache` needs a DiffusionModel; it must be 1 for another network. "
             f"Received: deep_cache={value} and a {type(model.diffusion_model).__name__}"
         )
+    return value
+
+
+def _guess_mode(value, controls):
+    if arguments.boolean("guess_mode", value) and not controls:
+        raise ValueError("`guess_mode` needs a `control`. Received: guess_mode=True")
     return value
 
 
@@ -320,11 +331,28 @@ def _for_each_image(start, mask, mask_white, count, how):
     return fields
 
 
-def _noise(model, seed, given, count, size):
-    """The seeds of `count` images, and the unit noise to start from: the seeds' own, or what was given."""
+def _noise(model, seed, given, count, size, variation_seed, strength, resize_from):
+    """The seeds of `count` images, and the unit noise to start from: the seeds' own, varied, or what was given."""
+    strength = arguments.number("variation_strength", strength, 0, 1)
+    if variation_seed is not None and not strength:
+        raise ValueError(
+            "`variation_seed` needs a `variation_strength`, how far to go from the noise of `seed` to its own; more "
+            f"than 0, at most 1. Received: variation_seed={variation_seed!r:.200}, variation_strength=0"
+        )
+    if given is not None and (strength or resize_from is not None):
+        raise ValueError("`diffusion_noise` cannot be varied or resized. Received: it, and options that vary a seed's")
     if seed is not None and given is not None:
         raise ValueError(f"Give `seed` or `diffusion_noise`, not both. Received: both, with {seed=!r:.200}")
-    seeds, autoencoder = noise.seeds(seed, count), model.architecture.autoencoder
+    seeds, others = variation.image_seeds(seed, variation_seed, strength, count)
+    autoencoder = model.architecture.autoencoder
     shape = (*autoencoder.latent_size(*size), autoencoder.latent_channels)
-    unit_noise = noise.starting_noise(seeds, shape) if given is None else given
+    drawn = resize_from is not None and _latent_size("seed_resize_from", resize_from, autoencoder.factor)
+    unit_noise = variation.varied_noise(seeds, others, strength, shape, drawn or None) if given is None else given
     return seeds, arguments.array("diffusion_noise", unit_noise, (count, *shape))
+
+
+def _latent_size(name, value, factor):
+    """The latent rows and columns of (height, width) in pixels, rounded down."""
+    if not (isinstance(value, tuple | list) and len(value) == 2):
+        raise TypeError(f"`{name}` must be (height, width). Received: {value!r:.200}")
+    return tuple(arguments.whole_number(name, side, factor, arguments.LARGEST_SIDE) // factor for side in value)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from keras_diffusion.images import metadata
 from keras_diffusion.sampling import names
+from keras_diffusion.sampling.variation import seeds_alone
 
 # Arguments that A1111's text has no place for, or writes in another way: argument → the name of its setting.
 OTHERS = {
@@ -50,10 +51,10 @@ def settings(arguments, model, shape, about, version):
     others = {OTHERS[name]: json.dumps(call.pop(name)) for name in OTHERS if name in call}
     about = about | {"Prediction type": model.architecture.prediction_type}
     about |= {} if sampler or spacing else metadata.MODELS_OWN
-    seed = call.pop("seed")
+    seeds = [seeds_alone(call, i) for i in range(count)]
     for name in ("batch_size", "img_width", "img_height"):
         call.pop(name, None)
-    return [metadata.settings(width, height, version, **call, seed=seed + i) | about | others for i in range(count)]
+    return [metadata.settings(width, height, version, **(call | each)) | about | others for each in seeds]
 
 
 def png(image, settings):

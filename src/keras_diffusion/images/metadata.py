@@ -11,6 +11,7 @@ such as one with a line "Negative prompt:", stands in quotes in the last one too
 
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -28,13 +29,20 @@ NAMED_TEXTS = (0x010E, 0x010F, 0x0110)  # ImageDescription, Make, Model: ComfyUI
 PREFIXES = (b"ASCII\0\0\0", b"UNICODE\0", b"JIS\0\0\0\0\0", b"\0" * 8)  # of a comment, whatever follows
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 LAST_LINES = 100  # among which the settings are
-RANDOM = -1  # a seed that says nothing
+SEEDS, RANDOM = ("seed", "variation_seed"), -1  # a seed that says nothing
+VARIED = ("variation_seed", "variation_strength")  # which mean nothing where the strength is 0
 
 PROMPTS = ("Prompt", "Negative prompt")
 EMPHASIS = {"None": False, "Original": True}
 MODELS_OWN = {"Sampler settings": "model"}  # the sampler was not chosen, so it came with the model's own schedule
 _SETTING = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+def _sides(text):
+    """Reads "WIDTHxHEIGHT": (height, width)."""
+    width, height = map(int, text.split("x"))
+    return height, width
 
 
 class Field(NamedTuple):
@@ -52,6 +60,9 @@ FIELDS = {
     "Sampler": Field("sampler"),
     "CFG scale": Field("unconditional_guidance_scale", read=float),
     "Seed": Field("seed", read=int),
+    "Variation seed": Field("variation_seed", read=int),
+    "Variation seed strength": Field("variation_strength", lambda strength: f"{strength:g}", float),
+    "Seed resize from": Field("seed_resize_from", lambda sides: "{1}x{0}".format(*sides), _sides),
     "Clip skip": Field("clip_skip", lambda blocks: str(blocks + 1), lambda text: int(text) - 1),
     "Emphasis": Field("prompt_weighting", list(EMPHASIS).__getitem__, EMPHASIS.__getitem__),
     "Long prompts": Field("long_prompts"),
@@ -79,6 +90,8 @@ def settings(img_width, img_height, version, **arguments):
         A dict of str.
     """
     given = OURS | {name: value for name, value in arguments.items() if value is not None}
+    if not given.get("variation_strength"):
+        given = {name: value for name, value in given.items() if name not in VARIED}
     named = {name: field.write(given[field.argument]) for name, field in FIELDS.items() if field.argument in given}
     if "hires" in given:
         upscaler = given.get("hires_upscaler")
@@ -100,6 +113,37 @@ def image_prompt(adapter, scale):
         A str.
     """
     return f"Module: ip-adapter-auto, Model: {adapter}, Weight: {scale:g}"
+
+
+def control(network, scale, guess_mode=False):
+    """Names a ControlNet as A1111's extension does, see `image_prompt`.
+
+    Args:
+        network: The name of its file.
+        scale: A number.
+        guess_mode: Whether it guesses.
+
+    Returns:
+        A str.
+    """
+    return f"Module: none, Model: {network}, Weight: {scale:g}" + ", Guess Mode: True" * guess_mode
+
+
+def read_controls(settings):
+    """Reads the ControlNets that `control` named: a dict from settings to (network, scale, guess_mode)."""
+    units = {name: _settings(value) for name, value in settings.items() if name.startswith("ControlNet ")}
+    return {
+        name: (unit["Model"], float(unit["Weight"]), "Guess Mode" in unit)
+        for name, unit in units.items()
+        if unit == _settings(control(unit.get("Model"), _number(unit.get("Weight")), "Guess Mode" in unit))
+    }
+
+
+def _number(text):
+    try:
+        return float(text or "")
+    except ValueError:
+        return math.nan
 
 
 def call_arguments(settings):
@@ -137,8 +181,9 @@ def call_arguments(settings):
             found |= {"spacing": spacing} if spacing else {}
     except (KeyError, ValueError) as error:
         raise ValueError(f"The setting {name!r} cannot be followed. Received: {settings[name]!r:.200}") from error
-    if found.get("seed") == RANDOM:
-        del found["seed"]
+    found = {name: value for name, value in found.items() if name not in SEEDS or value != RANDOM}
+    if not found.get("variation_strength"):
+        found = {name: value for name, value in found.items() if name not in VARIED}
     if MODELS_OWN.items() <= settings.items():
         found.pop("sampler", None)
         found.pop("spacing", None)

@@ -1,5 +1,6 @@
 """Defines the ControlNet: a copy of the diffusion model's encoder that adds to the skip connections."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import keras
@@ -9,7 +10,7 @@ from keras_diffusion.architectures import SD14
 from keras_diffusion.arguments import choice
 from keras_diffusion.networks.diffusion_model import UNetEncoder
 from keras_diffusion.networks.graphs import refuse_own_call
-from keras_diffusion.networks.layers import conv, dense
+from keras_diffusion.networks.layers import ScaleResidual, conv, dense
 from keras_diffusion.networks.network import Network, construction
 
 CHANNEL_ORDERS = ("rgb", "bgr")
@@ -60,7 +61,8 @@ class ControlNet(Network):
         dtype=None,
         name="controlnet",
     ):
-        shape, factor = architecture.diffusion_model, architecture.autoencoder.factor
+        shape = replace(architecture.diffusion_model, guidance_width=0)  # which it has no part in
+        architecture, factor = replace(architecture, diffusion_model=shape), architecture.autoencoder.factor
         latent_size = architecture.autoencoder.latent_size(img_height, img_width)
         choice("channel_order", channel_order, CHANNEL_ORDERS)
         if 2 ** (len(conditioning) - 1) != factor:
@@ -118,8 +120,9 @@ def with_controlnets(diffusion_model, controlnets):
             beside a model for inpainting, gets the first ones.
 
     Returns:
-        A model that takes a list: the inputs of the diffusion model, then scales (b, number of ControlNets), then the
-        image of each, (b, height, width, 3) in [0, 1]. It returns the prediction.
+        A model that takes a list: the inputs of the diffusion model, then scales, then the image of each ControlNet,
+        (b, height, width, 3) in [0, 1]. It returns the prediction. Scales are (1, number of ControlNets, number of
+        residuals), or (k · b, …) for a context of k · b rows.
 
     Raises:
         TypeError: If the diffusion model has a `call` of its own.
@@ -133,13 +136,14 @@ def with_controlnets(diffusion_model, controlnets):
 def controlnet_residuals(diffusion_model, controlnets):
     """Returns the inputs of the network of `with_controlnets`, and the residuals that its ControlNets compute."""
     latent, *conditions = (keras.Input(x.shape[1:]) for x in diffusion_model.inputs)
-    scales = keras.Input((len(controlnets),))
+    scales = keras.Input((len(controlnets), diffusion_model.architecture.diffusion_model.residuals))
     images = [keras.Input(controlnet.inputs[-1].shape[1:]) for controlnet in controlnets]
     scaled = []
     for i, (controlnet, image) in enumerate(zip(controlnets, images, strict=True)):
         channels = controlnet.architecture.diffusion_model.in_channels
         again = keras.Model(controlnet.inputs, controlnet.outputs, name=f"controlnet_{i}")  # under a name of its own
-        scale = ops.reshape(scales[:, i], (-1, 1, 1, 1))
-        scaled.append([scale * x for x in again([latent[..., :channels], *conditions, image])])
+        own = conditions[: len(controlnet.inputs) - 2]  # all but the guidance
+        said = again([latent[..., :channels], *own, image])
+        scaled.append([ScaleResidual()(x, scales[:, i, j]) for j, x in enumerate(said)])
     residuals = [sum(together) for together in zip(*scaled, strict=True)]
     return [latent, *conditions, scales, *images], residuals

@@ -8,6 +8,7 @@ from keras import layers
 
 from keras_diffusion.architectures import SD14
 from keras_diffusion.networks.layers import (
+    AddResidual,
     ConcatenateSkip,
     Downsample,
     GroupNorm,
@@ -42,8 +43,11 @@ class UNetEncoder:
 
     def __init__(self, shape):
         names = ("time_embedding", "add_embedding") if shape.added else ("time_embedding",)
+        self.guidance = None
+        if shape.guidance_width:
+            self.guidance = dense(shape.frequencies, "time_embedding_cond_proj", use_bias=False)
         self.embeddings = [[dense(shape.time_width, f"{name}_linear_{i}") for i in (1, 2)] for name in names]
-        self.silu = layers.Activation("silu")
+        self.silu, self.add = layers.Activation("silu"), layers.Add()
         self.conv_in = conv(shape.levels[0].channels, "conv_in")
         self.levels = [  # of each: its blocks, and the layer that halves their feature map or None
             (
@@ -60,13 +64,16 @@ class UNetEncoder:
         channels, heads, *_ = shape.levels[-1]
         self.middle = [Block.of(shape, channels, heads, depth, "mid_block", i) for i, depth in enumerate(shape.middle)]
 
-    def embed_time(self, timestep, added=None):
-        """Embeds the sinusoids (b, frequencies) of the timestep, and the added vector if there is one: (b, width)."""
-        vectors = [timestep] if added is None else [timestep, added]
+    def embed_time(self, timestep, *others):
+        """Embeds the sinusoids (b, frequencies) of the timestep, and the other vectors that there are: (b, width)."""
+        if self.guidance:
+            *others, guidance = others
+            timestep = self.add([timestep, self.guidance(guidance)])
+        vectors = [timestep, *others]
         time, *others = (
             second(self.silu(first(x))) for x, (first, second) in zip(vectors, self.embeddings, strict=True)
         )
-        return self.silu(sum(others, time))
+        return self.silu(self.add([time, *others]) if others else time)
 
     def __call__(self, x, time, context, features=()):
         """Returns the feature maps of the skip connections, of which x is the first, and that of the middle."""
@@ -129,11 +136,11 @@ class UNet(NamedTuple):
 
     def __call__(self, inputs, residuals=(), features=()):
         """Returns the prediction and the deep features, see `DiffusionModel.steer`."""
-        latent, timestep, context, *added = inputs
-        time = self.encoder.embed_time(timestep, *added)
+        latent, timestep, context, *others = inputs
+        time = self.encoder.embed_time(timestep, *others)
         skips, x = self.encoder(self.encoder.conv_in(latent), time, context, features)
         if residuals:
-            *skips, x = (x + residual for x, residual in zip([*skips, x], residuals, strict=True))
+            *skips, x = (AddResidual()(x, residual) for x, residual in zip([*skips, x], residuals, strict=True))
         return self.decoder(x, skips, time, context)
 
 
@@ -160,6 +167,7 @@ class DiffusionModel(Network):
             k · b rows, k for each latent. Layers that do not depend on it are then computed once.
         added: (b, added width) or (k · b, added width), the pooled vector of the prompt and the embedded size ids; only
             where the architecture has one, as SDXL.
+        guidance_embedding: (b, guidance width), of sines and cosines; only where the architecture has it, as LCM.
 
     Returns:
         The prediction (b, h, w, output channels), or (k · b, h, w, output channels).
@@ -184,8 +192,9 @@ class DiffusionModel(Network):
             latent = keras.Input((*latent_size, shape.in_channels), name="latent")
             timestep = keras.Input((shape.frequencies,), name="timestep_embedding")
             context = keras.Input((max_text_length, shape.context), name="context")
-            added = [keras.Input((shape.added,), name="added")] if shape.added else []
-            inputs = [latent, timestep, context, *added]
+            widths = {"added": shape.added, "guidance_embedding": shape.guidance_width}
+            others = [keras.Input((width,), name=name) for name, width in widths.items() if width]
+            inputs = [latent, timestep, context, *others]
 
             unet = UNet(UNetEncoder(shape), UNetDecoder(shape))
             prediction, deep = unet(inputs)
@@ -201,7 +210,7 @@ class DiffusionModel(Network):
         Call it with `keras.Input`s to join this network and those that steer it, see `controlnet.with_controlnets`.
 
         Args:
-            inputs: latent, timestep_embedding, context, and added if the network takes it.
+            inputs: latent, timestep_embedding, context, and the others that the network takes.
             residuals: Tensors that a ControlNet adds: one for each skip connection, in the order of their computation,
                 then one for the middle; or none.
             features: Tensors that a T2I-adapter (Mou et al. 2023, arXiv:2302.08453) adds: one for the last feature map
@@ -226,17 +235,17 @@ class DiffusionModel(Network):
         Call it with `keras.Input`s, as `steer`, see `deep_cache.deep_and_shallow`.
 
         Args:
-            inputs: latent, timestep_embedding, context, and added if the network takes it.
+            inputs: latent, timestep_embedding, context, and the others that the network takes.
             features: The value of `deep` at the earlier timestep.
             residuals: The first of those of `steer`, for the one skip connection that is computed.
 
         Returns:
             The prediction (b, h, w, output channels).
         """
-        latent, timestep, context, *added = inputs
+        latent, timestep, context, *others = inputs
         encoder, decoder = self.unet
-        skips = [x + y for x, y in zip([encoder.conv_in(latent)], residuals, strict=True)]
-        return decoder(features, skips, encoder.embed_time(timestep, *added), context)[0]
+        skips = [AddResidual()(x, y) for x, y in zip([encoder.conv_in(latent)], residuals, strict=True)]
+        return decoder(features, skips, encoder.embed_time(timestep, *others), context)[0]
 
 
 def timestep_embedding(timesteps, width):

@@ -283,6 +283,26 @@ class Downsample(keras.layers.Layer):
         return self.conv.compute_output_shape(self.pad.compute_output_shape(x_shape))
 
 
+class AddResidual(keras.layers.Layer):
+    """Adds a residual (k · b, h, w, c) to x (b, h, w, c) or (k · b, h, w, c)."""
+
+    def call(self, x, residual):
+        return repeat_for_guidance(x, residual) + residual
+
+    def compute_output_shape(self, x_shape, residual_shape):
+        return residual_shape
+
+
+class ScaleResidual(keras.layers.Layer):
+    """Multiplies a residual (b, h, w, c) by one scale (1,), or by one for each row of a guided batch, (k · b,)."""
+
+    def call(self, residual, scale):
+        return ops.reshape(scale, (-1, 1, 1, 1)) * repeat_for_guidance(residual, scale)
+
+    def compute_output_shape(self, residual_shape, scale_shape):
+        return residual_shape
+
+
 class ConcatenateSkip(keras.layers.Layer):
     """Appends the channels of a skip connection, (b, h, w, d) to x (b, h, w, c) or (k · b, h, w, c)."""
 

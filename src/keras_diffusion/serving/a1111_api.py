@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from keras_diffusion.images import job_settings, metadata
+from keras_diffusion.sampling.variation import seeds_alone
 from keras_diffusion.serving import a1111_extras, a1111_fields, a1111_lists, calls, uploads
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.service import preview_png
@@ -82,7 +83,10 @@ def describe(jobs, images, not_followed):
     call, first = jobs[0].arguments, jobs[0]
     texts = [job_settings.read_text(image) for image in images]
     read = metadata.from_text(texts[0]) if texts else {}
-    seeds = [job.arguments["seed"] + i for job in jobs for i in range(job.images)]
+    drawn = [seeds_alone(job.arguments, i) for job in jobs for i in range(job.images)]
+    seeds = [each["seed"] for each in drawn]
+    others = [each.get("variation_seed", each["seed"]) for each in drawn]
+    height_from, width_from = call.get("seed_resize_from", (-1, -1))
     width, height = uploads.read_image("image", images[0]).size if images else (0, 0)
     negative = call.get("negative_prompt", "")
     return {
@@ -92,9 +96,9 @@ def describe(jobs, images, not_followed):
         "all_negative_prompts": [negative] * len(images),
         "seed": call["seed"],
         "all_seeds": seeds,
-        "subseed": call["seed"],
-        "all_subseeds": seeds,
-        "subseed_strength": 0.0,
+        "subseed": call.get("variation_seed", call["seed"]),
+        "all_subseeds": others,
+        "subseed_strength": call.get("variation_strength", 0.0),
         "width": width,
         "height": height,
         "sampler_name": read.get("Sampler", ""),
@@ -107,8 +111,8 @@ def describe(jobs, images, not_followed):
         "sd_model_hash": read.get("Model hash", ""),
         "sd_vae_name": None,
         "sd_vae_hash": None,
-        "seed_resize_from_w": -1,
-        "seed_resize_from_h": -1,
+        "seed_resize_from_w": width_from,
+        "seed_resize_from_h": height_from,
         "denoising_strength": call.get("strength"),
         "extra_generation_params": {},
         "index_of_first_image": 0,

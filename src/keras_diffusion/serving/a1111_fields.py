@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from keras_diffusion.sampling import names
 from keras_diffusion.sampling.registry import SAMPLERS
+from keras_diffusion.sampling.variation import seeds_alone
 from keras_diffusion.serving import calls, uploads
 from keras_diffusion.serving.problems import Problem
 
@@ -24,6 +25,7 @@ ARGUMENTS = {  # field → argument
 FOLLOWED = {
     *("sampler_name", "sampler_index", "scheduler", "eta", "seed", "n_iter", "override_settings", "send_images"),
     *("init_images", "mask", "denoising_strength", "inpainting_mask_invert", "enable_hr", "hr_scale", "hr_upscaler"),
+    *("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"),
     *("hr_resize_x", "hr_resize_y", "hr_second_pass_steps", "hr_prompt", "hr_negative_prompt"),
 }
 # Fields that change images in a way that this library does not have: all other values than these are refused.
@@ -46,17 +48,14 @@ WITHOUT_EFFECT = {
     "s_churn": (0,),
     "s_min_uncond": (0,),
     "s_noise": (1,),
-    "seed_resize_from_h": (0, -1),
-    "seed_resize_from_w": (0, -1),
     "styles": (),
-    "subseed_strength": (0,),
     "tiling": (False,),
 }
 # Fields that say nothing about images here.
 SILENT = {
     *("comments", "disable_extra_networks", "do_not_save_grid", "do_not_save_samples", "force_task_id"),
     *("image_cfg_scale", "include_init_images", "override_settings_restore_afterwards", "refiner_switch_at"),
-    *("s_tmax", "s_tmin", "save_images", "subseed"),  # every image is kept
+    *("s_tmax", "s_tmin", "save_images"),  # every image is kept
 }
 # Fields of inpainting that are not followed, but for these values; clients send others all the time.
 OF_MASKS = {
@@ -123,17 +122,31 @@ def translate(given, settings, from_image):
         call["mask_white"] = "keep"
     count = _whole("n_iter", given.get("n_iter", 1), 1, 100)
     size = _whole("batch_size", given.get("batch_size", 1), 1, 1024)
-    seed = _whole("seed", given.get("seed", -1), -1, calls.LARGEST_SEED)
-    seed = secrets.randbelow(calls.SEEDS) if seed == -1 else seed
+    call |= {"seed": _seed(given, "seed")} | _variation(given)
     return Translation(
         task="inpaint" if masked else "image_to_image" if from_image else "text_to_image",
         model=model,
-        rounds=[call | {"seed": seed + i * size} for i in range(count)],
+        rounds=[call | seeds_alone(call, i * size) for i in range(count)],
         inputs=inputs,
         hires=_hires(given) if given.get("enable_hr") and not from_image else None,
         send_images=bool(given.get("send_images", True)),
         not_followed=_not_followed(given, masked),
     )
+
+
+def _seed(given, field):
+    seed = _whole(field, given.get(field, -1), -1, calls.LARGEST_SEED)
+    return secrets.randbelow(calls.SEEDS) if seed == -1 else seed
+
+
+def _variation(given):
+    """The arguments that vary the seed."""
+    found = {}
+    if strength := given.get("subseed_strength", 0):
+        found = {"variation_strength": strength, "variation_seed": _seed(given, "subseed")}
+    sides = [given.get(f"seed_resize_from_{side}", -1) for side in "hw"]
+    wanted = all(_whole("seed_resize_from_h and _w", side, -1, 2**15) > 0 for side in sides)
+    return found | ({"seed_resize_from": sides} if wanted else {})
 
 
 def override(settings, changes):

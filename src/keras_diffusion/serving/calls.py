@@ -74,6 +74,13 @@ def pair(name, value, limits):
     return [arguments.number(name, x, 0, arguments.LARGEST_SIDE) for x in value]
 
 
+def sides(name, value, limits):
+    """Checks a list of two numbers of pixels."""
+    if not (isinstance(value, list) and len(value) == 2):
+        raise TypeError(f"`{name}` must be a list, height and width. Received: {name}={value!r:.200}")
+    return [arguments.whole_number(name, x, 1, limits.max_side) for x in value]
+
+
 def loras(name, value, limits):
     """Checks a list of {"name", "scale"}."""
     if not (isinstance(value, list) and all(isinstance(row, dict) for row in value)):
@@ -99,6 +106,9 @@ ARGUMENTS = {  # name → function of the name, the value and the limits that re
     "num_steps": lambda name, value, limits: arguments.whole_number(name, value, 1, limits.max_steps),
     "unconditional_guidance_scale": number(0, 1000),
     "seed": whole(0, LARGEST_SEED),
+    "variation_seed": whole(0, LARGEST_SEED),
+    "variation_strength": number(0, 1),
+    "seed_resize_from": sides,
     "img_width": lambda name, value, limits: arguments.whole_number(name, value, 1, limits.max_side),
     "img_height": lambda name, value, limits: arguments.whole_number(name, value, 1, limits.max_side),
     "strength": number(0, 1),
@@ -183,6 +193,9 @@ def check(task, given, model, limits, adapters):
         checked = {}
         for name, value in given.items():
             checked[name] = ARGUMENTS[name](name, value, limits)
+        name = "variation_seed"
+        if name in checked and not checked.get("variation_strength"):
+            raise ValueError(f"`{name}` needs a `variation_strength` above 0. Received: {name}={checked[name]}")
         name = "prompt"
         text(name, checked.get(name), limits)
         if not TASKS[task] and (wrong := checked.keys() & {*ONLY_FROM_AN_IMAGE}):
@@ -198,6 +211,8 @@ def check(task, given, model, limits, adapters):
     except OverflowError as error:
         raise Problem(f"`{name}` is too large a number.", param=name) from error
     filled = {"num_steps": model.num_steps, "seed": secrets.randbelow(SEEDS), "batch_size": 1}
+    if checked.get("variation_strength"):
+        filled["variation_seed"] = secrets.randbelow(SEEDS)
     return filled | STRENGTHS.get(task, {}) | checked
 
 

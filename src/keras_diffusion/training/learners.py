@@ -46,6 +46,11 @@ class Learner(keras.layers.Layer):
                 "Models of Stable Diffusion 1 and 2 can be trained. SDXL cannot yet: a step would lack its "
                 f"pooled vector and size ids. Received: a model of {shape.name!r}"
             )
+        if shape.diffusion_model.guidance_width:
+            raise ValueError(
+                "A model that was distilled with its guidance, as LCM, cannot be trained; train the model that it was "
+                f"made from. Received: a model of {shape.name!r}"
+            )
         self.model, self.tokenizer = model, model.tokenizer
         for network in self.networks():
             network.trainable = False

@@ -56,6 +56,25 @@ def deviation(model, case):
         return max(np.abs(output(model, part) - fixture[f"{case}_{part}"]).max() for part in NETWORKS)
 
 
+def test_a_lora_for_few_steps_brings_its_sampler_and_defaults(model, tmp_path):
+    path = shutil.copy(KOHYA, tmp_path / "Hyper-SD15-8steps-lora.safetensors")
+    before = model.sampler, model.schedule, model.defaults
+    name = model.load_lora(path)
+    during = "ddim", "trailing", (8, 1)
+    assert (model.sampler, model.schedule["spacing"], model.defaults) == during
+    model.load_lora(PEFT)
+    model.set_lora_scale(name, 0)
+    assert (model.sampler, model.schedule, model.defaults) == before
+    model.set_lora_scale(name, 0.5)
+    assert (model.sampler, model.schedule["spacing"], model.defaults) == during
+    model.unload_lora(name)
+    model.lora_folder = tmp_path
+    for _ in range(2):
+        with model._loras_of_prompt(f"a cat <lora:{name}:1>", True):
+            assert model.defaults == (8, 1)
+        assert (model.sampler, model.schedule, model.defaults) == before
+
+
 @pytest.mark.backend
 @pytest.mark.parametrize("case", lora.CASES)
 def test_outputs_are_those_of_diffusers(model, case):

@@ -147,7 +147,7 @@ def test_options_without_effect(part, options):
     [
         ("unet", "addition_embed_type", "text_time"),
         ("unet", "class_embed_type", "projection"),
-        ("unet", "time_cond_proj_dim", 256),
+        ("unet", "time_cond_proj_dim", 3),
         ("unet", "encoder_hid_dim", 4096),
         ("unet", "some_future_option", True),
         ("unet", "center_input_sample", True),

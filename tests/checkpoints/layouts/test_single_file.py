@@ -195,6 +195,13 @@ def test_shapes_tell_the_architecture(model, foreign, others, values, name):
     assert_equal(values(networks), values(others(path, architecture)))
 
 
+def test_a_tensor_tells_that_the_guidance_is_embedded(foreign):
+    name = "model.diffusion_model.time_embedding.cond_proj.weight"
+    file = SingleFile(foreign("sd1", lambda tensors: tensors | {name: np.zeros((32, 12), "float32")}))
+    assert file.architecture.diffusion_model.guidance_width == 12
+    assert file.scheduler_config["_class_name"] == "LCMScheduler"
+
+
 @pytest.mark.parametrize("name", ["sd14", "sd21_base", "sdxl", "sdxl_refiner", "ssd_1b", "vega", "tiny_sd"])
 def test_shapes_tell_the_real_models(full_size, tmp_path, name):
     architecture = ARCHITECTURES[name]

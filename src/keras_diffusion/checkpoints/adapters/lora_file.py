@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 from keras_diffusion.checkpoints.adapters import layer_names, peft_config
@@ -16,6 +17,8 @@ from keras_diffusion.errors import CheckpointMismatchError
 
 OPEN_CLIP_LAYERS = 23  # that Stable Diffusion 2 computes of the 24 of ViT-H/14
 LONGEST_NAME = 200  # characters that are looked at, so that no pattern takes long
+ANY_LORA = "pytorch_lora_weights"  # what diffusers calls every file
+TITLES = ("ss_output_name", "modelspec.title")  # in metadata
 ALPHAS = ("F64", "I64")  # what an alpha may be stored in, beside `DTYPES`
 UNUSED = re.compile(  # names of tensors on which no image depends
     r"bundle_emb\..+"  # words, which act when a prompt holds them
@@ -83,6 +86,14 @@ def weights(networks):
         for key, target in targets(networks).items()
         if key.endswith(".weight") and len(target.shape) > 1
     }
+
+
+def titles(path):
+    """Lists what a file is called: its name and, if that says nothing, its folder's, and what its metadata say."""
+    path = Path(path)
+    name = path.parent.name if path.stem == ANY_LORA else path.stem
+    said = tensor_index.metadata(path)
+    return [name, *(said[key] for key in TITLES if key in said)]
 
 
 def changes(path, networks):

@@ -12,6 +12,7 @@ from keras_diffusion import arguments
 from keras_diffusion.checkpoints.adapters import layer_names, lora_file
 from keras_diffusion.checkpoints.mapping.loading import LIMITS
 from keras_diffusion.errors import CheckpointMismatchError
+from keras_diffusion.sampling.defaults import find_few_steps
 
 Scale = float | Mapping[str, float]
 KEPT_FILES = 8  # that prompts named last, so that they are not read for every image
@@ -30,8 +31,15 @@ class Loras:
     def __init__(self):
         self.networks = {}
         self._loaded = {}  # name → (scale, changes by tensor)
+        self._few_steps = {}  # name → `FewSteps` or None
         self._files = {}  # file and its state → changes by tensor
         self._originals = {}  # changed tensor → the values of its variable before
+
+    @property
+    def few_steps(self):
+        """The `FewSteps` of the LoRA loaded last that was distilled for few steps and acts; or None."""
+        found = [self._few_steps.get(name) for name, scale in self.scales.items() if scale != 0]
+        return next(filter(None, reversed(found)), None)
 
     @property
     def scales(self):
@@ -47,6 +55,7 @@ class Loras:
             raise ValueError(f"A LoRA of this name is loaded; unload it or give another name. Received: {name=!r:.200}")
         self._attach(networks)
         self._update({**self._loaded, name: (scale, lora_file.changes(path, networks))})
+        self._few_steps[name] = find_few_steps(*lora_file.titles(path))
         return name
 
     def set_scale(self, name, scale):
@@ -74,6 +83,7 @@ class Loras:
         before = {name: self._loaded[name] for name in paths if name in self._loaded}
         changes = {name: self._read(path, networks) if path else before[name][1] for name, path in paths.items()}
         self._update(self._loaded | {name: (scale, changes[name]) for name, scale in scales.items()})
+        self._few_steps |= {name: find_few_steps(*lora_file.titles(path)) for name, path in paths.items() if path}
         try:
             yield
         finally:

@@ -48,6 +48,7 @@ NO_WAY_UP = {
     "reverse_transformer_layers_per_block",
     "conv_out_kernel",
     "sample_size",
+    "time_cond_proj_dim",
 }  # options of the diffusion model alone
 
 
@@ -88,6 +89,7 @@ class ControlNetFiles:
             architecture.diffusion_model,
             in_channels=values["in_channels"],
             linear_projection=values["use_linear_projection"],
+            guidance_width=0,
         )
         self.options = {
             "architecture": replace(architecture, diffusion_model=shape),

@@ -44,6 +44,7 @@ FIELDS = {  # part → option → field of its shape
         "use_linear_projection": "linear_projection",
         "addition_time_embed_dim": "id_width",
         "projection_class_embeddings_input_dim": "added",
+        "time_cond_proj_dim": "guidance_width",
     },
     "vae": {
         "layers_per_block": "blocks",
@@ -52,7 +53,11 @@ FIELDS = {  # part → option → field of its shape
         "scaling_factor": "scaling_factor",
     },
 }
-ADDED = ("added", "id_width")  # fields that only SDXL's UNet has
+OF_SOME = {  # fields that not every UNet has → the field that says whether it has them
+    "added": "added",  # SDXL's
+    "id_width": "added",
+    "guidance_width": "guidance_width",  # LCM's
+}
 DEPENDENT = (  # options that are compared also where the architecture has their default
     *("transformer_layers_per_block", "reverse_transformer_layers_per_block", "mid_block_type"),
     "addition_embed_type",
@@ -128,8 +133,8 @@ def to_diffusers(architecture):
         architecture: An `Architecture`.
 
     Returns:
-        A dict of dicts: the contents of the files, by part. The scheduler is DDIM, that of SDXL Euler's,
-        on Stable Diffusion's schedule.
+        A dict of dicts: the contents of the files, by part. The scheduler is DDIM, that of SDXL Euler's, that of
+        LCM its own, on Stable Diffusion's schedule.
     """
     unet, vae, encoders = architecture.diffusion_model, architecture.autoencoder, architecture.text_encoders
     pad_tokens = {token: text for text, token in PAD_TOKENS.items()}
@@ -140,7 +145,7 @@ def to_diffusers(architecture):
             **{
                 option: getattr(unet, field)
                 for option, field in FIELDS["unet"].items()
-                if unet.added or field not in ADDED
+                if field not in OF_SOME or getattr(unet, OF_SOME[field])
             },
             **({"addition_embed_type": "text_time"} if unet.added else {}),
             "sample_size": architecture.image_size // vae.factor,
@@ -158,7 +163,7 @@ def to_diffusers(architecture):
         },
         "scheduler": {
             **SCHEDULER,
-            "_class_name": "EulerDiscreteScheduler" if architecture.text_encoder_2 else "DDIMScheduler",
+            "_class_name": _scheduler(architecture),
             "prediction_type": architecture.prediction_type,
         },
         **{
@@ -176,6 +181,12 @@ def to_diffusers(architecture):
             for name, shape in encoders.items()
         },
     }
+
+
+def _scheduler(architecture):
+    if architecture.diffusion_model.guidance_width:
+        return "LCMScheduler"
+    return "EulerDiscreteScheduler" if architecture.text_encoder_2 else "DDIMScheduler"
 
 
 def _model_index(architecture):

@@ -63,6 +63,7 @@ OPTIONS = {  # part → option → (value where the file has none, as in diffuse
         "addition_embed_type": (None, ("text_time",)),
         "addition_time_embed_dim": (256, WIDTH),
         "projection_class_embeddings_input_dim": (0, WIDTH),
+        "time_cond_proj_dim": (0, Numbers(4, 65536)),
         "attention_head_dim": (8, WIDTH),  # to diffusers this is the number of heads
         "layers_per_block": (2, COUNT),
         "cross_attention_dim": (1280, WIDTH),

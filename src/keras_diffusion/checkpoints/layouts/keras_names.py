@@ -24,6 +24,7 @@ class Row(NamedTuple):
 FLOW = (  # how the layers of a network follow each other, by the beginnings of their names
     "embeddings",
     "post_quant_conv",
+    "time_embedding_cond_proj",
     "time_embedding_linear_1",
     "conv_in",
     "time_embedding_linear_2",
@@ -131,7 +132,7 @@ def keras_cv(network, architecture):
         ),
         "diffusion_model": (
             *shared,
-            (r"\w+_embedding_linear_\d/", "dense", WHOLE),
+            (r"time_embedding_cond_proj/|\w+_embedding_linear_\d/", "dense", WHOLE),
             (r"\w+_resnets_\d+/", "res_block", RES_BLOCK),
             (r"\w+_attentions_\d+/", "spatial_transformer", SPATIAL_TRANSFORMER[linear]),
             (r"\w+_upsamplers_0/", "upsample", {"conv": "conv/conv2d"}),
@@ -159,7 +160,7 @@ def own(network, architecture):
         (r"encoder_layers_\d+/", "encoder_layer", {}),
         (r"final_layer_norm/", "layer_normalization", {}),
         (r"conv_in/|conv_out/", "conv2d", {}),
-        (r"\w*quant_conv/|\w+_embedding_linear_\d/|text_projection/", "dense", {}),
+        (r"\w*quant_conv/|time_embedding_cond_proj/|\w+_embedding_linear_\d/|text_projection/", "dense", {}),
         (r"conv_norm_out/", "group_norm", {}),
         (r"\w+_downsamplers_0/", "downsample", {}),
         (r"\w+_upsamplers_0/", "upsample", {}),

@@ -172,6 +172,7 @@ def architecture(tensors):
     middle = [number(f"{UNET}middle_block.{i}.transformer_blocks." + "{}.norm1.weight") for i in range(3)]
     residual = [f"{UNET}middle_block.{i}.in_layers.2.weight" in tensors for i in range(3)]
     added = side(f"{UNET}label_emb.0.0.weight", 1) if xl else 0
+    guidance = f"{UNET}time_embedding.cond_proj.weight"
     to_k = first(r"attn2\.to_k\.weight", f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight")
     diffusion_model = DiffusionModelShape(
         levels=tuple(levels),
@@ -183,6 +184,7 @@ def architecture(tensors):
         if (name := first(r"\.proj_in\.weight", "")) in tensors
         else False,
         middle=(middle[1], 0) if residual[2] else (0,) * any(residual),
+        guidance_width=side(guidance, 1) if guidance in tensors else 0,
         **({"added": added, "id_width": (added - projection) // (6 if len(xl) > 1 else 5)} if xl else {}),
     )
 

@@ -91,6 +91,8 @@ def diffusion_model(architecture):
         return block(name, ldm, (*ends, *inner)) if depth else ()
 
     yield from layer("conv_in", "input_blocks.0.0", "conv")
+    if shape.guidance_width:  # no original file has it; those of diffusers that were converted keep its name
+        yield from layer("time_embedding.cond_proj", "time_embedding.cond_proj", "projection")
     yield from layer("time_embedding.linear_1", "time_embed.0", "dense")
     yield from layer("time_embedding.linear_2", "time_embed.2", "dense")
     if shape.added:
