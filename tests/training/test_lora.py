@@ -80,7 +80,7 @@ def test_files_are_read_back_bit_for_bit(model, learner, format, tmp_path):
 
 def test_a_new_one_changes_nothing_and_starts_from_its_seed(model):
     first, again, other = (Lora(model, seed=seed) for seed in (1, 1, 2))
-    for halves, same, different in zip(*(x.halves().values() for x in (first, again, other)), strict=True):
+    for halves, same, different in zip(*(x.tensors().values() for x in (first, again, other)), strict=True):
         down, up = map(ops.convert_to_numpy, halves)
         bound = down.shape[0] ** -0.5
         assert 0.8 * bound < np.abs(down).max() <= bound

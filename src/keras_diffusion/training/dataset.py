@@ -11,11 +11,15 @@ from keras_diffusion.images import reading, resizing
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.schedules import noise_schedule
+from keras_diffusion.training import buckets as bucketing
 from keras_diffusion.training import losses
 from keras_diffusion.training.folder import Record, counterparts, records
 
-ORDER, CHOICES, POSTERIOR, NOISE, OFFSET, PERTURBATION = range(1, 7)  # purposes of random numbers, see `noise.uniform`
+ORDER, CHOICES, POSTERIOR, NOISE, OFFSET, PERTURBATION, BUCKET = range(
+    1, 8
+)  # purposes of random numbers, see `noise.uniform`
 CLASSES = 16  # added to them for class images
+MOST_BUCKETS = 100
 LARGEST_LOG_VARIANCE, SMALLEST_LOG_VARIANCE = 20.0, -30.0  # `DiagonalGaussianDistribution` in CompVis/latent-diffusion
 DAMAGED = ("error", "skip")
 
@@ -23,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
-    """Holds what examples are drawn from: n images in v variants, plain and mirrored.
+    """Holds what examples are drawn from: n images of one size in v variants, plain and mirrored.
 
     Args:
         means: float32 (n, v, h, w, c), the mean of each image's latents.
@@ -53,6 +57,9 @@ class Examples(keras.utils.PyDataset):
         text: "context", or "tokens" where the text encoder takes part in the training.
         tokenizer: What makes the tokens; None takes the model's.
         size: (height, width) to which images are scaled and cut around their middle; None takes the model's.
+        buckets: Number of sizes at most. If it is more than 1, images of other shapes get sizes of their own, of about
+            the same area as `size`, so that less of them is cut off. All images of a batch have one size, and a
+            compiled step is compiled once for each size.
         batch_size: Number of `images` in a batch.
         steps: Number of batches of an epoch; None takes as many as show every image once.
         first_step: Number of the first batch, to go on with a training that was stopped.
@@ -72,7 +79,9 @@ class Examples(keras.utils.PyDataset):
         TypeError, ValueError: If an argument is wrong, or an image cannot be read; it is named.
 
     Attributes:
-        epoch: Number of the epoch that is being drawn. `Trainer.fit` sets it.
+        epoch: Number of the epoch that is being drawn. `Trainer.fit` sets it; None has batches of unlike sizes drawn,
+            so that Keras learns which sides of an array can change.
+        sizes: A list of the (height, width) that latents have.
         texts: What captions become, (m, 77, width) or (m, 77).
     """
 
@@ -85,6 +94,7 @@ class Examples(keras.utils.PyDataset):
         text="context",
         tokenizer=None,
         size=None,
+        buckets=1,
         batch_size=1,
         steps=None,
         first_step=0,
@@ -119,16 +129,21 @@ class Examples(keras.utils.PyDataset):
         if conditions is not None and len(conditions) != len(images):
             raise ValueError(f"Give one condition for each of {len(images)} images. Received: {len(conditions)}")
 
+        if arguments.whole_number("buckets", buckets, 1, MOST_BUCKETS) > 1 and classes:
+            raise ValueError(f"Class images have one size, so they take `buckets=1`. Received: {buckets=}")
         size = size or (model.img_height, model.img_width)
         size = tuple(model.side(name, side) for name, side in zip(("height", "width"), size, strict=True))
         captions = ["", *sorted({caption for record in (*images, *classes) for caption in record.captions})]
-        self._sources = [
-            _source(model, group, shown, captions, size, flip, damaged)
+        self._sources = [  # those of the images, one for each size; and those of the classes
+            _sources(model, group, shown, captions, size, buckets, flip, damaged)
             for group, shown in ((images, conditions), (classes, None))
             if group
         ]
+        self.sizes = [(source.means.shape[2], source.means.shape[3]) for source in self._sources[0]]
+        count = sum(len(source.texts) for source in self._sources[0])
+        least = min(2, len(self.sizes))  # Keras learns from the first two batches which sides can change
+        self._steps = arguments.whole_number("steps", steps or max(least, -(-count // batch_size)), least, 10**9)
         self._text, self.texts = text, _encode(model, captions, text, tokenizer)
-        self._steps = arguments.whole_number("steps", steps or -(-len(self._sources[0].texts) // batch_size), 1, 10**9)
         self.epoch = 0
 
         schedule = model.schedule.get("alphas_cumprod")
@@ -170,12 +185,7 @@ class Examples(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         """Returns batch `index` of the epoch: inputs for `Trainer.call`, targets, and the weight of each loss."""
-        step = self._first_step + self.epoch * self._steps + index
-        numbers = range(step * self._batch_size, (step + 1) * self._batch_size)
-        drawn = [self._example(i, number) for i in range(len(self._sources)) for number in numbers]
-        latents, noise_, text, timesteps, perturbation, *conditions = (
-            np.stack(column) for column in zip(*drawn, strict=True)
-        )
+        latents, noise_, text, timesteps, perturbation, *conditions = self.drawn(self.number(index))
         alpha, sigma = losses.levels(self._alphas_cumprod[timesteps])
         inputs = {
             "latent": losses.noisy(latents, noise_ + np.float32(self._perturbation) * perturbation, alpha, sigma),
@@ -185,21 +195,54 @@ class Examples(keras.utils.PyDataset):
         if conditions:
             inputs["image"] = conditions[0]
         target = losses.target(self._prediction_type, latents, noise_, alpha, sigma)
-        return inputs, target, self._weights[timesteps] * self._share(len(drawn))
+        return inputs, target, self._weights[timesteps] * self._share(len(latents))
+
+    def number(self, index):
+        """Returns the number of batch `index` of the epoch among all."""
+        return self._first_step + (self.epoch or 0) * self._steps + index
+
+    def drawn(self, step):
+        """Draws a batch: latents, noise, rows of texts, timesteps, perturbations, and conditions if there are any."""
+        examples = [example for which in range(len(self._sources)) for example in self._drawn(which, step)]
+        return [np.stack(column) for column in zip(*examples, strict=True)]
 
     def _share(self, count):
         """Weighs the halves of a batch so that each loss is a mean over its own half."""
         halves = [1.0, self._prior_weight][: len(self._sources)]
         return np.repeat(np.float32(halves) * len(halves), count // len(halves))
 
-    def _example(self, which, number):
-        """Draws one example of one source."""
-        source, purpose = self._sources[which], which * CLASSES
-        epoch, position = divmod(number, len(source.texts))
+    def _drawn(self, which, step):
+        """Draws the examples of a step, `which` is 0 for images and 1 for classes.
+
+        As often as a source has images, the step is one of its steps: in as many steps as there are images, each image
+        is drawn `batch_size` times.
+        """
+        sources = self._sources[which]
+        counts = [len(source.texts) for source in sources]
+        turn, position = divmod(step, sum(counts))
+        order = np.argsort(noise.uniform(self._seed, turn, (sum(counts),), BUCKET), kind="stable")
+        owners = np.repeat(np.arange(len(counts)), counts)[order]
+        own = owners[position]
+        if self.epoch is None:
+            own = self.sizes.index(bucketing.unlike(self.sizes)[step % 2])
+        place = turn * counts[own] + int((owners[:position] == own).sum())  # the number of this step among its own
+        return [
+            self._example(which, sources[own], place * self._batch_size + i, step * self._batch_size + i)
+            for i in range(self._batch_size)
+        ]
+
+    def _timestep(self, choice):
+        """Turns a number from 0 to 1 into a timestep."""
+        return int(choice * len(self._alphas_cumprod))
+
+    def _example(self, which, source, place, number):
+        """Draws one example of one source: an image by its place in their order, and random numbers of its own."""
+        purpose = which * CLASSES
+        epoch, position = divmod(place, len(source.texts))
         order = noise.uniform(self._seed, epoch, (len(source.texts),), ORDER + purpose)
         row = np.argsort(order, kind="stable")[position]
         choices = noise.uniform(self._seed, number, (4,), CHOICES + purpose)
-        timestep = int(choices[0] * len(self._alphas_cumprod))
+        timestep = self._timestep(choices[0])
         variant = int(self._flip and choices[1] < 0.5)
         texts = source.texts[row]
         text = 0 if choices[2] < self._dropout else texts[int(choices[3] * len(texts))]
@@ -218,25 +261,41 @@ class Examples(keras.utils.PyDataset):
         return latents, fresh, text, timestep, perturbation, *conditions
 
 
-def _source(model, images, conditions, captions, size, flip, damaged):
-    """Reads and encodes images."""
-    pixels, texts, shown = [], [], []
-    for i, record in enumerate(images):
+def _sources(model, images, conditions, captions, size, buckets, flip, damaged):
+    """Reads and encodes images: a list with a `Source` for each size."""
+    groups = {}  # size → the images of it, each with its texts' rows and what a ControlNet sees, a list or empty
+    for i, own in enumerate(_sizes(model, images, size, buckets)):
         try:
-            image = _cut(_read(record), size)
-            seen = None if conditions is None else _cut(conditions[i], size) / 255
+            image = _variants(_cut(_read(images[i]), own), flip)
+            shown = [] if conditions is None else [_variants(_cut(conditions[i], own) / 255, flip)]
         except ValueError as error:
             if damaged == "error":
                 raise
             logger.warning("%s", error)
             continue
-        pixels.append(_variants(image, flip))
-        texts.append([captions.index(caption) for caption in record.captions])
-        shown += [] if seen is None else [_variants(seen, flip)]
-    if not pixels:
+        rows = [captions.index(caption) for caption in images[i].captions]
+        groups.setdefault(own, []).append((_latents(model, image), rows, *shown))
+    if not groups:
         raise ValueError("None of the images can be read; the log names each.")
-    means, deviations = zip(*(_latents(model, image) for image in pixels), strict=True)
-    return Source(np.stack(means), np.stack(deviations), texts, np.stack(shown) if shown else None)
+    sources = []
+    for own in sorted(groups):
+        latents, rows, *shown = zip(*groups[own], strict=True)
+        sources.append(Source(*map(np.stack, zip(*latents, strict=True)), list(rows), *map(np.stack, shown)))
+    return sources
+
+
+def _sizes(model, images, size, buckets):
+    """Chooses the size of each image."""
+    if buckets == 1:
+        return [size] * len(images)
+    shapes = []
+    for record in images:
+        try:
+            shapes.append(reading.read_images("image", _read(record)).shape[1:3])
+        except ValueError:
+            shapes.append(size)  # it is named when it is read again
+    step = model.architecture.autoencoder.factor << len(model.architecture.diffusion_model.levels) - 1
+    return bucketing.choose(shapes, size, step, buckets)
 
 
 def _read(record):

@@ -1,12 +1,16 @@
 """Defines what can be trained in a model; each is a layer that predicts as the model does and owns what it trains."""
 
 from contextlib import contextmanager
+from contextvars import copy_context
 
 import keras
 from keras import ops
 
 from keras_diffusion import arguments
 from keras_diffusion.networks.operations import operation, replace_operations
+from keras_diffusion.training import losses
+from keras_diffusion.training.dataset import Examples
+from keras_diffusion.training.rematerialization import rematerialized
 
 
 class Learner(keras.layers.Layer):
@@ -27,11 +31,17 @@ class Learner(keras.layers.Layer):
         text: What the learner takes of captions, "context" or "tokens".
         conditioned: Whether it takes an image with each example, as a ControlNet.
         learning_rate: A rate that suits it.
+        drawn_from: The class of its examples.
+        loss: Function of what the learner returns, what it should be, and weights (b,).
+        rematerialize: Whether the backward pass computes blocks again, see `rematerialization`. By default it does if
+            weights are stored in half precision: else a copy of every one in full precision would be kept for it.
     """
 
     text = "context"
     conditioned = False
     learning_rate = 1e-4
+    drawn_from = Examples
+    loss = staticmethod(losses.mean_squared_error)
 
     def __init__(self, model):
         super().__init__(dtype="float32", name=type(self).__name__.lower())
@@ -47,6 +57,8 @@ class Learner(keras.layers.Layer):
                 f"pooled vector and size ids. Received: a model of {shape.name!r}"
             )
         self.model, self.tokenizer = model, model.tokenizer
+        policy = model.diffusion_model.layers[-1].dtype_policy
+        self.rematerialize = "float16" in policy.variable_dtype and policy.compute_dtype != policy.variable_dtype
         for network in self.networks():
             network.trainable = False
 
@@ -65,13 +77,24 @@ class Learner(keras.layers.Layer):
         """Predicts from what the diffusion model takes; `inputs` holds everything."""
         return self.model.diffusion_model([latent, timestep, context])
 
+    def tensors(self):
+        """What the trained variables give to the layers, by the ids of the kernels that it goes with."""
+        return {}
+
     @contextmanager
-    def applied(self):
-        """Has the layers that are called inside compute what is trained."""
+    def applied(self, tensors):
+        """Has the layers that are called inside compute what is trained, with those of `tensors` that are theirs."""
         yield
 
     def call(self, inputs):
-        with replace_operations(group_norm=group_norm), self.applied():
+        return self.prediction(inputs)
+
+    def prediction(self, inputs):
+        """Predicts with what is trained: the pass whose inner results are kept for the backward pass."""
+        with replace_operations(group_norm=group_norm):
+            tensors, outside = self.tensors(), copy_context()
+            blocks = {"block": rematerialized(self.applied, tensors, outside)} if self.rematerialize else {}
+        with replace_operations(group_norm=group_norm, **blocks), self.applied(tensors):
             context = self.encode(inputs["tokens"]) if self.text == "tokens" else inputs["context"]
             return self.predict(inputs["latent"], inputs["timestep_embedding"], context, inputs)
 

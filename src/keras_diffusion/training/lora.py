@@ -80,7 +80,7 @@ class Lora(Learner):
         values = np.concatenate([half.ravel() for half in start]).astype("float32")
         self.values = self.add_weight(name="halves", shape=values.shape, initializer=lambda *_, **__: values)
 
-    def halves(self):
+    def tensors(self):
         """The `Halves` of each layer, by the id of its kernel."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
         parts = ops.split(self.values, ends[:-1].tolist())
@@ -89,8 +89,7 @@ class Lora(Learner):
         return {id(target.variable): pair for target, pair in zip(self.targets.values(), pairs, strict=True)}
 
     @contextmanager
-    def applied(self):
-        halves = self.halves()
+    def applied(self, halves):
         with replace_operations(
             project=self._adding(halves, operation("project"), lambda layer, x, down: ops.matmul(x, down)),
             convolve=self._adding(
@@ -118,7 +117,7 @@ class Lora(Learner):
 
     def stored(self):
         """The halves as files have them, by the keys of `targets`."""
-        halves = keras.tree.map_structure(ops.convert_to_numpy, self.halves())
+        halves = keras.tree.map_structure(ops.convert_to_numpy, self.tensors())
         return {key: _stored(target, *halves[id(target.variable)]) for key, target in self.targets.items()}
 
     def update_model(self, scale=1.0):
