@@ -99,11 +99,11 @@ def reference_loss(pipeline, inputs, encoded=None, controlnet=None, image=None):
     return torch.nn.functional.mse_loss(prediction, target)
 
 
-def require_equal(ours, theirs, tolerance=TOLERANCE):
+def require_equal(ours, theirs):
     """Compares the gradients of tensors by name, each alone and all together."""
     assert ours.keys() == theirs.keys()
     errors = {name: ours[name].reshape(gradient.shape) - gradient.numpy() for name, gradient in theirs.items()}
-    assert norm(errors.values()) <= tolerance * norm(theirs.values())
+    assert norm(errors.values()) <= TOLERANCE * norm(theirs.values())
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     for name, error in errors.items():
         assert np.abs(error).max() <= ALONE * max(float(theirs[name].abs().max()), 1e-3 * largest), name
@@ -236,13 +236,15 @@ def test_lcm_lora(model, pipeline, tmp_path):
         with torch.no_grad():
             target = consistent(later, after)
         difference = consistent(latent, start) - target
-        reference = torch.mean(torch.sqrt(difference**2 + 0.001**2) - 0.001)
+        huber, reference = torch.mean(torch.sqrt(difference**2 + 0.001**2) - 0.001), torch.mean(difference**2)
         parameters = {name: p for name, p in pipeline.unet.named_parameters() if "lora_" in name}
         theirs = dict(zip(parameters, torch.autograd.grad(reference, parameters.values()), strict=True))
     finally:
         pipeline.unload_lora_weights()
+    assert float(trainer.compute_loss(x, y, trainer(x), weights)) == pytest.approx(float(huber), rel=TOLERANCE)
+    trainer.learner.loss = losses.mean_squared_error  # the other has a kink, where its gradients turn on roundings
     assert float(trainer.train_on_batch(x, y, weights)) == pytest.approx(float(reference), rel=TOLERANCE)
-    require_equal(halves(trainer), theirs, ALONE)  # the kink of the loss enlarges what rounding does
+    require_equal(halves(trainer), theirs)
 
 
 def test_embedding(model, pipeline, inputs, tmp_path):
