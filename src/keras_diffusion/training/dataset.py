@@ -7,6 +7,8 @@ import keras
 import numpy as np
 
 from keras_diffusion import arguments
+from keras_diffusion.generation.size_ids import added_vectors, read_size_ids
+from keras_diffusion.generation.texts import EncodedText
 from keras_diffusion.images import reading, resizing
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.sampling import noise
@@ -33,12 +35,14 @@ class Source(NamedTuple):
         means: float32 (n, v, h, w, c), the mean of each image's latents.
         deviations: float32 (n, v, h, w, c), their standard deviation.
         texts: For each image, the rows of its captions among the texts, a list of ints.
+        ids: float32 (n, k), the size ids of each image, none but for SDXL.
         conditions: float32 (n, v, height, width, 3) in [0, 1], what a ControlNet sees, or None.
     """
 
     means: np.ndarray
     deviations: np.ndarray
     texts: list
+    ids: np.ndarray
     conditions: np.ndarray | None = None
 
 
@@ -143,7 +147,8 @@ class Examples(keras.utils.PyDataset):
         count = sum(len(source.texts) for source in self._sources[0])
         least = min(2, len(self.sizes))  # Keras learns from the first two batches which sides can change
         self._steps = arguments.whole_number("steps", steps or max(least, -(-count // batch_size)), least, 10**9)
-        self._text, self.texts = text, _encode(model, captions, text, tokenizer)
+        self._text, (self.texts, self._pooled) = text, _encode(model, captions, text, tokenizer)
+        self._id_width = model.architecture.diffusion_model.id_width
         self.epoch = 0
 
         schedule = model.schedule.get("alphas_cumprod")
@@ -185,13 +190,16 @@ class Examples(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         """Returns batch `index` of the epoch: inputs for `Trainer.call`, targets, and the weight of each loss."""
-        latents, noise_, text, timesteps, perturbation, *conditions = self.drawn(self.number(index))
+        latents, noise_, text, timesteps, perturbation, ids, *conditions = self.drawn(self.number(index))
         alpha, sigma = losses.levels(self._alphas_cumprod[timesteps])
         inputs = {
             "latent": losses.noisy(latents, noise_ + np.float32(self._perturbation) * perturbation, alpha, sigma),
             "timestep_embedding": self._embeddings[timesteps],
             self._text: self.texts[text],
         }
+        if self._pooled is not None:
+            rows = zip(self._pooled[text], ids, strict=True)
+            inputs["added"] = np.concatenate([added_vectors(row[None], own, self._id_width) for row, own in rows])
         if conditions:
             inputs["image"] = conditions[0]
         target = losses.target(self._prediction_type, latents, noise_, alpha, sigma)
@@ -202,7 +210,7 @@ class Examples(keras.utils.PyDataset):
         return self._first_step + (self.epoch or 0) * self._steps + index
 
     def drawn(self, step):
-        """Draws a batch: latents, noise, rows of texts, timesteps, perturbations, and conditions if there are any."""
+        """Draws a batch: latents, noise, rows of texts, timesteps, perturbations, size ids, and conditions if any."""
         examples = [example for which in range(len(self._sources)) for example in self._drawn(which, step)]
         return [np.stack(column) for column in zip(*examples, strict=True)]
 
@@ -258,7 +266,7 @@ class Examples(keras.utils.PyDataset):
             fresh = fresh + np.float32(self._offset) * normal(OFFSET, (1, 1, shape[-1]))
         perturbation = normal(PERTURBATION) if self._perturbation else np.zeros((1, 1, 1), "float32")
         conditions = () if source.conditions is None else (source.conditions[row, variant],)
-        return latents, fresh, text, timestep, perturbation, *conditions
+        return latents, fresh, text, timestep, perturbation, source.ids[row], *conditions
 
 
 def _sources(model, images, conditions, captions, size, buckets, flip, damaged):
@@ -266,21 +274,23 @@ def _sources(model, images, conditions, captions, size, buckets, flip, damaged):
     groups = {}  # size → the images of it, each with its texts' rows and what a ControlNet sees, a list or empty
     for i, own in enumerate(_sizes(model, images, size, buckets)):
         try:
-            image = _variants(_cut(_read(images[i]), own), flip)
-            shown = [] if conditions is None else [_variants(_cut(conditions[i], own) / 255, flip)]
+            image, sizes = _cut(_read(images[i]), own)
+            shown = [] if conditions is None else [_variants(_cut(conditions[i], own)[0] / 255, flip)]
         except ValueError as error:
             if damaged == "error":
                 raise
             logger.warning("%s", error)
             continue
         rows = [captions.index(caption) for caption in images[i].captions]
-        groups.setdefault(own, []).append((_latents(model, image), rows, *shown))
+        known = {name: sizes[name] for name in model.architecture.size_ids if name in sizes}
+        ids = read_size_ids(model.architecture, own, known)[1]
+        groups.setdefault(own, []).append((_latents(model, _variants(image, flip)), rows, ids, *shown))
     if not groups:
         raise ValueError("None of the images can be read; the log names each.")
     sources = []
     for own in sorted(groups):
-        latents, rows, *shown = zip(*groups[own], strict=True)
-        sources.append(Source(*map(np.stack, zip(*latents, strict=True)), list(rows), *map(np.stack, shown)))
+        latents, rows, *others = zip(*groups[own], strict=True)
+        sources.append(Source(*map(np.stack, zip(*latents, strict=True)), list(rows), *map(np.stack, others)))
     return sources
 
 
@@ -303,14 +313,20 @@ def _read(record):
 
 
 def _cut(image, size):
-    """Scales an image until it covers `size`, and cuts around its middle: float32 (height, width, 3) in [0, 255]."""
+    """Scales an image until it covers `size`, and cuts around its middle.
+
+    Returns:
+        float32 (height, width, 3) in [0, 255], and its size ids.
+    """
     pixels = reading.read_images("image", image)
-    factor = max(side / own for side, own in zip(size, pixels.shape[1:3], strict=True))
-    scaled = [max(side, round(own * factor)) for side, own in zip(size, pixels.shape[1:3], strict=True)]
-    if tuple(scaled) != pixels.shape[1:3]:
+    original = pixels.shape[1:3]
+    factor = max(side / own for side, own in zip(size, original, strict=True))
+    scaled = [max(side, round(own * factor)) for side, own in zip(size, original, strict=True)]
+    if tuple(scaled) != original:
         pixels = resizing.resize(pixels, scaled).clip(0, 255)
     top, left = ((own - side) // 2 for side, own in zip(size, scaled, strict=True))
-    return pixels[0, top : top + size[0], left : left + size[1]]
+    ids = {"original_size": original, "crop": (top, left), "target_size": size}
+    return pixels[0, top : top + size[0], left : left + size[1]], ids
 
 
 def _variants(image, flip):
@@ -333,8 +349,11 @@ def _moments(encoder):
 
 
 def _encode(model, captions, text, tokenizer):
-    """Turns captions into what the trainer takes."""
+    """Turns captions into what the trainer takes, and for SDXL into pooled vectors too."""
     if text == "context":
-        return np.concatenate([model.encode_text(caption) for caption in captions])
+        encoded = [model.encode_text(caption) for caption in captions]
+        if not isinstance(encoded[0], EncodedText):
+            return np.concatenate(encoded), None
+        return tuple(map(np.concatenate, zip(*encoded, strict=True)))
     shape = model.architecture.text_encoder
-    return (tokenizer or model.tokenizer).tokenize(captions, pad_token=shape.pad_token, length=shape.length)
+    return (tokenizer or model.tokenizer).tokenize(captions, pad_token=shape.pad_token, length=shape.length), None

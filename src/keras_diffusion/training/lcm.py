@@ -108,6 +108,7 @@ class LcmLora(Lora):
         rank, alpha, layers, seed: See `Lora`.
     """
 
+    takes_added = False
     drawn_from = Distillation
     loss = staticmethod(losses.pseudo_huber)
 

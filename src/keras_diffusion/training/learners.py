@@ -29,6 +29,7 @@ class Learner(keras.layers.Layer):
         model: The `StableDiffusion`.
         tokenizer: The tokenizer of the captions.
         text: What the learner takes of captions, "context" or "tokens".
+        takes_added: Whether it takes the pooled vectors and size ids of SDXL.
         conditioned: Whether it takes an image with each example, as a ControlNet.
         learning_rate: A rate that suits it.
         drawn_from: The class of its examples.
@@ -38,7 +39,7 @@ class Learner(keras.layers.Layer):
     """
 
     text = "context"
-    conditioned = False
+    takes_added = conditioned = False
     learning_rate = 1e-4
     drawn_from = Examples
     loss = staticmethod(losses.mean_squared_error)
@@ -51,10 +52,10 @@ class Learner(keras.layers.Layer):
                 "A model for inpainting cannot be trained; give one whose diffusion model takes latents alone. "
                 f"Received: {shape.diffusion_model.in_channels} input channels"
             )
-        if shape.diffusion_model.added:
+        if shape.diffusion_model.added and (self.text == "tokens" or not self.takes_added):
             raise ValueError(
-                "Models of Stable Diffusion 1 and 2 can be trained. SDXL cannot yet: a step would lack its "
-                f"pooled vector and size ids. Received: a model of {shape.name!r}"
+                "Of SDXL, a LoRA or the diffusion model can be trained, without text encoders. "
+                f"Received: {type(self).__name__} of a model of {shape.name!r}"
             )
         self.model, self.tokenizer = model, model.tokenizer
         policy = model.diffusion_model.layers[-1].dtype_policy
@@ -75,7 +76,8 @@ class Learner(keras.layers.Layer):
 
     def predict(self, latent, timestep, context, inputs):
         """Predicts from what the diffusion model takes; `inputs` holds everything."""
-        return self.model.diffusion_model([latent, timestep, context])
+        added = [inputs["added"]] if self.takes_added and "added" in inputs else []
+        return self.model.diffusion_model([latent, timestep, context, *added])
 
     def tensors(self):
         """What the trained variables give to the layers, by the ids of the kernels that it goes with."""
@@ -114,6 +116,7 @@ class WholeModel(Learner):
     """
 
     learning_rate = 1e-5  # examples/text_to_image/train_text_to_image.py of diffusers
+    takes_added = True
 
     def __init__(self, model, text_encoder=False):
         self.text = "tokens" if arguments.boolean("text_encoder", text_encoder) else "context"

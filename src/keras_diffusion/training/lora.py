@@ -59,6 +59,7 @@ class Lora(Learner):
     """
 
     learning_rate = 1e-4  # examples/text_to_image/train_text_to_image_lora.py of diffusers
+    takes_added = True
 
     def __init__(self, model, rank=4, alpha=None, layers="attention", text_encoder=False, seed=0):
         self.text = "tokens" if arguments.boolean("text_encoder", text_encoder) else "context"

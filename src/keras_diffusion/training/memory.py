@@ -58,6 +58,7 @@ def estimate(trainer, batch_size, size, tokens):
         "context": (tokens, shape.context),
         "tokens": (tokens,),
         "image": (*size, 3),
+        **({"added": (shape.added,)} if shape.added else {}),
     }
     inputs = {
         name: keras.KerasTensor((batch_size, *own), "int32" if name == "tokens" else "float32")
