@@ -124,6 +124,7 @@ TESTED_BY = {
     "learning": "training/test_runs.py",
     "training.class_images": "training/test_runs.py",
     "training.controlnet": "training/test_runs.py",
+    "training.encoding": "training/test_dataset.py",
     "training.learners": "training/test_trainer.py",
     "engines.openvino_layers": "engines/test_openvino.py",
     "engines.names": "cli/test_main.py",
