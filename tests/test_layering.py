@@ -160,6 +160,7 @@ TESTED_BY = {
 ACROSS = {
     "checkpoints/test_faults.py",
     "training/test_against_diffusers.py",
+    "training/test_quality.py",
     "checkpoints/test_structured_fuzz.py",
     "checkpoints/test_diffusers.py",
     "serving/test_page.py",

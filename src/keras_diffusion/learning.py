@@ -25,6 +25,7 @@ class Learning:
         learning_rate: float = 1e-4,
         text_encoder: bool = False,
         seed: int = 0,
+        layers: str | Sequence[str] = "attention",
         rematerialize: bool | None = None,
         verbose: str | int = "auto",
         callbacks: Sequence[Any] = (),
@@ -43,6 +44,8 @@ class Learning:
             learning_rate: The learning rate of AdamW.
             text_encoder: Whether to train the text encoder too.
             seed: Where all random numbers come from.
+            layers: Which layers learn: "attention", "linear", "all" (convolutions too), a regular expression for the
+                names of layers, or a list of the names' ends, such as ["to_q", "attn2.to_v"].
             rematerialize: Whether the backward pass computes blocks again instead of keeping what is inside them: less
                 memory, more time. None does if weights are stored in half precision.
             verbose: 0 shows no progress bar.
@@ -62,7 +65,9 @@ class Learning:
             model.text_to_image("a photo of sks dog on the moon")
             trainer.save_lora("dog.safetensors")
         """
-        options = {"rank": rank, "text_encoder": text_encoder, "seed": seed, "rematerialize": rematerialize}
+        options = {
+            "rank": rank, "layers": layers, "text_encoder": text_encoder, "seed": seed, "rematerialize": rematerialize,
+        }  # fmt: skip
         examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
         return self._train("lora", folder, caption, examples, learning_rate, verbose, callbacks, **options)
 
@@ -144,8 +149,7 @@ class Learning:
             batch_size: Number of images in a step.
             learning_rate: The learning rate of AdamW.
             seed: Where all random numbers come from.
-            rematerialize: Whether the backward pass computes blocks again instead of keeping what is inside them: less
-                memory, more time. None does if weights are stored in half precision.
+            rematerialize: See `train_lora`.
             verbose: 0 shows no progress bar.
             callbacks: Callbacks of Keras.
             **examples: Options of `training.Examples`, such as `flip=True`.
@@ -194,8 +198,7 @@ class Learning:
             batch_size: Number of images in a step.
             learning_rate: The learning rate of AdamW.
             seed: Where all random numbers come from.
-            rematerialize: Whether the backward pass computes blocks again instead of keeping what is inside them: less
-                memory, more time. None does if weights are stored in half precision.
+            rematerialize: See `train_lora`.
             verbose: 0 shows no progress bar.
             callbacks: Callbacks of Keras.
             **examples: Options of `training.Examples`, such as `caption_dropout=0.5`.
@@ -250,8 +253,7 @@ class Learning:
             ema: The largest momentum of moving averages of the weights, such as 0.9999, which take the place of the
                 weights at the end; None has no averages.
             seed: Where all random numbers come from.
-            rematerialize: Whether the backward pass computes blocks again instead of keeping what is inside them: less
-                memory, more time. None does if weights are stored in half precision.
+            rematerialize: See `train_lora`.
             verbose: 0 shows no progress bar.
             callbacks: Callbacks of Keras.
             **examples: Options of `training.Examples`, such as `snr_gamma=5`, and two for class images: `class_folder`,

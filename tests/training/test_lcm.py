@@ -49,7 +49,7 @@ def test_a_run(model, folder, monkeypatch, tmp_path):
         ({"guidance": 7.5}, TypeError, "`guidance` must be two numbers"),
         ({"guidance": (9, 3)}, ValueError, r"guidance\[1\]"),
         ({"distilled_steps": 1001}, ValueError, "distilled_steps"),
-        ({"input_perturbation": 0.1}, ValueError, "no `input_perturbation`"),
+        ({"input_perturbation": 0.1}, ValueError, "nor `input_perturbation`"),
         ({"condition_folder": "edges"}, ValueError, "A ControlNet takes"),
     ],
 )
