@@ -4,11 +4,10 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion import arguments
-from keras_diffusion.networks.operations import replace_operations
 from keras_diffusion.sampling import noise
 from keras_diffusion.training import losses
 from keras_diffusion.training.dataset import Examples
-from keras_diffusion.training.learners import group_norm
+from keras_diffusion.training.learners import quick_to_trace
 from keras_diffusion.training.lora import Lora
 
 GUIDANCE = 8  # purpose of the random numbers that guidance scales are, see `noise.uniform`; after those of `dataset`
@@ -120,7 +119,7 @@ class LcmLora(Lora):
         shares = [share[:, :, None, None] for share in ops.split(inputs["coefficients"], 6, axis=-1)]
         x, timestep = inputs["latent"], inputs["timestep_embedding"]
         context = ops.concatenate([inputs["context"], inputs["unconditional"]])
-        with replace_operations(group_norm=group_norm):
+        with quick_to_trace():
             twice = [ops.concatenate([ops.convert_to_tensor(given)] * 2) for given in (x, timestep)]
             guided, unguided = ops.split(ops.cast(self.model.diffusion_model([*twice, context]), "float32"), 2)
         guided = guided + inputs["guidance"][:, None, None, None] * (guided - unguided)

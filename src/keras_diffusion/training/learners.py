@@ -93,12 +93,12 @@ class Learner(keras.layers.Layer):
 
     def prediction(self, inputs):
         """Predicts with what is trained: the pass whose inner results are kept for the backward pass."""
-        with replace_operations(group_norm=group_norm):
+        with quick_to_trace():
             tensors, outside = self.tensors(), copy_context()
             blocks = {"block": rematerialized(self.applied, tensors, outside)} if self.rematerialize else {}
-        with replace_operations(group_norm=group_norm, **blocks), self.applied(tensors):
-            context = self.encode(inputs["tokens"]) if self.text == "tokens" else inputs["context"]
-            return self.predict(inputs["latent"], inputs["timestep_embedding"], context, inputs)
+            with replace_operations(**blocks), self.applied(tensors):
+                context = self.encode(inputs["tokens"]) if self.text == "tokens" else inputs["context"]
+                return self.predict(inputs["latent"], inputs["timestep_embedding"], context, inputs)
 
     def update_model(self):
         """Puts what was learned into the model that draws."""
@@ -130,6 +130,25 @@ class WholeModel(Learner):
         for network in self.trained:
             require_full_precision(network)
             network.trainable = True
+
+
+def quick_to_trace():
+    """Replaces operations by those that TensorFlow has to trace less for."""
+    return replace_operations(group_norm=group_norm, project=flat(operation("project")))
+
+
+def flat(project):
+    """Returns an operation "project" that flattens x (…, c) first: of more axes, TensorFlow would compute the shapes."""
+
+    def compute(layer, x):
+        *others, width = x.shape
+        if len(others) == 1:
+            return project(layer, x)
+        result = project(layer, ops.reshape(x, (-1, width)))
+        others = ops.shape(x)[:-1] if others.count(None) > 1 else [-1 if side is None else side for side in others]
+        return ops.reshape(result, (*others, result.shape[-1]))
+
+    return compute
 
 
 def group_norm(layer, x):

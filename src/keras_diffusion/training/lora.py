@@ -16,7 +16,7 @@ from keras_diffusion import arguments
 from keras_diffusion.checkpoints.adapters import lora_file, lora_writer
 from keras_diffusion.networks.operations import operation, replace_operations
 from keras_diffusion.sampling import noise
-from keras_diffusion.training.learners import Learner
+from keras_diffusion.training.learners import Learner, flat
 
 LAYERS = {  # name of a choice → pattern of the layers' names, which are those of diffusers and transformers
     "attention": r".*\.(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj)",  # diffusers' scripts
@@ -92,7 +92,7 @@ class Lora(Learner):
     @contextmanager
     def applied(self, halves):
         with replace_operations(
-            project=self._adding(halves, operation("project"), lambda layer, x, down: ops.matmul(x, down)),
+            project=flat(self._adding(halves, operation("project"), lambda layer, x, down: ops.matmul(x, down))),
             convolve=self._adding(
                 halves,
                 operation("convolve"),
