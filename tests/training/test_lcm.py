@@ -35,6 +35,7 @@ def test_a_run(model, folder, monkeypatch, tmp_path):
         Trainer, "compile", lambda self, *given: compile(self, *given, run_eagerly=not compiles_always())
     )
     trainer = model.train_lcm_lora(folder, "a toy", steps=1, rank=2, batch_size=1, verbose=0)
+    assert trainer.learner.loss is losses.pseudo_huber
     assert all(half.up.any() for half in trainer.learner.stored().values())
     [name] = model.loras
     images = model.text_to_image("a toy", sampler="lcm", num_steps=2, unconditional_guidance_scale=1.0, verbose=0)

@@ -124,7 +124,6 @@ def test_wrong_options_are_named(model, options, error, message):
         Lora(model, **options)
 
 
-@pytest.mark.backend
 def test_sdxl(tmp_path):
     """A step takes both contexts, pooled vectors, and size ids as diffusers' train_text_to_image_sdxl.py has."""
     model = StableDiffusion(preset=TINY_SDXL)

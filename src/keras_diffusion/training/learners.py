@@ -138,7 +138,7 @@ def quick_to_trace():
 
 
 def flat(project):
-    """Returns an operation "project" that flattens x (…, c) first: of more axes, TensorFlow would compute the shapes."""
+    """Returns an operation "project" that flattens x (…, c) first: of more axes, TensorFlow computes the shapes."""
 
     def compute(layer, x):
         *others, width = x.shape
