@@ -40,7 +40,9 @@ def trained(model, train, batch, **options):
 
 @pytest.mark.parametrize(("train", "dtype"), [("lora", "float32_from_float16"), ("controlnet", "float32")])
 def test_gradients_are_the_same(train, dtype):
-    """On every backend, also in another precision than that of the weights."""
+    """Of a LoRA in another precision than that of the weights, and of weights themselves."""
+    if train == "controlnet" and compiles_always():
+        pytest.skip("to compile both steps takes long, and JAX has no variables to watch")
     model = StableDiffusion(32, 32, preset=lora.SMALL, dtype=dtype)
     networks.fill(model.diffusion_model, "diffusion_model", model.architecture)
     batch = examples({"image": (2, 32, 32, 3)} if train == "controlnet" else ())
