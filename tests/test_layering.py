@@ -126,6 +126,7 @@ TESTED_BY = {
     "learning": "training/test_runs.py",
     "training.class_images": "training/test_runs.py",
     "training.controlnet": "training/test_runs.py",
+    "training.encoding": "training/test_dataset.py",
     "training.learners": "training/test_trainer.py",
     "engines.openvino_layers": "engines/test_openvino.py",
     "engines.names": "cli/test_main.py",
@@ -161,6 +162,7 @@ TESTED_BY = {
 ACROSS = {
     "checkpoints/test_faults.py",
     "training/test_against_diffusers.py",
+    "training/test_quality.py",
     "checkpoints/test_structured_fuzz.py",
     "checkpoints/test_diffusers.py",
     "serving/test_page.py",

@@ -25,6 +25,8 @@ class Learning:
         learning_rate: float = 1e-4,
         text_encoder: bool = False,
         seed: int = 0,
+        layers: str | Sequence[str] = "attention",
+        rematerialize: bool | None = None,
         verbose: str | int = "auto",
         callbacks: Sequence[Any] = (),
         **examples: Any,
@@ -42,6 +44,10 @@ class Learning:
             learning_rate: The learning rate of AdamW.
             text_encoder: Whether to train the text encoder too.
             seed: Where all random numbers come from.
+            layers: Which layers learn: "attention", "linear", "all" (convolutions too), a regular expression for the
+                names of layers, or a list of the names' ends, such as ["to_q", "attn2.to_v"].
+            rematerialize: Whether the backward pass computes blocks again instead of keeping what is inside them: less
+                memory, more time. None does if weights are stored in half precision.
             verbose: 0 shows no progress bar.
             callbacks: Callbacks of Keras.
             **examples: Options of `training.Examples`, such as `flip=True`, `snr_gamma=5` or `class_folder=…`.
@@ -59,9 +65,60 @@ class Learning:
             model.text_to_image("a photo of sks dog on the moon")
             trainer.save_lora("dog.safetensors")
         """
-        options = {"rank": rank, "text_encoder": text_encoder, "seed": seed}
+        options = {
+            "rank": rank, "layers": layers, "text_encoder": text_encoder, "seed": seed, "rematerialize": rematerialize,
+        }  # fmt: skip
         examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
         return self._train("lora", folder, caption, examples, learning_rate, verbose, callbacks, **options)
+
+    def train_lcm_lora(
+        self,
+        folder: Folder,
+        caption: Captions = None,
+        steps: int = 1000,
+        rank: int = 64,
+        batch_size: int = 4,
+        learning_rate: float = 1e-4,
+        seed: int = 0,
+        rematerialize: bool | None = None,
+        verbose: str | int = "auto",
+        callbacks: Sequence[Any] = (),
+        **examples: Any,
+    ) -> Any:
+        """Trains an LCM-LoRA, with which the model draws in 4 steps (Luo et al. 2023, arXiv:2311.05556).
+
+        The model itself is the teacher. The images should be like those that it shall draw, and many.
+
+        Args:
+            folder: A folder of images, see `train_lora`.
+            caption: The caption of images that have none, see `train_lora`.
+            steps: Number of steps.
+            rank: Rank of the LoRA.
+            batch_size: Number of images in a step.
+            learning_rate: The learning rate of AdamW.
+            seed: Where all random numbers come from.
+            rematerialize: See `train_lora`.
+            verbose: 0 shows no progress bar.
+            callbacks: Callbacks of Keras.
+            **examples: Options of `training.Examples`, and two more: `guidance`, the range of the weights that the
+                teacher is guided by, (3.0, 15.0) by default; and `distilled_steps`, the number of timesteps that the
+                drawing can choose from, 50 by default.
+
+        Returns:
+            The `training.Trainer`, for `save_lora`.
+
+        Raises:
+            TypeError, ValueError: If an argument is wrong, or an image cannot be read; it is named.
+            NumericalError: If the loss is not finite, see `train_lora`.
+
+        Example:
+            trainer = model.train_lcm_lora("photos", "a photo")
+            model.text_to_image("a photo of a dog", sampler="lcm", num_steps=4, unconditional_guidance_scale=1.0)
+            trainer.save_lora("lcm.safetensors")
+        """
+        options = {"rank": rank, "seed": seed, "rematerialize": rematerialize}
+        examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
+        return self._train("lcm_lora", folder, caption, examples, learning_rate, verbose, callbacks, **options)
 
     def train_textual_inversion(
         self,
@@ -74,6 +131,7 @@ class Learning:
         batch_size: int = 1,
         learning_rate: float = 5e-4,
         seed: int = 0,
+        rematerialize: bool | None = None,
         verbose: str | int = "auto",
         callbacks: Sequence[Any] = (),
         **examples: Any,
@@ -91,6 +149,7 @@ class Learning:
             batch_size: Number of images in a step.
             learning_rate: The learning rate of AdamW.
             seed: Where all random numbers come from.
+            rematerialize: See `train_lora`.
             verbose: 0 shows no progress bar.
             callbacks: Callbacks of Keras.
             **examples: Options of `training.Examples`, such as `flip=True`.
@@ -109,7 +168,7 @@ class Learning:
             model.text_to_image("a <cat-toy> on the moon")
             trainer.save_textual_inversion("cat-toy.safetensors")
         """
-        options = {"word": word, "initial_word": initial_word, "vectors": vectors}
+        options = {"word": word, "initial_word": initial_word, "vectors": vectors, "rematerialize": rematerialize}
         examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
         return self._train("embedding", folder, caption, examples, learning_rate, verbose, callbacks, **options)
 
@@ -123,6 +182,7 @@ class Learning:
         batch_size: int = 4,
         learning_rate: float = 1e-5,
         seed: int = 0,
+        rematerialize: bool | None = None,
         verbose: str | int = "auto",
         callbacks: Sequence[Any] = (),
         **examples: Any,
@@ -138,6 +198,7 @@ class Learning:
             batch_size: Number of images in a step.
             learning_rate: The learning rate of AdamW.
             seed: Where all random numbers come from.
+            rematerialize: See `train_lora`.
             verbose: 0 shows no progress bar.
             callbacks: Callbacks of Keras.
             **examples: Options of `training.Examples`, such as `caption_dropout=0.5`.
@@ -154,7 +215,7 @@ class Learning:
             model.text_to_image("a bird", control=(trainer.controlnet, "edges.png"))
             trainer.save_controlnet("edges-controlnet")
         """
-        options = {"controlnet": controlnet, "seed": seed}
+        options = {"controlnet": controlnet, "seed": seed, "rematerialize": rematerialize}
         examples = {
             "condition_folder": condition_folder, "steps": steps, "batch_size": batch_size, "seed": seed, **examples,
         }  # fmt: skip
@@ -171,6 +232,7 @@ class Learning:
         text_encoder: bool = False,
         ema: float | None = None,
         seed: int = 0,
+        rematerialize: bool | None = None,
         verbose: str | int = "auto",
         callbacks: Sequence[Any] = (),
         **examples: Any,
@@ -191,6 +253,7 @@ class Learning:
             ema: The largest momentum of moving averages of the weights, such as 0.9999, which take the place of the
                 weights at the end; None has no averages.
             seed: Where all random numbers come from.
+            rematerialize: See `train_lora`.
             verbose: 0 shows no progress bar.
             callbacks: Callbacks of Keras.
             **examples: Options of `training.Examples`, such as `snr_gamma=5`, and two for class images: `class_folder`,
@@ -209,7 +272,7 @@ class Learning:
             model.text_to_image("a photo of sks dog on the moon")
             model.save_to_preset("dog")
         """
-        options = {"text_encoder": text_encoder, "ema": ema}
+        options = {"text_encoder": text_encoder, "ema": ema, "rematerialize": rematerialize}
         examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
         if class_caption is not None:
             examples = {"class_caption": class_caption, "class_images": 100, **examples}

@@ -607,6 +607,12 @@ def test_the_bundled_model_draws(tmp_path):
             ("save_controlnet",),
             {"condition_folder": Path("edges")},
         ),
+        (
+            "lcm photos --output NEW.safetensors --rank 4 --buckets 3 --rematerialize",
+            "train_lcm_lora",
+            ("save_lora", "kohya"),
+            {"rank": 4, "buckets": 3, "rematerialize": True},
+        ),
         ("full photos --output NEW --ema 0.99", "train_diffusion_model", ("save_to_preset",), {"ema": 0.99}),
         (
             "dreambooth photos --output NEW.safetensors --class-caption dog --class-images 5 --text-encoder",

@@ -121,6 +121,15 @@ def in_place(network, rows):
     }
 
 
+def halves(trainer):
+    """What stands in the place of a LoRA's halves, by their names in peft."""
+    return {
+        f"{key.partition('/')[2]}.{half}.default_0.weight": value
+        for key, pair in trainer.learner.stored().items()
+        for half, value in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
+
+
 def gradients(loss, module):
     parameters = dict(module.named_parameters())
     return dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True))
@@ -170,12 +179,71 @@ def test_lora(model, pipeline, inputs, tmp_path):
     finally:
         pipeline.unload_lora_weights()
     assert step() == pytest.approx(float(reference), rel=TOLERANCE)
-    ours = {
-        f"{key.partition('/')[2]}.{half}.default_0.weight": value
-        for key, pair in trainer.learner.stored().items()
-        for half, value in zip(("lora_A", "lora_B"), pair, strict=True)
-    }
-    require_equal(ours, theirs)
+    require_equal(halves(trainer), theirs)
+
+
+def test_lcm_lora(model, pipeline, tmp_path):
+    """A step of distillation, by the formulas of diffusers' train_lcm_distill_lora_sd_wds.py and its own scheduler."""
+    if model.architecture.prediction_type == "epsilon":
+        pytest.skip("Its coefficients are tested alone.")
+    for i in range(2):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), "uint8")).save(tmp_path / f"{i}.png")
+    trainer = Trainer(model, "lcm_lora", rank=2, layers="attention")
+    trainer.compile(Gradients(1.0), run_eagerly=not compiles_always())
+    trainer.learner.values.assign(np.random.default_rng(1).standard_normal(trainer.learner.values.shape) / 10)
+    trainer.save_lora(tmp_path / "lcm.safetensors")
+    examples = trainer.examples(tmp_path, "a toy", size=(32, 32), batch_size=2, seed=4)
+    x, y, weights = examples[0]
+    embeddings = timestep_embedding(np.arange(1000), model.architecture.diffusion_model.frequencies)
+    start, after = (
+        torch.tensor([np.abs(embeddings - row).sum(axis=1).argmin() for row in x[name]])
+        for name in ("timestep_embedding", "next_timestep_embedding")
+    )
+    assert ((start + 1) % 20 == 0).all()
+    assert (start - after == torch.where(start < 20, 19, 20)).all()
+    assert ((x["guidance"] >= 3) & (x["guidance"] < 15)).all()
+
+    latent, context, unconditional, w = (
+        torch.tensor(x[name], dtype=torch.float64) for name in ("latent", "context", "unconditional", "guidance")
+    )
+    latent, w = latent.permute(0, 3, 1, 2), w[:, None, None, None]
+    scheduler = diffusers.LCMScheduler.from_config(pipeline.scheduler.config)
+    signal = scheduler.alphas_cumprod.double()
+
+    def clean_and_noise(prediction, x, t):
+        alpha, sigma = (part[:, None, None, None] for part in (signal[t].sqrt(), (1 - signal[t]).sqrt()))
+        return alpha * x - sigma * prediction, alpha * prediction + sigma * x
+
+    def consistent(x, t):
+        scheduler.sigma_data = 0.5
+        skip, out = (
+            torch.stack(column)[:, None, None, None]
+            for column in zip(*map(scheduler.get_scalings_for_boundary_condition_discrete, t.double()), strict=True)
+        )
+        return skip * x + out * clean_and_noise(pipeline.unet(x, t, context).sample, x, t)[0]
+
+    with torch.no_grad():
+        guided, unguided = (
+            clean_and_noise(pipeline.unet(latent, start, text).sample, latent, start)
+            for text in (context, unconditional)
+        )
+        clean, noise = (one + w * (one - other) for one, other in zip(guided, unguided, strict=True))
+        alpha, sigma = (part[:, None, None, None] for part in (signal[after].sqrt(), (1 - signal[after]).sqrt()))
+        later = alpha * clean + sigma * noise
+    pipeline.load_lora_weights(tmp_path, weight_name="lcm.safetensors")
+    try:
+        pipeline.unet.double()
+        with torch.no_grad():
+            target = consistent(later, after)
+        difference = consistent(latent, start) - target
+        reference = torch.mean(difference**2)
+        parameters = {name: p for name, p in pipeline.unet.named_parameters() if "lora_" in name}
+        theirs = dict(zip(parameters, torch.autograd.grad(reference, parameters.values()), strict=True))
+    finally:
+        pipeline.unload_lora_weights()
+    trainer.learner.loss = losses.mean_squared_error  # its own has a kink, where gradients turn on roundings
+    assert float(trainer.train_on_batch(x, y, weights)) == pytest.approx(float(reference), rel=TOLERANCE)
+    require_equal(halves(trainer), theirs)
 
 
 def test_embedding(model, pipeline, inputs, tmp_path):

@@ -71,25 +71,25 @@ def test_latents_are_the_encoders(model, folder):
     x, *_ = without_noise(model, images)[0]
     np.testing.assert_allclose(x["latent"], expected, atol=1e-5)
     drawn = Examples(model, images)
-    mean, deviation = drawn._sources[0].means[0, 0], drawn._sources[0].deviations[0, 0]
+    mean, deviation = drawn._sources[0][0].means[0, 0], drawn._sources[0][0].deviations[0, 0]
     np.testing.assert_allclose(mean, expected[0], atol=1e-5)
-    latents = np.stack([drawn._example(0, number)[0] for number in range(200)])
+    latents = np.stack([drawn._drawn(0, number)[0][0] for number in range(200)])
     np.testing.assert_allclose(latents.mean(axis=0), mean, atol=0.4 * deviation.max())
     np.testing.assert_allclose(latents.std(axis=0), deviation, rtol=0.3)
 
 
 def test_every_image_comes_once_an_epoch_in_another_order(model, folder):
     examples = Examples(model, [Record(record.path, str(i)) for i, record in enumerate(records(folder, ""))])
-    texts = [[examples._example(0, epoch * 3 + i)[2] for i in range(3)] for epoch in range(6)]
+    texts = [[examples._drawn(0, epoch * 3 + i)[0][2] for i in range(3)] for epoch in range(6)]
     assert all(sorted(order) == [1, 2, 3] for order in texts)
     assert len(set(map(tuple, texts))) > 1
 
 
 def test_shares_of_flips_empty_captions_and_timesteps(model, folder):
     examples = Examples.from_folder(model, folder, "a cat", flip=True, caption_dropout=0.25)
-    plain, mirrored = examples._sources[0].means[:, 0], examples._sources[0].means[:, 1]
+    plain, mirrored = examples._sources[0][0].means[:, 0], examples._sources[0][0].means[:, 1]
     assert not np.allclose(plain, mirrored)
-    drawn = [examples._example(0, number) for number in range(1000)]
+    drawn = [examples._drawn(0, number)[0] for number in range(1000)]
     assert np.mean([text == 0 for _, _, text, *_ in drawn]) == pytest.approx(0.25, abs=0.04)
     timesteps = np.array([timestep for _, _, _, timestep, *_ in drawn])
     assert timesteps.min() < 20
@@ -108,7 +108,7 @@ def test_classes_are_the_second_half_with_a_loss_of_their_own(model, folder):
     np.testing.assert_array_equal(
         x["context"][[0, 3]], np.concatenate(list(map(model.encode_text, ("a sks cat", "an animal"))))
     )
-    assert not np.array_equal(examples._example(0, 0)[1], examples._example(1, 0)[1])
+    assert not np.array_equal(examples._drawn(0, 0)[0][1], examples._drawn(1, 0)[0][1])
 
 
 def test_tokens_instead_of_contexts(model, folder):
@@ -121,7 +121,8 @@ def test_images_are_scaled_and_cut_around_their_middle(model, tmp_path):
     image = np.zeros((64, 192, 3), "uint8")
     image[:, 64:128] = 200
     Image.fromarray(image).save(tmp_path / "wide.png")
-    (conditions,) = Examples(model, records(tmp_path, ""), conditions=[tmp_path / "wide.png"])._sources[0].conditions
+    [[source]] = Examples(model, records(tmp_path, ""), conditions=[tmp_path / "wide.png"])._sources
+    [conditions] = source.conditions
     np.testing.assert_allclose(conditions, 200 / 255, atol=1e-6)
 
 

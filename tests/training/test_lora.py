@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 from keras import ops
+from PIL import Image
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.checkpoints.adapters import lora_file
+from keras_diffusion.generation.size_ids import added_vectors
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.training.lora import Lora
+from keras_diffusion.training.trainer import Trainer
 
 from ..golden import lora
 from ..test_sdxl import TINY_SDXL
@@ -80,7 +83,7 @@ def test_files_are_read_back_bit_for_bit(model, learner, format, tmp_path):
 
 def test_a_new_one_changes_nothing_and_starts_from_its_seed(model):
     first, again, other = (Lora(model, seed=seed) for seed in (1, 1, 2))
-    for halves, same, different in zip(*(x.halves().values() for x in (first, again, other)), strict=True):
+    for halves, same, different in zip(*(x.tensors().values() for x in (first, again, other)), strict=True):
         down, up = map(ops.convert_to_numpy, halves)
         bound = down.shape[0] ** -0.5
         assert 0.8 * bound < np.abs(down).max() <= bound
@@ -121,6 +124,26 @@ def test_wrong_options_are_named(model, options, error, message):
         Lora(model, **options)
 
 
-def test_sdxl_is_refused_by_name():
-    with pytest.raises(ValueError, match="SDXL cannot yet"):
-        Lora(StableDiffusion(preset=TINY_SDXL))
+def test_sdxl(tmp_path):
+    """A step takes both contexts, pooled vectors, and size ids as diffusers' train_text_to_image_sdxl.py has."""
+    model = StableDiffusion(preset=TINY_SDXL)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), "uint8")).save(tmp_path / "0.png")
+    trainer = Trainer(model, "lora", rank=2)
+    x, *_ = trainer.examples(tmp_path, "a cat")[0]
+    encoded = model.encode_text("a cat")
+    np.testing.assert_array_equal(x["context"], encoded.context)
+    ids = np.float32([24, 40, 0, (27 - 16) // 2, 16, 16])
+    np.testing.assert_array_equal(x["added"], added_vectors(encoded.pooled, ids, 8))
+    expected = model.diffusion_model([x["latent"], x["timestep_embedding"], x["context"], x["added"]])
+    difference = ops.convert_to_numpy(trainer(x)) - ops.convert_to_numpy(expected)
+    assert np.abs(difference).max() < 1e-5
+    trainer.compile()
+    assert trainer.memory().activations > 0
+    trainer.update_model()
+    assert len(model.loras) == 1
+
+
+@pytest.mark.parametrize(("train", "options"), [("lora", {"text_encoder": True}), ("lcm_lora", {}), ("controlnet", {})])
+def test_what_sdxl_cannot_learn_is_named(train, options):
+    with pytest.raises(ValueError, match="Of SDXL, a LoRA or the diffusion model can be trained, without text"):
+        Trainer(StableDiffusion(preset=TINY_SDXL), train, **options)

@@ -41,3 +41,12 @@ def test_mean_squared_error():
     prediction, target = np.ones((2, 1, 1, 2), "float16"), np.zeros((2, 1, 1, 2), "float32")
     prediction[1] = 3
     assert float(losses.mean_squared_error(prediction, target, np.float32([1, 0.5]))) == pytest.approx((1 + 4.5) / 2)
+
+
+@pytest.mark.backend
+def test_pseudo_huber():
+    """As in diffusers' train_lcm_distill_lora_sd_wds.py: sqrt(d² + c²) - c with c = 0.001."""
+    prediction, target = np.zeros((2, 1, 1, 2), "float32"), np.zeros((2, 1, 1, 2), "float32")
+    prediction[0], prediction[1, ..., 0] = 0.001, -2
+    expected = (0.001 * (2**0.5 - 1) + 0.5 * (4.000001**0.5 - 0.001) / 2) / 2
+    assert float(losses.pseudo_huber(prediction, target, np.float32([1, 0.5]))) == pytest.approx(expected, rel=1e-4)

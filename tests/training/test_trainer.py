@@ -7,11 +7,22 @@ from keras import ops
 
 from keras_diffusion import NumericalError, StableDiffusion
 from keras_diffusion.engines.choice import compiles_always
+from keras_diffusion.training.optimizers import default_optimizer
 from keras_diffusion.training.trainer import Trainer
 
 from ..golden import lora, networks
 
 pytestmark = pytest.mark.backend
+
+
+LOSSES = [0.552737, 0.868675, 0.628281, 0.64263, 0.747622, 0.646042]
+
+
+class Losses(keras.callbacks.Callback, list):
+    """Remembers the mean of the losses of an epoch after every step."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.append(logs["loss"])
 
 
 def values(variables):
@@ -56,6 +67,20 @@ def test_fit_moves_the_lora_alone_and_goes_on_after_a_stop(model, trainer, folde
     trainer.fit(trainer.examples(folder, "a cat", steps=4, first_step=trainer.step), verbose=0)
     assert all(equal(values(trainer.trainable_variables), learned))
     assert (tmp_path / "stopped.weights.h5").stat().st_size < 200_000  # the model has 1.7 MB
+
+
+def test_losses_are_the_same_on_every_backend(folder):
+    """Everything that is drawn, both networks, and six steps; the losses are means, as Keras reports them."""
+    model = StableDiffusion(16, 16, preset=lora.SMALL)
+    for name in ("text_encoder", "diffusion_model", "image_encoder"):
+        networks.fill(getattr(model, name), name, model.architecture)
+    trainer = Trainer(model, "lora", rank=2, text_encoder=True, seed=3)
+    trainer.compile(default_optimizer(1e-2))
+    options = {"flip": True, "caption_dropout": 0.2, "snr_gamma": 5.0, "noise_offset": 0.1, "input_perturbation": 0.1}
+    means = Losses()
+    examples = trainer.examples(folder, ["a toy", "toys"], steps=3, batch_size=2, seed=3, **options)
+    trainer.fit(examples, epochs=2, verbose=0, callbacks=[means])
+    np.testing.assert_allclose(means, LOSSES, rtol=1e-4)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(trainer, folder):

@@ -9,15 +9,19 @@ from keras_diffusion.cli.model import PRESETS, load
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.terminal import show
 
-COMMON = ("caption", "steps", "batch_size", "learning_rate", "flip", "seed")  # options of every kind
+# Options of every kind.
+COMMON = ("caption", "steps", "batch_size", "learning_rate", "flip", "buckets", "seed", "rematerialize")
 OPTIONS = {  # option of a training → how the command line reads it
     "caption": {"help": "the caption of images that have none of their own"},
     "steps": {"type": int},
     "batch_size": {"type": int, "metavar": "N"},
     "learning_rate": {"type": float, "metavar": "RATE"},
     "flip": {"action": "store_true", "help": "mirror half of the images"},
+    "buckets": {"type": int, "metavar": "N", "help": "number of sizes for images of different shapes (default: 1)"},
     "seed": {"type": int, "help": "where all random numbers come from (default: 0)"},
-    "rank": {"type": int, "help": "rank of the LoRA (default: 8)"},
+    "rematerialize": {"action": "store_true", "help": "keep less for the backward pass: less memory, more time"},
+    "rank": {"type": int, "help": "rank of the LoRA (default: 8; of lcm: 64)"},
+    "layers": {"help": "which layers learn: attention, linear or all (default: attention)"},
     "text_encoder": {"action": "store_true", "help": "train the text encoder too"},
     "word": {"required": True, "help": "the new word, such as '<cat-toy>'"},
     "initial_word": {"required": True, "metavar": "WORD", "help": "a word that says roughly the same, such as toy"},
@@ -65,7 +69,16 @@ KINDS = {
         "Train a LoRA, and write it as a file that A1111, ComfyUI and diffusers load too.",
         "file",
         (800, 1, 1e-4),
-        ("rank", "text_encoder"),
+        ("rank", "layers", "text_encoder"),
+        lambda model, trainer, path, format: trainer.save_lora(path, format),
+        ("kohya", "diffusers"),
+    ),
+    "lcm": Kind(
+        "train_lcm_lora",
+        "Distil the model into a LoRA with which it draws in 4 steps.",
+        "file",
+        (1000, 4, 1e-4),
+        ("rank",),
         lambda model, trainer, path, format: trainer.save_lora(path, format),
         ("kohya", "diffusers"),
     ),

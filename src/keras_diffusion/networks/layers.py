@@ -172,6 +172,9 @@ class TransformerBlock(keras.layers.Layer):
         self.attn2.build(x_shape, context_shape)
 
     def call(self, x, context):
+        return operation("block")(self, x, context)
+
+    def compute(self, x, context):
         x = repeat_for_guidance(x + self.attn1(self.norm1(x)), context)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -254,6 +257,9 @@ class ResidualBlock(keras.layers.Layer):
             self.conv_shortcut.build(x_shape)
 
     def call(self, x, time=None):
+        return operation("block")(self, x, time)
+
+    def compute(self, x, time=None):
         residual = self.conv_shortcut(x) if self.conv_shortcut else x
         x = self.conv1(self.norm1(x))
         if time is not None:

@@ -79,8 +79,14 @@ def modulate(x, scale, shift, silu):
     return ops.silu(x) if silu else x
 
 
+def block(layer, *inputs):
+    """Computes a `ResidualBlock` or a `TransformerBlock` from feature maps or tokens x, and what goes with them."""
+    return layer.compute(*inputs)
+
+
 DEFAULT = {
-    function.__name__: function for function in (attend, convolve, project, embed, feed, group_norm, moments, modulate)
+    function.__name__: function
+    for function in (attend, convolve, project, embed, feed, group_norm, moments, modulate, block)
 }
 _replaced = ContextVar("replaced", default=MappingProxyType({}))
 

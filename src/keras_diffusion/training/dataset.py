@@ -1,41 +1,23 @@
 """Draws training examples on the host: the same on every backend, and from any step on."""
 
-import logging
-from typing import NamedTuple
-
 import keras
 import numpy as np
 
 from keras_diffusion import arguments
-from keras_diffusion.images import reading, resizing
+from keras_diffusion.generation.size_ids import added_vectors
 from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.schedules import noise_schedule
 from keras_diffusion.training import losses
-from keras_diffusion.training.folder import Record, counterparts, records
+from keras_diffusion.training.buckets import unlike
+from keras_diffusion.training.encoding import encode_texts, sources
+from keras_diffusion.training.folder import counterparts, records
 
-ORDER, CHOICES, POSTERIOR, NOISE, OFFSET, PERTURBATION = range(1, 7)  # purposes of random numbers, see `noise.uniform`
+# Purposes of random numbers, see `noise.uniform`.
+ORDER, CHOICES, POSTERIOR, NOISE, OFFSET, PERTURBATION, BUCKET = range(1, 8)
 CLASSES = 16  # added to them for class images
-LARGEST_LOG_VARIANCE, SMALLEST_LOG_VARIANCE = 20.0, -30.0  # `DiagonalGaussianDistribution` in CompVis/latent-diffusion
+MOST_BUCKETS = 100
 DAMAGED = ("error", "skip")
-
-logger = logging.getLogger(__name__)
-
-
-class Source(NamedTuple):
-    """Holds what examples are drawn from: n images in v variants, plain and mirrored.
-
-    Args:
-        means: float32 (n, v, h, w, c), the mean of each image's latents.
-        deviations: float32 (n, v, h, w, c), their standard deviation.
-        texts: For each image, the rows of its captions among the texts, a list of ints.
-        conditions: float32 (n, v, height, width, 3) in [0, 1], what a ControlNet sees, or None.
-    """
-
-    means: np.ndarray
-    deviations: np.ndarray
-    texts: list
-    conditions: np.ndarray | None = None
 
 
 class Examples(keras.utils.PyDataset):
@@ -53,6 +35,9 @@ class Examples(keras.utils.PyDataset):
         text: "context", or "tokens" where the text encoder takes part in the training.
         tokenizer: What makes the tokens; None takes the model's.
         size: (height, width) to which images are scaled and cut around their middle; None takes the model's.
+        buckets: Number of sizes at most. If it is more than 1, images of other shapes get sizes of their own, of about
+            the same area as `size`, so that less of them is cut off. All images of a batch have one size, and a
+            compiled step is compiled once for each size.
         batch_size: Number of `images` in a batch.
         steps: Number of batches of an epoch; None takes as many as show every image once.
         first_step: Number of the first batch, to go on with a training that was stopped.
@@ -72,7 +57,9 @@ class Examples(keras.utils.PyDataset):
         TypeError, ValueError: If an argument is wrong, or an image cannot be read; it is named.
 
     Attributes:
-        epoch: Number of the epoch that is being drawn. `Trainer.fit` sets it.
+        epoch: Number of the epoch that is being drawn. `Trainer.fit` sets it; None has batches of unlike sizes drawn,
+            so that Keras learns which sides of an array can change.
+        sizes: A list of the (height, width) that latents have.
         texts: What captions become, (m, 77, width) or (m, 77).
     """
 
@@ -85,6 +72,7 @@ class Examples(keras.utils.PyDataset):
         text="context",
         tokenizer=None,
         size=None,
+        buckets=1,
         batch_size=1,
         steps=None,
         first_step=0,
@@ -119,16 +107,22 @@ class Examples(keras.utils.PyDataset):
         if conditions is not None and len(conditions) != len(images):
             raise ValueError(f"Give one condition for each of {len(images)} images. Received: {len(conditions)}")
 
+        if arguments.whole_number("buckets", buckets, 1, MOST_BUCKETS) > 1 and classes:
+            raise ValueError(f"Class images have one size, so they take `buckets=1`. Received: {buckets=}")
         size = size or (model.img_height, model.img_width)
         size = tuple(model.side(name, side) for name, side in zip(("height", "width"), size, strict=True))
         captions = ["", *sorted({caption for record in (*images, *classes) for caption in record.captions})]
-        self._sources = [
-            _source(model, group, shown, captions, size, flip, damaged)
+        self._sources = [  # those of the images, one for each size; and those of the classes
+            sources(model, group, shown, captions, size, buckets, flip, damaged)
             for group, shown in ((images, conditions), (classes, None))
             if group
         ]
-        self._text, self.texts = text, _encode(model, captions, text, tokenizer)
-        self._steps = arguments.whole_number("steps", steps or -(-len(self._sources[0].texts) // batch_size), 1, 10**9)
+        self.sizes = [(source.means.shape[2], source.means.shape[3]) for source in self._sources[0]]
+        count = sum(len(source.texts) for source in self._sources[0])
+        least = min(2, len(self.sizes))  # Keras learns from the first two batches which sides can change
+        self._steps = arguments.whole_number("steps", steps or max(least, -(-count // batch_size)), least, 10**9)
+        self._text, (self.texts, self._pooled) = text, encode_texts(model, captions, text, tokenizer)
+        self._id_width = model.architecture.diffusion_model.id_width
         self.epoch = 0
 
         schedule = model.schedule.get("alphas_cumprod")
@@ -170,36 +164,68 @@ class Examples(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         """Returns batch `index` of the epoch: inputs for `Trainer.call`, targets, and the weight of each loss."""
-        step = self._first_step + self.epoch * self._steps + index
-        numbers = range(step * self._batch_size, (step + 1) * self._batch_size)
-        drawn = [self._example(i, number) for i in range(len(self._sources)) for number in numbers]
-        latents, noise_, text, timesteps, perturbation, *conditions = (
-            np.stack(column) for column in zip(*drawn, strict=True)
-        )
+        latents, noise_, text, timesteps, perturbation, ids, *conditions = self.drawn(self.number(index))
         alpha, sigma = losses.levels(self._alphas_cumprod[timesteps])
         inputs = {
             "latent": losses.noisy(latents, noise_ + np.float32(self._perturbation) * perturbation, alpha, sigma),
             "timestep_embedding": self._embeddings[timesteps],
             self._text: self.texts[text],
         }
+        if self._pooled is not None:
+            rows = zip(self._pooled[text], ids, strict=True)
+            inputs["added"] = np.concatenate([added_vectors(row[None], own, self._id_width) for row, own in rows])
         if conditions:
             inputs["image"] = conditions[0]
         target = losses.target(self._prediction_type, latents, noise_, alpha, sigma)
-        return inputs, target, self._weights[timesteps] * self._share(len(drawn))
+        return inputs, target, self._weights[timesteps] * self._share(len(latents))
+
+    def number(self, index):
+        """Returns the number of batch `index` of the epoch among all."""
+        return self._first_step + (self.epoch or 0) * self._steps + index
+
+    def drawn(self, step):
+        """Draws a batch: latents, noise, rows of texts, timesteps, perturbations, size ids, and conditions if any."""
+        examples = [example for which in range(len(self._sources)) for example in self._drawn(which, step)]
+        return [np.stack(column) for column in zip(*examples, strict=True)]
 
     def _share(self, count):
         """Weighs the halves of a batch so that each loss is a mean over its own half."""
         halves = [1.0, self._prior_weight][: len(self._sources)]
         return np.repeat(np.float32(halves) * len(halves), count // len(halves))
 
-    def _example(self, which, number):
-        """Draws one example of one source."""
-        source, purpose = self._sources[which], which * CLASSES
-        epoch, position = divmod(number, len(source.texts))
+    def _drawn(self, which, step):
+        """Draws the examples of a step, `which` is 0 for images and 1 for classes.
+
+        As often as a source has images, the step is one of its steps: in as many steps as there are images, each image
+        is drawn `batch_size` times.
+        """
+        own = self._sources[which]
+        counts = [len(source.texts) for source in own]
+        turn, position = divmod(step, sum(counts))
+        order = np.argsort(noise.uniform(self._seed, turn, (sum(counts),), BUCKET), kind="stable")
+        owners = np.repeat(np.arange(len(counts)), counts)[order]
+        chosen = owners[position]
+        if self.epoch is None:
+            chosen = self.sizes.index(unlike(self.sizes)[step % 2])
+        earlier = int((owners[:position] == chosen).sum())
+        place = turn * counts[chosen] + earlier  # the number of this step among its own
+        return [
+            self._example(which, own[chosen], place * self._batch_size + i, step * self._batch_size + i)
+            for i in range(self._batch_size)
+        ]
+
+    def _timestep(self, choice):
+        """Turns a number from 0 to 1 into a timestep."""
+        return int(choice * len(self._alphas_cumprod))
+
+    def _example(self, which, source, place, number):
+        """Draws one example of one source: an image by its place in their order, and random numbers of its own."""
+        purpose = which * CLASSES
+        epoch, position = divmod(place, len(source.texts))
         order = noise.uniform(self._seed, epoch, (len(source.texts),), ORDER + purpose)
         row = np.argsort(order, kind="stable")[position]
         choices = noise.uniform(self._seed, number, (4,), CHOICES + purpose)
-        timestep = int(choices[0] * len(self._alphas_cumprod))
+        timestep = self._timestep(choices[0])
         variant = int(self._flip and choices[1] < 0.5)
         texts = source.texts[row]
         text = 0 if choices[2] < self._dropout else texts[int(choices[3] * len(texts))]
@@ -215,67 +241,4 @@ class Examples(keras.utils.PyDataset):
             fresh = fresh + np.float32(self._offset) * normal(OFFSET, (1, 1, shape[-1]))
         perturbation = normal(PERTURBATION) if self._perturbation else np.zeros((1, 1, 1), "float32")
         conditions = () if source.conditions is None else (source.conditions[row, variant],)
-        return latents, fresh, text, timestep, perturbation, *conditions
-
-
-def _source(model, images, conditions, captions, size, flip, damaged):
-    """Reads and encodes images."""
-    pixels, texts, shown = [], [], []
-    for i, record in enumerate(images):
-        try:
-            image = _cut(_read(record), size)
-            seen = None if conditions is None else _cut(conditions[i], size) / 255
-        except ValueError as error:
-            if damaged == "error":
-                raise
-            logger.warning("%s", error)
-            continue
-        pixels.append(_variants(image, flip))
-        texts.append([captions.index(caption) for caption in record.captions])
-        shown += [] if seen is None else [_variants(seen, flip)]
-    if not pixels:
-        raise ValueError("None of the images can be read; the log names each.")
-    means, deviations = zip(*(_latents(model, image) for image in pixels), strict=True)
-    return Source(np.stack(means), np.stack(deviations), texts, np.stack(shown) if shown else None)
-
-
-def _read(record):
-    return record.path if isinstance(record, Record) else record
-
-
-def _cut(image, size):
-    """Scales an image until it covers `size`, and cuts around its middle: float32 (height, width, 3) in [0, 255]."""
-    pixels = reading.read_images("image", image)
-    factor = max(side / own for side, own in zip(size, pixels.shape[1:3], strict=True))
-    scaled = [max(side, round(own * factor)) for side, own in zip(size, pixels.shape[1:3], strict=True)]
-    if tuple(scaled) != pixels.shape[1:3]:
-        pixels = resizing.resize(pixels, scaled).clip(0, 255)
-    top, left = ((own - side) // 2 for side, own in zip(size, scaled, strict=True))
-    return pixels[0, top : top + size[0], left : left + size[1]]
-
-
-def _variants(image, flip):
-    return np.stack([image, image[:, ::-1]]) if flip else image[None]
-
-
-def _latents(model, pixels):
-    """Encodes images (v, height, width, 3) in [0, 255]: the mean and the deviation of their latents."""
-    encoder = model.image_encoder
-    moments = model._engine.make_once(_moments, encoder)
-    mean, log_variance = np.split(model._engine.encode_image(moments, pixels / 127.5 - 1), 2, axis=-1)
-    scale = np.float32(encoder.architecture.autoencoder.scaling_factor)
-    deviation = np.exp(log_variance.clip(SMALLEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE) / 2)
-    return scale * mean, scale * deviation
-
-
-def _moments(encoder):
-    """The network up to the mean and the log-variance of the latents."""
-    return keras.Model(encoder.inputs, encoder.get_layer("quant_conv").output, name="moments")
-
-
-def _encode(model, captions, text, tokenizer):
-    """Turns captions into what the trainer takes."""
-    if text == "context":
-        return np.concatenate([model.encode_text(caption) for caption in captions])
-    shape = model.architecture.text_encoder
-    return (tokenizer or model.tokenizer).tokenize(captions, pad_token=shape.pad_token, length=shape.length)
+        return latents, fresh, text, timestep, perturbation, source.ids[row], *conditions

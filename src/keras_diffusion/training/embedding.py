@@ -75,7 +75,7 @@ class Embedding(Learner):
         return next(v for v in self.model.text_encoder.variables if v.path == textual_inversion.EMBEDDING)
 
     @contextmanager
-    def applied(self):
+    def applied(self, tensors):
         usual, table = operation("embed"), self._table()
 
         def embed(layer, tokens):

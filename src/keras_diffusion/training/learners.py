@@ -1,12 +1,16 @@
 """Defines what can be trained in a model; each is a layer that predicts as the model does and owns what it trains."""
 
 from contextlib import contextmanager
+from contextvars import copy_context
 
 import keras
 from keras import ops
 
 from keras_diffusion import arguments
 from keras_diffusion.networks.operations import operation, replace_operations
+from keras_diffusion.training import losses
+from keras_diffusion.training.dataset import Examples
+from keras_diffusion.training.rematerialization import rematerialized
 
 
 class Learner(keras.layers.Layer):
@@ -25,13 +29,20 @@ class Learner(keras.layers.Layer):
         model: The `StableDiffusion`.
         tokenizer: The tokenizer of the captions.
         text: What the learner takes of captions, "context" or "tokens".
+        takes_added: Whether it takes the pooled vectors and size ids of SDXL.
         conditioned: Whether it takes an image with each example, as a ControlNet.
         learning_rate: A rate that suits it.
+        drawn_from: The class of its examples.
+        loss: Function of what the learner returns, what it should be, and weights (b,).
+        rematerialize: Whether the backward pass computes blocks again, see `rematerialization`. By default it does if
+            weights are stored in half precision: else a copy of every one in full precision would be kept for it.
     """
 
     text = "context"
-    conditioned = False
+    takes_added = conditioned = False
     learning_rate = 1e-4
+    drawn_from = Examples
+    loss = staticmethod(losses.mean_squared_error)
 
     def __init__(self, model):
         super().__init__(dtype="float32", name=type(self).__name__.lower())
@@ -41,10 +52,10 @@ class Learner(keras.layers.Layer):
                 "A model for inpainting cannot be trained; give one whose diffusion model takes latents alone. "
                 f"Received: {shape.diffusion_model.in_channels} input channels"
             )
-        if shape.diffusion_model.added:
+        if shape.diffusion_model.added and (self.text == "tokens" or not self.takes_added):
             raise ValueError(
-                "Models of Stable Diffusion 1 and 2 can be trained. SDXL cannot yet: a step would lack its "
-                f"pooled vector and size ids. Received: a model of {shape.name!r}"
+                "Of SDXL, a LoRA or the diffusion model can be trained, without text encoders. "
+                f"Received: {type(self).__name__} of a model of {shape.name!r}"
             )
         if shape.diffusion_model.guidance_width:
             raise ValueError(
@@ -52,6 +63,8 @@ class Learner(keras.layers.Layer):
                 f"made from. Received: a model of {shape.name!r}"
             )
         self.model, self.tokenizer = model, model.tokenizer
+        policy = model.diffusion_model.layers[-1].dtype_policy
+        self.rematerialize = "float16" in policy.variable_dtype and policy.compute_dtype != policy.variable_dtype
         for network in self.networks():
             network.trainable = False
 
@@ -68,17 +81,29 @@ class Learner(keras.layers.Layer):
 
     def predict(self, latent, timestep, context, inputs):
         """Predicts from what the diffusion model takes; `inputs` holds everything."""
-        return self.model.diffusion_model([latent, timestep, context])
+        added = [inputs["added"]] if self.takes_added and "added" in inputs else []
+        return self.model.diffusion_model([latent, timestep, context, *added])
+
+    def tensors(self):
+        """What the trained variables give to the layers, by the ids of the kernels that it goes with."""
+        return {}
 
     @contextmanager
-    def applied(self):
-        """Has the layers that are called inside compute what is trained."""
+    def applied(self, tensors):
+        """Has the layers that are called inside compute what is trained, with those of `tensors` that are theirs."""
         yield
 
     def call(self, inputs):
-        with replace_operations(group_norm=group_norm), self.applied():
-            context = self.encode(inputs["tokens"]) if self.text == "tokens" else inputs["context"]
-            return self.predict(inputs["latent"], inputs["timestep_embedding"], context, inputs)
+        return self.prediction(inputs)
+
+    def prediction(self, inputs):
+        """Predicts with what is trained: the pass whose inner results are kept for the backward pass."""
+        with quick_to_trace():
+            tensors, outside = self.tensors(), copy_context()
+            blocks = {"block": rematerialized(self.applied, tensors, outside)} if self.rematerialize else {}
+            with replace_operations(**blocks), self.applied(tensors):
+                context = self.encode(inputs["tokens"]) if self.text == "tokens" else inputs["context"]
+                return self.predict(inputs["latent"], inputs["timestep_embedding"], context, inputs)
 
     def update_model(self):
         """Puts what was learned into the model that draws."""
@@ -96,6 +121,7 @@ class WholeModel(Learner):
     """
 
     learning_rate = 1e-5  # examples/text_to_image/train_text_to_image.py of diffusers
+    takes_added = True
 
     def __init__(self, model, text_encoder=False):
         self.text = "tokens" if arguments.boolean("text_encoder", text_encoder) else "context"
@@ -109,6 +135,25 @@ class WholeModel(Learner):
         for network in self.trained:
             require_full_precision(network)
             network.trainable = True
+
+
+def quick_to_trace():
+    """Replaces operations by those that TensorFlow has to trace less for."""
+    return replace_operations(group_norm=group_norm, project=flat(operation("project")))
+
+
+def flat(project):
+    """Returns an operation "project" that flattens x (…, c) first: of more axes, TensorFlow computes the shapes."""
+
+    def compute(layer, x):
+        *others, width = x.shape
+        if len(others) == 1:
+            return project(layer, x)
+        result = project(layer, ops.reshape(x, (-1, width)))
+        others = ops.shape(x)[:-1] if others.count(None) > 1 else [-1 if side is None else side for side in others]
+        return ops.reshape(result, (*others, result.shape[-1]))
+
+    return compute
 
 
 def group_norm(layer, x):

@@ -16,7 +16,7 @@ from keras_diffusion import arguments
 from keras_diffusion.checkpoints.adapters import lora_file, lora_writer
 from keras_diffusion.networks.operations import operation, replace_operations
 from keras_diffusion.sampling import noise
-from keras_diffusion.training.learners import Learner
+from keras_diffusion.training.learners import Learner, flat
 
 LAYERS = {  # name of a choice → pattern of the layers' names, which are those of diffusers and transformers
     "attention": r".*\.(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj)",  # diffusers' scripts
@@ -59,6 +59,7 @@ class Lora(Learner):
     """
 
     learning_rate = 1e-4  # examples/text_to_image/train_text_to_image_lora.py of diffusers
+    takes_added = True
 
     def __init__(self, model, rank=4, alpha=None, layers="attention", text_encoder=False, seed=0):
         self.text = "tokens" if arguments.boolean("text_encoder", text_encoder) else "context"
@@ -80,7 +81,7 @@ class Lora(Learner):
         values = np.concatenate([half.ravel() for half in start]).astype("float32")
         self.values = self.add_weight(name="halves", shape=values.shape, initializer=lambda *_, **__: values)
 
-    def halves(self):
+    def tensors(self):
         """The `Halves` of each layer, by the id of its kernel."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
         parts = ops.split(self.values, ends[:-1].tolist())
@@ -89,10 +90,9 @@ class Lora(Learner):
         return {id(target.variable): pair for target, pair in zip(self.targets.values(), pairs, strict=True)}
 
     @contextmanager
-    def applied(self):
-        halves = self.halves()
+    def applied(self, halves):
         with replace_operations(
-            project=self._adding(halves, operation("project"), lambda layer, x, down: ops.matmul(x, down)),
+            project=flat(self._adding(halves, operation("project"), lambda layer, x, down: ops.matmul(x, down))),
             convolve=self._adding(
                 halves,
                 operation("convolve"),
@@ -118,7 +118,7 @@ class Lora(Learner):
 
     def stored(self):
         """The halves as files have them, by the keys of `targets`."""
-        halves = keras.tree.map_structure(ops.convert_to_numpy, self.halves())
+        halves = keras.tree.map_structure(ops.convert_to_numpy, self.tensors())
         return {key: _stored(target, *halves[id(target.variable)]) for key, target in self.targets.items()}
 
     def update_model(self, scale=1.0):

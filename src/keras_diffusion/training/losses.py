@@ -71,3 +71,17 @@ def mean_squared_error(prediction, target, weights):
     """
     errors = ops.square(ops.cast(prediction, "float32") - ops.convert_to_tensor(target))
     return ops.mean(ops.convert_to_tensor(weights) * ops.mean(errors, axis=(1, 2, 3)))
+
+
+def pseudo_huber(prediction, target, weights, width=1e-3):
+    """Returns the mean over a batch of each image's mean pseudo-Huber loss times its weight, in float32.
+
+    Args:
+        prediction: (b, h, w, c), of any precision.
+        target: (b, h, w, c), float32.
+        weights: (b,), float32.
+        width: Where squares become magnitudes, as LCM's authors have it.
+    """
+    errors = ops.square(ops.cast(prediction, "float32") - ops.convert_to_tensor(target))
+    errors = ops.sqrt(errors + width**2) - width
+    return ops.mean(ops.convert_to_tensor(weights) * ops.mean(errors, axis=(1, 2, 3)))

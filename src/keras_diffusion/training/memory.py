@@ -19,20 +19,23 @@ class Memory(NamedTuple):
         gradients: The gradients of what is trained.
         optimizer: What the optimiser remembers, such as moments and averages.
         activations: What the forward pass leaves for the backward pass.
+        rematerialized: What it would leave more without rematerialisation.
     """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    rematerialized: int = 0
 
     @property
     def total(self):
-        return sum(self)
+        return sum(self) - self.rematerialized
 
     def __str__(self):
-        parts = (f"{name} {size / 1e9:.2f}" for name, size in self._asdict().items())
-        return f"about {self.total / 1e9:.2f} GB: {', '.join(parts)}"
+        *parts, saved = (f"{name} {size / 1e9:.2f}" for name, size in self._asdict().items())
+        less = f" (without {saved})" if self.rematerialized else ""
+        return f"about {self.total / 1e9:.2f} GB: {', '.join(parts)}{less}"
 
 
 def estimate(trainer, batch_size, size, tokens):
@@ -55,33 +58,59 @@ def estimate(trainer, batch_size, size, tokens):
         "context": (tokens, shape.context),
         "tokens": (tokens,),
         "image": (*size, 3),
+        **({"added": (shape.added,)} if shape.added else {}),
     }
     inputs = {
         name: keras.KerasTensor((batch_size, *own), "int32" if name == "tokens" else "float32")
         for name, own in shapes.items()
     }
-    kept = []
+    kept, blocks = [], []  # sizes of what is kept outside of blocks; of each block, what is kept inside
 
     def keeping(name, usual):
         def compute(*given):
             result = usual(*given)
-            kept.append(KEPT[name] * _bytes(result))
-            if name == "attend":
-                _, query, key, _ = given
-                batch, n, heads, _ = query.shape
-                kept.append(4 * batch * heads * n * key.shape[1])  # the weights, in float32
+            kept.append(KEPT[name] * _bytes(result) + OWN.get(name, lambda *_: 0)(*given))
             return result
 
         return compute
 
-    with replace_operations(**{name: keeping(name, operation(name)) for name in KEPT}):
-        learner(inputs)
+    def block(layer, *inputs):
+        before = len(kept)
+        result = layer.compute(*inputs)
+        blocks.append((_bytes(inputs[0]), sum(kept[before:])))
+        del kept[before:]
+        return result
+
+    again, learner.rematerialize = learner.rematerialize, False
+    try:
+        with replace_operations(block=block, **{name: keeping(name, operation(name)) for name in KEPT}):
+            keras.layers.Lambda(learner.prediction)(inputs)
+    finally:
+        learner.rematerialize = again
+    everything = sum(kept) + sum(inside for _, inside in blocks)
+    least = sum(kept) + sum(own for own, _ in blocks) + max((inside for _, inside in blocks), default=0)
+    activations = least if again else everything
     return Memory(
         sum(map(_bytes, trainer.variables)),
         sum(map(_bytes, trainer.trainable_variables)),
         sum(map(_bytes, trainer.optimizer.variables)),
-        sum(kept),
+        activations,
+        everything - activations,
     )
+
+
+def _scores(layer, query, key, value):
+    """The weights of an attention, in float32."""
+    batch, n, heads, _ = query.shape
+    return 4 * batch * heads * n * key.shape[1]
+
+
+def _copy(layer, x):
+    """The copy of a kernel in the precision that is computed in, if it is stored in another."""
+    return _bytes(layer.kernel) if layer.variable_dtype != layer.compute_dtype else 0
+
+
+OWN = {"attend": _scores, "convolve": _copy, "project": _copy}  # operation → what else is kept
 
 
 def _bytes(array):

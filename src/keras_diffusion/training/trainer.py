@@ -7,17 +7,23 @@ import keras
 from keras_diffusion import arguments as check
 from keras_diffusion.engines import choice
 from keras_diffusion.errors import NumericalError
-from keras_diffusion.training import losses
 from keras_diffusion.training.controlnet import TrainedControlNet
 from keras_diffusion.training.dataset import Examples
 from keras_diffusion.training.embedding import Embedding
 from keras_diffusion.training.folder import records
+from keras_diffusion.training.lcm import LcmLora
 from keras_diffusion.training.learners import WholeModel
 from keras_diffusion.training.lora import Lora
 from keras_diffusion.training.memory import estimate
 from keras_diffusion.training.optimizers import default_optimizer
 
-LEARNERS = {"lora": Lora, "diffusion_model": WholeModel, "embedding": Embedding, "controlnet": TrainedControlNet}
+LEARNERS = {
+    "lora": Lora,
+    "diffusion_model": WholeModel,
+    "embedding": Embedding,
+    "controlnet": TrainedControlNet,
+    "lcm_lora": LcmLora,
+}
 NEVER = 2**31 - 1  # steps after which a loss scale would grow
 
 
@@ -29,8 +35,11 @@ class Trainer(keras.Model):
 
     Args:
         model: The `StableDiffusion`.
-        train: What to train: "lora", "diffusion_model", "embedding" or "controlnet".
-        **options: Arguments of the `Lora`, `WholeModel`, `Embedding` or `TrainedControlNet`.
+        train: What to train: "lora", "diffusion_model", "embedding", "controlnet" or "lcm_lora".
+        rematerialize: Whether the backward pass computes blocks of the networks again instead of keeping what is inside
+            them (gradient checkpointing): less memory, a third more time. None does if weights are stored in half
+            precision, so that no copies of them are kept.
+        **options: Arguments of the `Lora`, `WholeModel`, `Embedding`, `TrainedControlNet` or `LcmLora`.
 
     Call arguments:
         inputs: A dict: "latent" (b, h, w, c), noisy; "timestep_embedding" (b, frequencies); "context" (b, n, width), or
@@ -50,9 +59,11 @@ class Trainer(keras.Model):
         model.text_to_image("a photo of sks dog on the moon")
     """
 
-    def __init__(self, model, train="lora", **options):
+    def __init__(self, model, train="lora", rematerialize=None, **options):
         super().__init__(dtype="float32", name="trainer")
         self.learner = LEARNERS[check.choice("train", train, LEARNERS)](model, **options)
+        if rematerialize is not None:
+            self.learner.rematerialize = check.boolean("rematerialize", rematerialize)
         self.built = True
 
     @property
@@ -77,7 +88,9 @@ class Trainer(keras.Model):
             )
         learner.require_captions(records(folder, caption))
         options = {"text": learner.text, "tokenizer": learner.tokenizer, **options}
-        return Examples.from_folder(learner.model, folder, caption, condition_folder=condition_folder, **options)
+        return learner.drawn_from.from_folder(
+            learner.model, folder, caption, condition_folder=condition_folder, **options
+        )
 
     def compile(self, optimizer=None, jit_compile="auto", **options):
         """Sets the optimiser.
@@ -120,7 +133,7 @@ class Trainer(keras.Model):
         return self.learner(inputs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        return losses.mean_squared_error(y_pred, y, 1.0 if sample_weight is None else sample_weight)
+        return self.learner.loss(y_pred, y, 1.0 if sample_weight is None else sample_weight)
 
     def fit(self, x=None, *arguments, callbacks=None, **options):
         """Trains, see `keras.Model.fit`; most often on `examples`.
@@ -130,7 +143,7 @@ class Trainer(keras.Model):
         """
         self.learner.reset_model()
         watch = Watch(x)
-        watch.on_epoch_begin(options.get("initial_epoch", 0))  # Keras draws a first batch to learn its shapes
+        watch.on_epoch_begin(None)  # Keras draws two batches to learn their shapes
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(watch)
         else:

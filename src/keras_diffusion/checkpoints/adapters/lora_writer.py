@@ -24,6 +24,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}  # as the model specif
 VERSIONS = {  # width of the context → the base model, as sd-scripts and the model specification name it
     768: ("sd_v1", "stable-diffusion-v1"),
     1024: ("sd_v2", "stable-diffusion-v2-768-v"),
+    2048: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
 }
 
 
