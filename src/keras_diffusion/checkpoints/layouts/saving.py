@@ -8,6 +8,7 @@ from keras import ops
 from keras_diffusion.checkpoints.formats import safetensors
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
 from keras_diffusion.checkpoints.mapping.loading import SHAPES, stored, value_problems
+from keras_diffusion.networks.network import Network
 from keras_diffusion.sampling.scheduler_config import OPTIONS
 
 
@@ -24,7 +25,7 @@ def describe(architecture, dtype, scheduler_config, networks):
         A dict of dicts: the contents of the files, by part.
 
     Raises:
-        TypeError: If a network is missing or has another name.
+        TypeError: If a network is missing, has another name or is none of this package.
         ValueError: If `dtype` cannot be written, a network is of another architecture, or diffusers has no such
             architecture.
     """
@@ -33,6 +34,8 @@ def describe(architecture, dtype, scheduler_config, networks):
     if networks.keys() != set(architecture.networks):
         raise TypeError(f"The networks must be {', '.join(architecture.networks)}. Received: {sorted(networks)}")
     for name, network in networks.items():
+        if not isinstance(network, Network):
+            raise TypeError(f"Networks of this package can be written. Received: {name}={type(network).__name__}")
         if getattr(network.architecture, SHAPES[name]) != getattr(architecture, SHAPES[name]):
             raise ValueError(
                 f"`{name}` must be of the architecture given. Received: {name} of {network.architecture.name!r}, "
