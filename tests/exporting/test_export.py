@@ -1,11 +1,17 @@
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import keras
 import pytest
 
+from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import SD14, SDXL
 from keras_diffusion.exporting import export as module
 from keras_diffusion.exporting.export import export
 from keras_diffusion.exporting.formats import FORMATS
+
+from ..small import SMALL
 
 MODEL = SimpleNamespace(architecture=SD14)
 
@@ -30,3 +36,21 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, format):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=f"{FORMATS[format].packages[0]}.*pip install"):
         export(MODEL, tmp_path / "out", format)
+
+
+def test_another_backend_exports_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """The command that is run is the one of the command line, on a copy of the model with all that was changed."""
+
+    def run(command, env, **options):
+        *start, preset, folder, _, format, _, height, _, width = command
+        assert start == [sys.executable, "-m", "keras_diffusion", "export"]
+        assert (folder, format, height, width) == (tmp_path / "out", "saved_model", "16", "12")
+        assert env["KERAS_BACKEND"] == FORMATS["saved_model"].backend
+        assert (preset / "model_index.json").is_file()
+        return subprocess.CompletedProcess(command, 1, stderr="no space")
+
+    model = StableDiffusion(16, 12, preset=SMALL)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "another")
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(RuntimeError, match="failed: no space"):
+        model.export(tmp_path / "out")

@@ -31,7 +31,7 @@ CALLS = (  # two images with prompts of their own; a sampler that draws noise
 )
 
 
-@pytest.mark.backend
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the test of `export` does it on other backends")
 def test_it_draws_the_same_without_keras(tmp_path):
     keras.utils.set_random_seed(0)
     model, folder = StableDiffusion(16, 12, preset=SMALL), tmp_path / "model"
