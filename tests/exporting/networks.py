@@ -25,7 +25,7 @@ def cases(model, timestep):
     """Yields the folder of each network, its inputs by name, and what the live network gives for them."""
     rng = np.random.default_rng(0)
     latents, image = (rng.normal(size=shape).astype("float32") for shape in ((2, 9, 7, 4), (2, 10, 6, 3)))
-    tokens, factor = np.arange(2 * 77, dtype="int32").reshape(2, 77), SMALL.autoencoder.scaling_factor
+    tokens, factor = np.arange(2 * 77, dtype="int64").reshape(2, 77), SMALL.autoencoder.scaling_factor
     context = channels_first(model.text_encoder([tokens, np.arange(77)[None]]))
     embedding = timestep_embedding(timestep.reshape(1), SMALL.diffusion_model.frequencies)
     unet = {"sample": channels_first(latents), "timestep": timestep, "encoder_hidden_states": context}

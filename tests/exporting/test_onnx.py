@@ -57,7 +57,7 @@ def test_large_weights_lie_beside_the_graph(model, folder, tmp_path, monkeypatch
     monkeypatch.setattr("keras_diffusion.exporting.onnx_graph.WITHIN", 0)
     model.export(tmp_path / "model", "onnx")
     tokens, paths = (
-        np.zeros((1, 77), "int32"),
+        np.zeros((1, 77), "int64"),
         [path / "text_encoder" / "model.onnx" for path in (tmp_path / "model", folder)],
     )
     outside, inside = (run(path, input_ids=tokens) for path in paths)

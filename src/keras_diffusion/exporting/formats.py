@@ -20,4 +20,5 @@ class Format(NamedTuple):
 FORMATS = {
     "saved_model": Format("TensorFlow and TF Serving", backend="tensorflow"),
     "onnx": Format("ONNX Runtime and optimum", ("onnx",)),
+    "openvino": Format("OpenVINO GenAI", ("onnx", "openvino", "openvino_tokenizers", "transformers")),
 }

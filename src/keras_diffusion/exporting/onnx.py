@@ -52,7 +52,7 @@ def graphs(parts, timestep=TIMESTEP):
 def text_encoder(graph, network, _):
     """Builds the graph from tokens to the context."""
     shape = network.architecture.text_encoder
-    tokens = graph.input("input_ids", "int32", ["batch_size", shape.length])
+    tokens = graph.input("input_ids", "int64", ["batch_size", shape.length])
     positions = graph.weight([np.arange(shape.length)], "int32")
     context = translated(graph, network)([tokens, positions])
     graph.output("last_hidden_state", context, ["batch_size", shape.length, shape.width])
