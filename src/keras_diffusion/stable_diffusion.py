@@ -456,7 +456,7 @@ class StableDiffusion(Components, Learning):
         with self._for_one_call() as model:
             return show_roughly(model, model._engine, model._latents(latents))
 
-    def export(self, folder: str | os.PathLike[str], format: str = "saved_model") -> None:
+    def export(self, folder: str | os.PathLike[str], format: str = "saved_model", dtype: str = "float32") -> None:
         """Writes the model in the format of another runtime, which needs neither this library nor Keras.
 
         LoRAs that are loaded become part of the weights. The guide "Exporting" shows how each format is run.
@@ -466,13 +466,14 @@ class StableDiffusion(Components, Learning):
             format: "saved_model" for TensorFlow and TF Serving, the whole loop in one artifact that draws images of the
                 size `img_height` × `img_width`; "onnx" for ONNX Runtime; "openvino" for OpenVINO GenAI; or "litert"
                 for phones, where sizes are fixed too.
+            dtype: How weights are stored, "float32", or "float16" in half the space; a SavedModel knows only float32.
 
         Raises:
             FileExistsError: If there is something at `folder`.
             ImportError: If a package that the format needs is not installed.
-            ValueError: If `format` is another one, or does not know the architecture of the model.
+            ValueError: If `format` or `dtype` is another one, or the format cannot hold the model.
         """
-        export(self, folder, format)
+        export(self, folder, format, dtype)
 
     def _latents(self, latents):
         shape = (*np.shape(latents)[:-1], self.architecture.autoencoder.latent_channels)

@@ -20,14 +20,16 @@ MODEL = SimpleNamespace(architecture=SD14)
 def test_nothing_is_written_over(tmp_path, format):
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="something already"):
-        export(MODEL, tmp_path, format)
+        export(MODEL, tmp_path, format, "float32")
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"saved_model.*tflite"):
-        export(MODEL, tmp_path / "out", "tflite")
+        export(MODEL, tmp_path / "out", "tflite", "float32")
+    with pytest.raises(ValueError, match=r"float32, float16.*bfloat16"):
+        export(MODEL, tmp_path / "out", "onnx", "bfloat16")
     with pytest.raises(ValueError, match="SDXL"):
-        export(SimpleNamespace(architecture=SDXL), tmp_path / "out", "saved_model")
+        export(SimpleNamespace(architecture=SDXL), tmp_path / "out", "saved_model", "float32")
     assert not (tmp_path / "out").exists()
 
 
@@ -35,17 +37,18 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
 def test_a_missing_package_is_named(tmp_path, monkeypatch, format):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=f"{FORMATS[format].packages[0]}.*pip install"):
-        export(MODEL, tmp_path / "out", format)
+        export(MODEL, tmp_path / "out", format, "float32")
 
 
 def test_another_backend_exports_in_a_process_of_its_own(tmp_path, monkeypatch):
     """The command that is run is the one of the command line, on a copy of the model with all that was changed."""
 
     def run(command, env, **options):
-        *start, preset, folder, _, format, _, height, _, width = command
+        *start, preset, folder, _, format, _, dtype, _, height, _, width = command
         assert start == [sys.executable, "-m", "keras_diffusion", "export"]
-        assert (folder, format, height, width) == (tmp_path / "out", "saved_model", "16", "12")
-        assert env["KERAS_BACKEND"] == FORMATS["saved_model"].backend
+        assert (folder, format, dtype) == (tmp_path / "out", "litert", "float16")
+        assert (height, width) == ("16", "12")
+        assert env["KERAS_BACKEND"] == FORMATS["litert"].backend
         assert (preset / "model_index.json").is_file()
         return subprocess.CompletedProcess(command, 1, stderr="no space")
 
@@ -53,4 +56,4 @@ def test_another_backend_exports_in_a_process_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "another")
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(RuntimeError, match="failed: no space"):
-        model.export(tmp_path / "out")
+        model.export(tmp_path / "out", "litert", "float16")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from keras_diffusion.cli.model import PRESETS, load
-from keras_diffusion.exporting.formats import FORMATS
+from keras_diffusion.exporting.formats import DTYPES, FORMATS
 from keras_diffusion.terminal import show
 
 
@@ -20,7 +20,7 @@ def export(options):
     show(f"loading {options.preset}")
     model = load(options.height, options.width, preset=options.preset)
     show(f"writing {options.folder}")
-    model.export(options.folder, options.format)
+    model.export(options.folder, options.format, options.dtype)
     show("")
     print(options.folder)
 
@@ -30,5 +30,6 @@ def add_arguments(command):
     add("preset", metavar="IN", help=PRESETS)
     add("folder", type=Path, metavar="OUT", help="a new folder")
     add("--format", choices=FORMATS, default=next(iter(FORMATS)), help=f"default: {next(iter(FORMATS))}")
+    add("--dtype", choices=DTYPES, default=DTYPES[0], help=f"how weights are stored (default: {DTYPES[0]})")
     add("--height", type=int, help="of images in pixels, for formats of one size (default: the model's)")
     add("--width", type=int, help="likewise, the width")

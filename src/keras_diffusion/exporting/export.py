@@ -29,6 +29,7 @@ class Parts(NamedTuple):
         configs: The contents of diffusers' configuration files, by part.
         tokenizer: The `SimpleTokenizer`.
         size: (height, width) of images in pixels, for formats that need it.
+        dtype: How weights are stored, "float32" or "float16".
     """
 
     architecture: Architecture
@@ -36,11 +37,13 @@ class Parts(NamedTuple):
     configs: dict[str, dict]
     tokenizer: SimpleTokenizer
     size: tuple[int, int]
+    dtype: str
 
 
-def export(model, folder, format):
+def export(model, folder, format, dtype):
     """Writes a model, see `StableDiffusion.export`."""
     row = FORMATS[arguments.choice("format", format, FORMATS)]
+    arguments.choice("dtype", dtype, row.dtypes)
     if missing := [name for name in row.packages if not find_spec(name)]:
         raise ImportError(
             f"The format {format!r} needs {', '.join(missing)}; install what the formats need with: "
@@ -52,24 +55,24 @@ def export(model, folder, format):
     if row.backend in (None, keras.backend.backend()):
         write = import_module(f"{__package__}.{format}").write
         size = model.img_height, model.img_width
-        model._save(partial(_write, write, size), folder, "float32", tokenizer=model.tokenizer)
+        model._save(partial(_write, write, size), folder, dtype, tokenizer=model.tokenizer)
     else:
-        _export_on(row.backend, model, folder, format)
+        _export_on(row.backend, model, folder, format, dtype)
 
 
 def _write(write, size, path, architecture, tokenizer, dtype, scheduler_config, **networks):
     configs = describe(architecture, dtype, scheduler_config, networks)
     with new_folder(path) as folder:
-        write(folder, Parts(architecture, networks, configs, tokenizer, size))
+        write(folder, Parts(architecture, networks, configs, tokenizer, size, dtype))
 
 
-def _export_on(backend, model, folder, format):
+def _export_on(backend, model, folder, format, dtype):
     """Has another process do it on another backend."""
     with tempfile.TemporaryDirectory() as temporary:
         preset = Path(temporary) / "preset"
         model.save_to_preset(preset)
-        size = ["--height", str(model.img_height), "--width", str(model.img_width)]
-        command = [sys.executable, "-m", "keras_diffusion", "export", preset, folder, "--format", format, *size]
+        command = [sys.executable, "-m", "keras_diffusion", "export", preset, folder, "--format", format]
+        command += ["--dtype", dtype, "--height", str(model.img_height), "--width", str(model.img_width)]
         environment = {**os.environ, "KERAS_BACKEND": backend}
         child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if child.returncode:

@@ -2,23 +2,26 @@
 
 from typing import NamedTuple
 
+DTYPES = ("float32", "float16")
+
 
 class Format(NamedTuple):
     """Describes a format; the module of its name writes it.
 
     Args:
-        runtime: What runs the files.
         packages: Those that writing needs, by the names of their modules.
         backend: Keras' backend that writes it, or None for any.
+        dtypes: How it can store weights.
     """
 
-    runtime: str
     packages: tuple = ()
     backend: str | None = None
+    dtypes: tuple = DTYPES
 
 
 FORMATS = {
-    "saved_model": Format("TensorFlow and TF Serving", backend="tensorflow"),
-    "onnx": Format("ONNX Runtime and optimum", ("onnx",)),
-    "openvino": Format("OpenVINO GenAI", ("onnx", "openvino", "openvino_tokenizers", "transformers")),
+    "saved_model": Format(backend="tensorflow", dtypes=DTYPES[:1]),
+    "onnx": Format(("onnx",)),
+    "openvino": Format(("onnx", "openvino", "openvino_tokenizers", "transformers")),
+    "litert": Format(backend="tensorflow"),
 }

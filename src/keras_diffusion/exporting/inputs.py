@@ -1,12 +1,12 @@
-"""Makes the inputs of an exported SavedModel."""
+"""Makes the inputs of exported networks that draw images of one size."""
 
 from pathlib import Path
 
 import numpy as np
 
 from keras_diffusion import arguments
-from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
-from keras_diffusion.checkpoints.layouts.files import read_json
+from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder, write_configs
+from keras_diffusion.checkpoints.layouts.files import read_json, write_json
 from keras_diffusion.checkpoints.layouts.tokenizer_files import read_tokenizer
 from keras_diffusion.prompts import reading
 from keras_diffusion.sampling import noise
@@ -15,7 +15,13 @@ from keras_diffusion.sampling.samplers import build
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
 
 EXTRA = "assets.extra"  # the folder in a SavedModel for files that TensorFlow leaves alone
-SETTINGS = "size.json"
+SIZE = "size.json"
+
+
+def write_description(folder, parts):
+    """Writes what `make_inputs` reads: diffusers' configuration files, the tokenizer, and the size of images."""
+    write_configs(folder, parts.configs, parts.architecture, parts.tokenizer)
+    write_json(folder / SIZE, dict(zip(("img_height", "img_width"), parts.size, strict=True)))
 
 
 def make_inputs(
@@ -28,10 +34,10 @@ def make_inputs(
     seed=None,
     sampler=None,
 ):
-    """Makes the inputs from which an exported SavedModel draws what `text_to_image` draws.
+    """Makes the inputs from which an exported model draws what `text_to_image` draws.
 
     Args:
-        folder: The SavedModel.
+        folder: What was exported as "saved_model" or "litert".
         prompt: A str, or a list with one for each image.
         negative_prompt: Likewise.
         batch_size: Number of images; None takes one for each prompt.
@@ -44,9 +50,14 @@ def make_inputs(
         A dict of NumPy arrays for b images and k rows of the sampler: int32 `tokens` and `negative_tokens` (b, n);
         float32 `latents` (b, h, w, c) to start from, `table` (k, columns), `noise` (k, b, h, w, c), which the rows
         add, and `guidance` (b,).
+
+    Raises:
+        TypeError, ValueError: As `text_to_image`; also if `folder` is something else.
     """
-    files = Path(folder) / EXTRA
-    checkpoint, size = DiffusersFolder(files), read_json(files / SETTINGS)
+    files = next((path for path in (Path(folder) / EXTRA, Path(folder)) if (path / SIZE).is_file()), None)
+    if files is None:
+        raise ValueError(f"`folder` must be what was exported as 'saved_model' or 'litert'. Received: {folder!r:.200}")
+    checkpoint, size = DiffusersFolder(files), read_json(files / SIZE)
     architecture = checkpoint.architecture
     own_sampler, schedule = from_scheduler_config(checkpoint.scheduler_config)
     defaults = find_defaults(architecture, own_sampler, schedule)

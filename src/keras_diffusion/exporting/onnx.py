@@ -43,7 +43,7 @@ def graphs(parts, timestep=TIMESTEP):
         timestep: dtype and shape of the timestep.
     """
     for name, (network, build) in GRAPHS.items():
-        graph = Graph(name)
+        graph = Graph(name, parts.dtype)
         with keras_settings():
             build(graph, parts.networks[network], timestep)
         yield name, graph

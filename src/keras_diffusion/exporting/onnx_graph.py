@@ -5,15 +5,20 @@ from onnx import TensorProto, helper, numpy_helper, save_model
 
 OPSET = 17  # the first with LayerNormalization; ONNX Runtime knows it since 1.12
 WITHIN = 2**30  # bytes of weights that go into the file itself: one of 2 GiB could not be read
-SHAPES = 2**10  # bytes of the largest constant that stays there in any case: shapes must
+SMALL = 2**10  # bytes of the largest constant that stays there, and as it is, in any case: shapes must
 DATA = "model.onnx_data"  # the file beside it that takes more; the name is optimum's
 
 
 class Graph:
-    """Collects the nodes, weights, inputs and outputs of a graph. A value is its name."""
+    """Collects the nodes, weights, inputs and outputs of a graph. A value is its name.
 
-    def __init__(self, name):
-        self.name, self.nodes, self.weights, self.inputs, self.outputs = name, [], {}, [], []
+    Args:
+        name: Its name.
+        dtype: How weights are stored; the graph computes in float32.
+    """
+
+    def __init__(self, name, dtype):
+        self.name, self.dtype, self.nodes, self.weights, self.inputs, self.outputs = name, dtype, [], {}, [], []
 
     def input(self, name, dtype, shape):
         """Adds an input; sides of its shape that vary have a name."""
@@ -27,9 +32,10 @@ class Graph:
 
     def weight(self, values, dtype="float32"):
         """Adds a constant."""
-        name = f"weight_{len(self.weights)}"
-        self.weights[name] = np.ascontiguousarray(values, dtype)
-        return name
+        name, array = f"weight_{len(self.weights)}", np.ascontiguousarray(values, dtype)
+        smaller = dtype == "float32" and array.nbytes > SMALL
+        self.weights[name] = array.astype(self.dtype) if smaller else array
+        return self.op("Cast", name, to=TensorProto.FLOAT) if smaller and self.dtype != dtype else name
 
     def op(self, kind, *inputs, outputs=1, **attributes):
         """Adds a node and returns its output, or a list of several."""
@@ -40,7 +46,7 @@ class Graph:
     def save(self, path):
         """Writes the graph as a file, and its weights, if they are large, as another one beside it."""
         large = sum(array.nbytes for array in self.weights.values()) > WITHIN
-        outside = {name: array for name, array in self.weights.items() if large and array.nbytes > SHAPES}
+        outside = {name: array for name, array in self.weights.items() if large and array.nbytes > SMALL}
         inside = [numpy_helper.from_array(x, name) for name, x in self.weights.items() if name not in outside]
         tensors = inside + (write_outside(path.with_name(DATA), outside) if outside else [])
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, tensors)

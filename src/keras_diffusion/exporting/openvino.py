@@ -24,11 +24,12 @@ def write(folder, parts):
         parts: `export.Parts`.
     """
     write_folder(folder, parts._replace(configs=with_known_scheduler(parts.configs)))
-    for name, graph in graphs(parts, TIMESTEP):
+    for name, graph in graphs(parts._replace(dtype="float32"), TIMESTEP):
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.onnx"
             graph.save(path)
-            save_model(Core().read_model(path), folder / name / "openvino_model.xml", compress_to_fp16=False)
+            half = parts.dtype == "float16"
+            save_model(Core().read_model(path), folder / name / "openvino_model.xml", compress_to_fp16=half)
     tokenizer = convert_tokenizer(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
     save_model(tokenizer, folder / "tokenizer" / "openvino_tokenizer.xml")
 

@@ -2,10 +2,8 @@
 
 import tensorflow as tf
 
-from keras_diffusion.checkpoints.layouts.diffusers_folder import write_configs
-from keras_diffusion.checkpoints.layouts.files import write_json
 from keras_diffusion.engines.stages import Conditions, Rows, decode, denoise, encode, encode_image
-from keras_diffusion.exporting.inputs import EXTRA, SETTINGS
+from keras_diffusion.exporting.inputs import EXTRA, write_description
 from keras_diffusion.networks.diffusion_model import timestep_frequencies
 from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.sampling.recurrence import COLUMNS, HISTORY, T
@@ -35,8 +33,7 @@ def write(folder, parts):
     }
     with keras_settings():
         tf.saved_model.save(module, folder, signatures)
-    write_configs(folder / EXTRA, parts.configs, parts.architecture, parts.tokenizer)
-    write_json(folder / EXTRA / SETTINGS, dict(zip(("img_height", "img_width"), parts.size, strict=True)))
+    write_description(folder / EXTRA, parts)
 
 
 def _draw(architecture, size, text_encoder, diffusion_model, decoder, **others):
