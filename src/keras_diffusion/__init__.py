@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_HO
     from keras_diffusion.errors import NumericalError as NumericalError
     from keras_diffusion.errors import OfflineError as OfflineError
     from keras_diffusion.errors import UnsafeCheckpointError as UnsafeCheckpointError
+    from keras_diffusion.exporting.inputs import export_inputs as export_inputs
     from keras_diffusion.generation.controls import Control as Control
     from keras_diffusion.generation.image_prompts import ImagePrompt as ImagePrompt
     from keras_diffusion.generation.options import Options as Options
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test compares it with `_HO
 __version__ = "0.1.0"
 
 _HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
+    "exporting.inputs": ("export_inputs",),
     "generation.controls": ("Control",),
     "generation.image_prompts": ("ImagePrompt",),
     "generation.options": ("Options",),

@@ -6,7 +6,7 @@ import pytest
 
 from keras_diffusion import StableDiffusion
 from keras_diffusion.exporting import litert
-from keras_diffusion.exporting.inputs import make_inputs
+from keras_diffusion.exporting.inputs import export_inputs
 
 from ..small import SMALL
 
@@ -42,7 +42,7 @@ def test_it_draws_the_same(tmp_path):
         load(tmp_path / "model", *litert.FUNCTIONS),
         {"num_steps": 3, "unconditional_guidance_scale": 3.0, "seed": 5},
     )
-    images = draw(functions, **make_inputs(tmp_path / "model", "a cat", "blue", **call))
+    images = draw(functions, **export_inputs(tmp_path / "model", "a cat", "blue", **call))
     live = model.text_to_image("a cat", "blue", **call, verbose=0)
     assert live.std() > 10
     np.testing.assert_allclose(images, live.astype(int), atol=1)
@@ -65,4 +65,4 @@ def test_weights_may_take_half_the_space(tmp_path, monkeypatch):
 
 def test_inputs_need_an_exported_folder(tmp_path):
     with pytest.raises(ValueError, match="must be what was exported"):
-        make_inputs(tmp_path, "a cat")
+        export_inputs(tmp_path, "a cat")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_diffusion import StableDiffusion
-from keras_diffusion.exporting.inputs import make_inputs
+from keras_diffusion.exporting.inputs import export_inputs
 
 from ..small import SMALL
 
@@ -38,7 +38,9 @@ def test_it_draws_the_same_without_keras(tmp_path):
     model.export(folder)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 16, 12, 3), "uint8")
     files = [tmp_path / f"{i}.npz" for i in range(3)]
-    for file, inputs in zip(files, [*(make_inputs(folder, **call) for call in CALLS), {"images": pixels}], strict=True):
+    for file, inputs in zip(
+        files, [*(export_inputs(folder, **call) for call in CALLS), {"images": pixels}], strict=True
+    ):
         np.savez(file, **inputs)
     subprocess.run([sys.executable, "-c", SERVE, folder, *files], check=True)
     for file, call in zip(files, CALLS, strict=False):

@@ -11,8 +11,10 @@ from keras_diffusion.terminal import show
 
 def export(options):
     """Write a model for another runtime, which needs neither this library nor Keras."""
+    from keras_diffusion.checkpoints import presets
     from keras_diffusion.system.paths import require_vacant
 
+    presets.find(options.preset)
     require_vacant(options.folder, folder=True)
     backend = FORMATS[options.format].backend
     if backend and "keras" not in sys.modules:

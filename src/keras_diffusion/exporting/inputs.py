@@ -1,5 +1,7 @@
 """Makes the inputs of exported networks that draw images of one size."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +21,21 @@ SIZE = "size.json"
 
 
 def write_description(folder, parts):
-    """Writes what `make_inputs` reads: diffusers' configuration files, the tokenizer, and the size of images."""
+    """Writes what `export_inputs` reads: diffusers' configuration files, the tokenizer, and the size of images."""
     write_configs(folder, parts.configs, parts.architecture, parts.tokenizer)
     write_json(folder / SIZE, dict(zip(("img_height", "img_width"), parts.size, strict=True)))
 
 
-def make_inputs(
-    folder,
-    prompt,
-    negative_prompt="",
-    batch_size=None,
-    num_steps=None,
-    unconditional_guidance_scale=None,
-    seed=None,
-    sampler=None,
-):
+def export_inputs(
+    folder: str | os.PathLike[str],
+    prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str] = "",
+    batch_size: int | None = None,
+    num_steps: int | None = None,
+    unconditional_guidance_scale: float | Sequence[float] | None = None,
+    seed: int | Sequence[int] | None = None,
+    sampler: str | None = None,
+) -> dict[str, np.ndarray]:
     """Makes the inputs from which an exported model draws what `text_to_image` draws.
 
     Args:

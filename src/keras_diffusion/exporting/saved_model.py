@@ -10,7 +10,7 @@ from keras_diffusion.sampling.recurrence import COLUMNS, HISTORY, T
 
 
 def write(folder, parts):
-    """Writes the SavedModel, and beside it what `inputs.make_inputs` reads.
+    """Writes the SavedModel, and beside it what `inputs.export_inputs` reads.
 
     Args:
         folder: An empty folder.
@@ -37,7 +37,7 @@ def write(folder, parts):
 
 
 def _draw(architecture, size, text_encoder, diffusion_model, decoder, **others):
-    """Makes the function that draws images; its inputs are those of `inputs.make_inputs`."""
+    """Makes the function that draws images; its inputs are those of `inputs.export_inputs`."""
     channels, length = architecture.autoencoder.latent_channels, architecture.text_encoder.length
     latent = (*architecture.autoencoder.latent_size(*size), channels)
     frequencies = timestep_frequencies(architecture.diffusion_model.frequencies)
