@@ -40,20 +40,31 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, format):
         export(MODEL, tmp_path / "out", format, "float32")
 
 
-def test_another_backend_exports_in_a_process_of_its_own(tmp_path, monkeypatch):
-    """The command that is run is the one of the command line, on a copy of the model with all that was changed."""
+@pytest.mark.parametrize(("backend", "dtype"), [("jax", "float32"), ("tensorflow", "mixed_float16")])
+def test_another_process_exports_where_this_one_cannot(tmp_path, monkeypatch, backend, dtype):
+    """It runs the command line on a copy of the model, in float32."""
 
     def run(command, env, **options):
-        *start, preset, folder, _, format, _, dtype, _, height, _, width = command
+        *start, preset, folder, _, format, _, stored, _, height, _, width = command
         assert start == [sys.executable, "-m", "keras_diffusion", "export"]
-        assert (folder, format, dtype) == (tmp_path / "out", "litert", "float16")
+        assert (folder, format, stored) == (tmp_path / "out", "litert", "float16")
         assert (height, width) == ("16", "12")
         assert env["KERAS_BACKEND"] == FORMATS["litert"].backend
         assert (preset / "model_index.json").is_file()
         return subprocess.CompletedProcess(command, 1, stderr="no space")
 
-    model = StableDiffusion(16, 12, preset=SMALL)
-    monkeypatch.setattr(keras.backend, "backend", lambda: "another")
+    model = StableDiffusion(16, 12, preset=SMALL, dtype=dtype)
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(RuntimeError, match="failed: no space"):
         model.export(tmp_path / "out", "litert", "float16")
+
+
+def test_weights_that_overflow_are_named(tmp_path):
+    pytest.importorskip("onnx")
+    model = StableDiffusion(preset=SMALL)
+    bias = model.decoder.get_layer("conv_in").bias
+    bias.assign(bias + 1e5)
+    with pytest.raises(ValueError, match=r"finite in float16.*decoder/conv_in/bias"):
+        model.export(tmp_path / "out", "onnx", "float16")
+    assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ import keras
 from keras_diffusion import arguments
 from keras_diffusion.architectures import Architecture
 from keras_diffusion.checkpoints.layouts.files import new_folder, require_vacant
-from keras_diffusion.checkpoints.layouts.saving import describe
+from keras_diffusion.checkpoints.layouts.saving import describe, require_finite
 from keras_diffusion.exporting.formats import FORMATS
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
@@ -52,7 +52,7 @@ def export(model, folder, format, dtype):
     if model.architecture.diffusion_model.added:
         raise ValueError(f"SDXL cannot be exported; Stable Diffusion 1 and 2 can. Received: {model!r:.200}")
     require_vacant(folder, folder=True)
-    if row.backend in (None, keras.backend.backend()):
+    if row.backend is None or (row.backend == keras.backend.backend() and _in_float32(model)):
         write = import_module(f"{__package__}.{format}").write
         size = model.img_height, model.img_width
         model._save(partial(_write, write, size), folder, dtype, tokenizer=model.tokenizer)
@@ -60,14 +60,21 @@ def export(model, folder, format, dtype):
         _export_on(row.backend, model, folder, format, dtype)
 
 
+def _in_float32(model):
+    """Tells whether the networks of a model compute in float32, as what is exported does."""
+    networks = (getattr(model, name) for name in model.architecture.networks)
+    return all(network.layers[-1].compute_dtype == "float32" for network in networks)
+
+
 def _write(write, size, path, architecture, tokenizer, dtype, scheduler_config, **networks):
+    require_finite(networks, dtype)
     configs = describe(architecture, dtype, scheduler_config, networks)
     with new_folder(path) as folder:
         write(folder, Parts(architecture, networks, configs, tokenizer, size, dtype))
 
 
 def _export_on(backend, model, folder, format, dtype):
-    """Has another process do it on another backend."""
+    """Has another process do it on a backend, in float32."""
     with tempfile.TemporaryDirectory() as temporary:
         preset = Path(temporary) / "preset"
         model.save_to_preset(preset)

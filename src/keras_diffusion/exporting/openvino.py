@@ -6,7 +6,7 @@ from pathlib import Path
 
 from openvino import Core, save_model
 from openvino_tokenizers import convert_tokenizer
-from transformers import CLIPTokenizer
+from transformers import AutoTokenizer
 
 from keras_diffusion.exporting.onnx import graphs, write_folder
 
@@ -30,7 +30,7 @@ def write(folder, parts):
             graph.save(path)
             half = parts.dtype == "float16"
             save_model(Core().read_model(path), folder / name / "openvino_model.xml", compress_to_fp16=half)
-    tokenizer = convert_tokenizer(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+    tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(folder / "tokenizer"))
     save_model(tokenizer, folder / "tokenizer" / "openvino_tokenizer.xml")
 
 

@@ -63,8 +63,7 @@ def write_weights(path, wanted, dtype, metadata=None):
     def values():
         for target in wanted:
             array = stored(np.asarray(ops.convert_to_numpy(target.variable), "float32"), target.layout)
-            if any(value_problems(float(np.abs(array).max(initial=0)), dtype)):
-                raise ValueError(f"Weights must be finite in {dtype}. Received: {target.name} with inf or NaN")
+            _require_finite(array, target.name, dtype)
             yield array
 
     wanted, shapes = sorted(wanted, key=lambda target: target.name), {}
@@ -73,3 +72,19 @@ def write_weights(path, wanted, dtype, metadata=None):
         before = shapes.get(name, (0,))[0]
         shapes[name] = (before + target.shape[0], *target.shape[1:])
     safetensors.write(path, dtype, shapes, values(), metadata)
+
+
+def require_finite(networks, dtype):
+    """Checks all weights of networks, given by name.
+
+    Raises:
+        ValueError: If a value is not finite in `dtype`.
+    """
+    for name, network in networks.items():
+        for variable in network.variables:
+            _require_finite(np.asarray(ops.convert_to_numpy(variable)), f"{name}/{variable.path}", dtype)
+
+
+def _require_finite(array, name, dtype):
+    if any(value_problems(float(np.abs(array).max(initial=0)), dtype)):
+        raise ValueError(f"Weights must be finite in {dtype}. Received: {name} with inf or NaN")
