@@ -20,7 +20,7 @@ def export(options):
     if backend and "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = backend
     show(f"loading {options.preset}")
-    model = load(options.height, options.width, preset=options.preset)
+    model = load(options.height, options.width, dtype="float32", preset=options.preset)
     show(f"writing {options.folder}")
     model.export(options.folder, options.format, options.dtype)
     show("")
