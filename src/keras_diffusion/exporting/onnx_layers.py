@@ -29,9 +29,14 @@ def array(variable):
     return np.asarray(keras.ops.convert_to_numpy(variable), "float32")
 
 
+def input_shape(layer):
+    """The shape that a dense layer was built for, in which None may be any side."""
+    return layer.get_build_config()["input_shape"]
+
+
 def dense(graph, layer, x):
     """Translates a dense layer, which is a 1×1 convolution where its input is a feature map."""
-    kernel, is_map = array(layer.kernel), len(layer.get_build_config()["input_shape"]) == 4
+    kernel, is_map = array(layer.kernel), len(input_shape(layer)) == 4
     bias = [graph.weight(array(layer.bias))] if layer.use_bias else []
     if is_map:
         return graph.op("Conv", x, graph.weight(kernel.T[:, :, None, None]), *bias)
@@ -109,21 +114,21 @@ def group_norm(graph, layer, x):
 def attention(graph, layer, x, context=None):
     """Translates an attention layer."""
     context = x if context is None else context
-    width = layer.to_q.units
+    width = layer.to_q.units // layer.heads
 
     def split(x, order):
-        return graph.op("Transpose", reshape(graph, x, [0, 0, layer.heads, width // layer.heads]), perm=order)
+        return graph.op("Transpose", reshape(graph, x, [0, 0, layer.heads, width]), perm=order)
 
     query = split(dense(graph, layer.to_q, x), [0, 2, 1, 3])
     key = split(dense(graph, layer.to_k, context), [0, 2, 3, 1])
     value = split(dense(graph, layer.to_v, context), [0, 2, 1, 3])
-    scores = graph.op("Mul", graph.op("MatMul", query, key), graph.weight((width // layer.heads) ** -0.5))
+    scores = graph.op("Mul", graph.op("MatMul", query, key), graph.weight(width**-0.5))
     if layer.causal:
-        count = layer.get_build_config()["input_shape"][1]
+        count = input_shape(layer.to_q)[1]
         scores = graph.op("Add", scores, graph.weight(np.triu(np.full((count, count), MASKED), 1)))
     out = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)
     out = graph.op("Transpose", out, perm=[0, 2, 1, 3])
-    return dense(graph, layer.to_out, reshape(graph, out, [0, 0, width]))
+    return dense(graph, layer.to_out, reshape(graph, out, [0, 0, layer.to_q.units]))
 
 
 def feed_forward(graph, layer, x):
@@ -141,8 +146,7 @@ def transformer_block(graph, layer, x, context):
 
 def to_tokens(graph, x):
     """Turns a feature map (b, c, h, w) into tokens (b, h · w, c)."""
-    channels_first = graph.op("Reshape", x, graph.weight([0, 0, -1], "int64"))
-    return graph.op("Transpose", channels_first, perm=[0, 2, 1])
+    return graph.op("Transpose", reshape(graph, x, [0, 0, -1]), perm=[0, 2, 1])
 
 
 def to_map(graph, x, like):
