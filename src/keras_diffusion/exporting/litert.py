@@ -2,6 +2,7 @@
 
 from math import prod
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -39,11 +40,18 @@ def write(folder, parts):
 def convert(network, size, dtype):
     """Returns the contents of the file of a network for images of a size."""
     run, inputs = FUNCTIONS[network.name](network, size)
+    module, variables = tf.Module(), network.variables
+    # TensorFlow's own graph, from which LiteRT's is made, holds 2 GiB at most too.
+    module.weights = [tf.Variable(tf.cast(variable.value, dtype)) for variable in variables]
+
+    @tf.function(autograph=False)
+    def stored(**given):
+        values = [tf.cast(weight, "float32") for weight in module.weights]
+        with keras.StatelessScope(zip(variables, values, strict=True), initialize_variables=False):
+            return run(**given)
+
     with keras_settings():
-        concrete = tf.function(run, autograph=False).get_concrete_function(**inputs)
-    module = tf.Module()
-    module.weights = [variable.value for variable in network.variables]
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([stored.get_concrete_function(**inputs)], module)
     if dtype == "float16":
         converter.optimizations, converter.target_spec.supported_types = [tf.lite.Optimize.DEFAULT], [tf.float16]
     return converter.convert()
