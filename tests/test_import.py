@@ -22,6 +22,7 @@ import glob, importlib, json, pkgutil, sys
 import keras
 
 EXTRA = ("engines.jax", "engines.openvino", "engines.openvino_layers", "engines.torch")
+EXTRA += ("exporting.onnx", "exporting.onnx_graph", "exporting.openvino")
 
 def threads():
     return len(glob.glob("/proc/self/task/*"))

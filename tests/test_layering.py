@@ -29,6 +29,7 @@ LEVELS = {
     "engines": 2,
     "images": 2,
     "components": 3,
+    "exporting": 3,
     "generation": 3,
     "learning": 3,
     "stable_diffusion": 4,
@@ -60,6 +61,7 @@ KERAS_FREE = (
     "checkpoints.download",
     "checkpoints.presets",
     "engines.names",
+    "exporting.formats",
     PACKAGE,
     "serving",
     "cli",
@@ -95,8 +97,12 @@ TESTED_BY = {
     "terminal": "cli/test_main.py",
     **{
         f"cli.{name}": "cli/test_main.py"
-        for name in ("convert", "generate", "generate_arguments", "info", "model", "train")
+        for name in ("convert", "export", "generate", "generate_arguments", "info", "model", "train")
     },
+    "exporting.formats": "exporting/test_export.py",
+    "exporting.onnx_graph": "exporting/test_onnx.py",
+    "exporting.onnx_layers": "exporting/test_onnx.py",
+    "exporting.inputs": "exporting/test_saved_model.py",
     "engines.plan": "engines/test_engine.py",
     "networks.tiny_autoencoder": "checkpoints/layouts/test_tiny_vae_files.py",
     "networks.upscalers": "checkpoints/layouts/test_upscaler_files.py",
@@ -315,8 +321,8 @@ def test_networks_know_no_solver_path_or_url(module):
     assert not names & UNKNOWN_TO_NETWORKS
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if row(name) != "engines"])
-def test_only_engines_name_a_backend(module):
+@pytest.mark.parametrize("module", [name for name in MODULES if row(name) not in ("engines", "exporting")])
+def test_only_engines_and_exports_name_a_backend(module):
     tree = parse(module)
     literals = set(filter(is_string, ast.walk(tree))) - set(docstrings(tree))
     literals = sorted(node.value for node in literals)

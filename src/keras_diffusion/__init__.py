@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # a test compares it with `_HOMES`
     from keras_diffusion.errors import NumericalError as NumericalError
     from keras_diffusion.errors import OfflineError as OfflineError
     from keras_diffusion.errors import UnsafeCheckpointError as UnsafeCheckpointError
+    from keras_diffusion.exporting.inputs import export_inputs as export_inputs
     from keras_diffusion.generation.controls import Control as Control
     from keras_diffusion.generation.image_prompts import ImagePrompt as ImagePrompt
     from keras_diffusion.generation.options import Options as Options
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # a test compares it with `_HOMES`
 __version__ = "0.1.0"
 
 _HOMES = {  # module → the public names it holds; it is imported when one of them is first asked for
+    "exporting.inputs": ("export_inputs",),
     "generation.controls": ("Control",),
     "generation.image_prompts": ("ImagePrompt",),
     "generation.options": ("Options",),

@@ -18,6 +18,7 @@ from keras_diffusion.components.components import Components
 from keras_diffusion.engines.engine import Engine, JitCompile, finite
 from keras_diffusion.engines.plan import Plan
 from keras_diffusion.errors import GenerationCancelled
+from keras_diffusion.exporting.export import export
 from keras_diffusion.generation.conditions import encode_start, make_conditions, starting_latents
 from keras_diffusion.generation.hires import make_passes, start_from
 from keras_diffusion.generation.options import Options, OptionsOnce, OptionsWithImage, OptionsWithMask, OptionsWithNoise
@@ -454,6 +455,25 @@ class StableDiffusion(Components, Learning):
         """
         with self._for_one_call() as model:
             return show_roughly(model, model._engine, model._latents(latents))
+
+    def export(self, folder: str | os.PathLike[str], format: str = "saved_model", dtype: str = "float32") -> None:
+        """Writes the model in the format of another runtime, which needs neither this library nor Keras.
+
+        LoRAs that are loaded become part of the weights. The guide "Exporting" shows how each format is run.
+
+        Args:
+            folder: The folder; it must not exist yet, or be empty.
+            format: "saved_model" for TensorFlow and TF Serving, the whole loop in one artifact that draws images of the
+                size `img_height` × `img_width`; "onnx" for ONNX Runtime; "openvino" for OpenVINO GenAI; or "litert"
+                for phones, where sizes are fixed too.
+            dtype: How weights are stored, "float32", or "float16" in half the space; a SavedModel knows only float32.
+
+        Raises:
+            FileExistsError: If there is something at `folder`.
+            ImportError: If a package that the format needs is not installed.
+            ValueError: If `format` or `dtype` is another one, or the format cannot hold the model.
+        """
+        export(self, folder, format, dtype)
 
     def _latents(self, latents):
         shape = (*np.shape(latents)[:-1], self.architecture.autoencoder.latent_channels)

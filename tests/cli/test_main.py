@@ -520,6 +520,20 @@ def rows(text):
     return dict(re.split("  +| (?=/)", line, maxsplit=1) for line in text.splitlines())
 
 
+def test_a_model_is_exported(fake, tmp_path, capsys):
+    fake.export = lambda self, *given: setattr(self, "exported", given)
+    command = ["export", "emoji", str(tmp_path / "out"), "--format", "litert", "--dtype", "float16", "--height", "32"]
+    assert cli.main(command) == 0
+    (model,) = fake.made
+    assert (model.built["preset"], model.built["img_height"]) == ("emoji", 32)
+    assert model.exported == (tmp_path / "out", "litert", "float16")
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+    (tmp_path / "out").touch()
+    assert cli.main(command) == 1
+    assert len(fake.made) == 1
+    assert "something already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("dtype", "half"), [([], False), (["--dtype", "float16"], True), (["--dtype", "bfloat16"], True)]
 )

@@ -1,4 +1,4 @@
-"""The command line: `keras-diffusion generate`, `upscale`, `batch`, `serve`, `train`, `convert` and `info`.
+"""The command line: `keras-diffusion generate`, `upscale`, `batch`, `serve`, `train`, `convert`, `export` and `info`.
 
 Keras takes seconds to import, so it waits until the command makes sense.
 """
@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from keras_diffusion import __version__
-from keras_diffusion.cli import batch, convert, generate, generate_arguments, info, serve, train, upscale
+from keras_diffusion.cli import batch, convert, export, generate, generate_arguments, info, serve, train, upscale
 from keras_diffusion.errors import NumericalError
 from keras_diffusion.terminal import show
 
@@ -18,6 +18,7 @@ COMMANDS = (  # the module that adds the arguments, the function that runs, and 
     (serve, serve.serve, "serve images over HTTP"),
     (train, train.train, "teach a model your images"),
     (convert, convert.convert, "write a model in another form"),
+    (export, export.export, "write a model for another runtime"),
     (info, info.info, "describe the installation, a model or an image"),
 )
 FAILURES = (ValueError, OSError, ImportError, MemoryError, NumericalError)  # any other exception is a defect

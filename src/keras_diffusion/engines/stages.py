@@ -31,7 +31,7 @@ def _floats(outputs):
 
 
 def with_positions(tokens):
-    return [tokens, ops.broadcast_to(ops.arange(tokens.shape[1], dtype="int32"), tokens.shape)]
+    return [tokens, ops.broadcast_to(ops.arange(tokens.shape[1], dtype="int32"), ops.shape(tokens))]
 
 
 def encode_image(network, image):
@@ -115,7 +115,7 @@ def denoise(network, latents, history, count, rows, conditions, kept=()):
         The new `latents` and `history`; then what a network returns beside its prediction, of the only row.
     """
     context, guidance, rescale, extra, drawn, known, known_noise, controls, added, weights, *_ = conditions
-    copies = context.shape[0] // latents.shape[0]
+    copies = (context.shape[0] or 1) // (latents.shape[0] or 1)
 
     def row_of(i, latents, history):
         _, p, q, a, d, *b = ops.unstack(rows.columns[i])

@@ -248,6 +248,12 @@ class DiffusionModel(Network):
         return decoder(features, skips, encoder.embed_time(timestep, *others), context)[0]
 
 
+def timestep_frequencies(width):
+    """Returns the frequencies of `timestep_embedding`, float32 (width // 2,)."""
+    half = width // 2
+    return np.exp(np.float32(-np.log(10000.0)) * np.arange(half, dtype="float32") / np.float32(half))
+
+
 def timestep_embedding(timesteps, width):
     """Embeds timesteps as cosines and sines of falling frequency.
 
@@ -261,7 +267,5 @@ def timestep_embedding(timesteps, width):
     Returns:
         A float32 array (n, width).
     """
-    half = width // 2
-    frequencies = np.exp(np.float32(-np.log(10000.0)) * np.arange(half, dtype="float32") / np.float32(half))
-    angles = np.asarray(timesteps, "float32")[:, None] * frequencies
+    angles = np.asarray(timesteps, "float32")[:, None] * timestep_frequencies(width)
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)

@@ -155,24 +155,25 @@ def save(path, architecture, dtype="float32", scheduler_config=None, words=None,
             architecture, or a weight is not finite in `dtype`.
     """
     configs = describe(architecture, dtype, scheduler_config, networks)
-    sizes = {
-        name: words.end_of_text + 1 if words else base_size(shape.vocabulary)
-        for name, shape in architecture.text_encoders.items()
-    }
-    for name, size in sizes.items():
-        if size < FIRST:  # else they are those that transformers takes for granted
-            configs[name] |= {"bos_token_id": size - 2, "eos_token_id": size - 1}
     wanted, _ = find_targets(networks, architecture)
     with new_folder(path) as folder:
-        for part, config in configs.items():
-            write_json(folder / CONFIGS[part][0], config)
-        for name, shape in architecture.text_encoders.items():
-            write_tokenizer(folder / TOKENIZERS[name], configs[TOKENIZERS[name]], shape.length, sizes[name])
-            if words:
-                write_words(folder / TOKENIZERS[name], words)
+        write_configs(folder, configs, architecture, words)
         for part, targets in wanted.items():
             targets = [target._replace(name=stored_name(part, target.name)) for target in targets]
             write_weights(folder / part / f"{WEIGHTS[part]}.safetensors", targets, dtype)
+
+
+def write_configs(folder, configs, architecture, words=None):
+    """Writes everything of a model but its weights: configuration files, which `describe` returns, and tokenizers."""
+    for part, config in configs.items():
+        write_json(folder / CONFIGS[part][0], config)
+    for name, shape in architecture.text_encoders.items():
+        size = words.end_of_text + 1 if words else base_size(shape.vocabulary)
+        if size < FIRST:  # else the tokens are those that transformers takes for granted
+            write_json(folder / CONFIGS[name][0], {**configs[name], "bos_token_id": size - 2, "eos_token_id": size - 1})
+        write_tokenizer(folder / TOKENIZERS[name], configs[TOKENIZERS[name]], shape.length, size)
+        if words:
+            write_words(folder / TOKENIZERS[name], words)
 
 
 def write_tokenizer(folder, special_tokens, length, size):

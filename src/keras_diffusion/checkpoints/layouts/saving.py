@@ -8,6 +8,7 @@ from keras import ops
 from keras_diffusion.checkpoints.formats import safetensors
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
 from keras_diffusion.checkpoints.mapping.loading import SHAPES, stored, value_problems
+from keras_diffusion.networks.network import Network
 from keras_diffusion.sampling.scheduler_config import OPTIONS
 
 
@@ -24,7 +25,7 @@ def describe(architecture, dtype, scheduler_config, networks):
         A dict of dicts: the contents of the files, by part.
 
     Raises:
-        TypeError: If a network is missing or has another name.
+        TypeError: If a network is missing, has another name or is none of this package.
         ValueError: If `dtype` cannot be written, a network is of another architecture, or diffusers has no such
             architecture.
     """
@@ -33,6 +34,8 @@ def describe(architecture, dtype, scheduler_config, networks):
     if networks.keys() != set(architecture.networks):
         raise TypeError(f"The networks must be {', '.join(architecture.networks)}. Received: {sorted(networks)}")
     for name, network in networks.items():
+        if not isinstance(network, Network):
+            raise TypeError(f"Networks of this package can be written. Received: {name}={type(network).__name__}")
         if getattr(network.architecture, SHAPES[name]) != getattr(architecture, SHAPES[name]):
             raise ValueError(
                 f"`{name}` must be of the architecture given. Received: {name} of {network.architecture.name!r}, "
@@ -60,8 +63,7 @@ def write_weights(path, wanted, dtype, metadata=None):
     def values():
         for target in wanted:
             array = stored(np.asarray(ops.convert_to_numpy(target.variable), "float32"), target.layout)
-            if any(value_problems(float(np.abs(array).max(initial=0)), dtype)):
-                raise ValueError(f"Weights must be finite in {dtype}. Received: {target.name} with inf or NaN")
+            _require_finite(array, target.name, dtype)
             yield array
 
     wanted, shapes = sorted(wanted, key=lambda target: target.name), {}
@@ -70,3 +72,19 @@ def write_weights(path, wanted, dtype, metadata=None):
         before = shapes.get(name, (0,))[0]
         shapes[name] = (before + target.shape[0], *target.shape[1:])
     safetensors.write(path, dtype, shapes, values(), metadata)
+
+
+def require_finite(networks, dtype):
+    """Checks all weights of networks, given by name.
+
+    Raises:
+        ValueError: If a value is not finite in `dtype`.
+    """
+    for name, network in networks.items():
+        for variable in network.variables:
+            _require_finite(np.asarray(ops.convert_to_numpy(variable)), f"{name}/{variable.path}", dtype)
+
+
+def _require_finite(array, name, dtype):
+    if any(value_problems(float(np.abs(array).max(initial=0)), dtype)):
+        raise ValueError(f"Weights must be finite in {dtype}. Received: {name} with inf or NaN")
