@@ -56,7 +56,9 @@ class StableDiffusion(Components, Learning):
         dtype: "float32", "mixed_float16", "mixed_bfloat16", "float16" or "bfloat16", for the text encoder and the
             diffusion model; the autoencoder always computes in float32. "float32_from_float16" and
             "float32_from_bfloat16" compute in float32 with weights stored in half precision, in half the memory, those
-            of the autoencoder too. None takes Keras' global policy.
+            of the autoencoder too. "float32_from_int8", "float16_from_int8" and "bfloat16_from_int8" store the kernels
+            of the text encoder and the diffusion model as int8, in a quarter of the memory; they take no LoRA and
+            cannot be trained. None takes Keras' global policy.
         preset: The weights: a bundled name ("emoji"), a folder in diffusers layout or of KerasCV's .h5 files, a single
             .safetensors or .ckpt file in the original (LDM) layout, or a built-in name such as "sd14" that says how to
             get them. An `Architecture` builds untrained networks with random weights.

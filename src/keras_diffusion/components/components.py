@@ -10,7 +10,7 @@ from threading import Lock
 import keras
 
 from keras_diffusion import arguments
-from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES, STORED, Architecture
+from keras_diffusion.architectures import DTYPES, INT8, PREDICTION_TYPES, STORED, Architecture
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.adapters import textual_inversion
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file, tiny_vae_files
@@ -63,7 +63,7 @@ class Components(Adapters):
         self._preset = "random weights" if isinstance(preset, Architecture) else str(preset)
         with keras_settings():
             self._dtype = dtype or keras.config.dtype_policy()
-        self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
+        self._vae_dtype = dtype if dtype in STORED and dtype not in INT8 else VAE_DTYPE
         given = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler}
         given = {name: value for name, value in given.items() if value is not None}
         self._parts = {name: PartFiles(name, given[name]) for name in PARTS if name in given}

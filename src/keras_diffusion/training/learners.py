@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_diffusion import arguments
+from keras_diffusion.networks.int8 import is_int8
 from keras_diffusion.networks.operations import operation, replace_operations
 
 
@@ -48,6 +49,11 @@ class Learner(keras.layers.Layer):
             )
         self.model, self.tokenizer = model, model.tokenizer
         for network in self.networks():
+            if is_int8(network):
+                raise ValueError(
+                    "A model with weights in int8 cannot be trained; build it with another `dtype`. "
+                    f"Received: weights of {network.name} in int8"
+                )
             network.trainable = False
 
     def networks(self):
