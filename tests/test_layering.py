@@ -126,6 +126,7 @@ TESTED_BY = {
     "training.controlnet": "training/test_runs.py",
     "training.learners": "training/test_trainer.py",
     "engines.openvino_layers": "engines/test_openvino.py",
+    "engines.in_turn": "engines/test_jax.py",
     "engines.names": "cli/test_main.py",
     "engines.stages": "engines/test_engine.py",
     "engines.tensorflow": "engines/test_engine.py",

@@ -5,6 +5,7 @@ import os
 import keras
 import tensorflow as tf
 
+from keras_diffusion.engines import in_turn
 from keras_diffusion.engines.choice import device
 from keras_diffusion.engines.winograd import winograd
 from keras_diffusion.networks import graphs
@@ -55,7 +56,8 @@ def _in_turn(network):
 
 def replaced_operations(runner):
     """Winograd's convolutions were measured to be faster under XLA on processors."""
-    return {"convolve": winograd} if runner == "xla" and device() == "cpu" else {}
+    convolve = winograd if runner == "xla" and device() == "cpu" else in_turn.convolve
+    return {"convolve": convolve, "project": in_turn.project}
 
 
 def use_compile_cache(folder):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_diffusion.architectures import INT8
+from keras_diffusion.architectures import INT8, STORED
 from keras_diffusion.networks.keras_internals import all_layers
 
 LARGEST = 127
@@ -30,15 +30,17 @@ def is_int8(network):
     return any(layer.dtype_policy.name in INT8 for layer in all_layers(network))
 
 
-class Int8Kernel:
-    """Gives a layer of a policy in `INT8` a kernel in int8, beside a variable "kernel_scale"; others stay as they are.
+class StoredKernel:
+    """Gives a layer of a policy in `INT8` a kernel in int8, beside a variable "kernel_scale".
 
-    `kernel` is always the kernel to compute with. The layer saves and loads it as floats.
+    `kernel` is what the layer computes with. It saves and loads an int8 kernel as floats.
     """
 
     def add_weight(self, *arguments, name=None, shape=None, initializer=None, **options):
         """Adds a variable; in place of a float kernel, one in int8 and its scale."""
         add = super().add_weight
+        if name == "kernel" and self.dtype_policy.name in STORED:
+            options["autocast"] = False  # `expand` casts it
         if name != "kernel" or self.dtype_policy.name not in INT8:
             return add(*arguments, name=name, shape=shape, initializer=initializer, **options)
         first = cache(lambda: quantise(np.array(ops.convert_to_numpy(initializer(shape, "float32")))))
@@ -51,18 +53,28 @@ class Int8Kernel:
 
     @property
     def kernel(self):
-        """The kernel, a variable; or what an int8 one stands for, a tensor that is computed each time."""
-        return ops.cast(self._floats(), self.compute_dtype) if self.dtype_policy.name in INT8 else super().kernel
+        """The kernel, a variable; or what a stored one stands for, a tensor that is computed each time."""
+        return self.expand(self.stored) if self.dtype_policy.name in STORED else self.stored
 
-    def _floats(self):
-        return ops.cast(super().kernel, "float32") * self.kernel_scale
+    @property
+    def stored(self):
+        """The variable that the kernel is stored in."""
+        return super().kernel
+
+    def expand(self, stored):
+        """Turns the stored kernel, a tensor or the variable, into the one to compute with."""
+        floats = self._floats(stored) if self.dtype_policy.name in INT8 else stored
+        return ops.cast(floats, self.compute_dtype)
+
+    def _floats(self, codes):
+        return ops.cast(codes, "float32") * self.kernel_scale
 
     def save_own_variables(self, store):
         """Saves floats, as a layer of another policy does."""
         if self.dtype_policy.name not in INT8:
             super().save_own_variables(store)
             return
-        for i, values in enumerate([self._floats(), *([self.bias] if self.use_bias else [])]):
+        for i, values in enumerate([self._floats(self.stored), *([self.bias] if self.use_bias else [])]):
             store[str(i)] = values
 
     def load_own_variables(self, store):

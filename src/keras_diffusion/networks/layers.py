@@ -7,7 +7,7 @@ Layer names are those of diffusers' modules: the path of a variable is its name 
 import keras
 from keras import ops
 
-from keras_diffusion.networks.int8 import Int8Kernel
+from keras_diffusion.networks.int8 import StoredKernel
 from keras_diffusion.networks.network import kernel_initializer
 from keras_diffusion.networks.operations import operation
 
@@ -23,7 +23,7 @@ def conv(channels, name, strides=1, padding="same", use_bias=True):
     return Conv2D(channels, 3, strides, padding, **options)
 
 
-class Dense(Int8Kernel, keras.layers.Dense):
+class Dense(StoredKernel, keras.layers.Dense):
     """Multiplies by a matrix, as the operation "project" does.
 
     The class keeps the name of Keras' own, because .weights.h5 files contain it.
@@ -33,7 +33,7 @@ class Dense(Int8Kernel, keras.layers.Dense):
         return operation("project")(self, x)
 
 
-class Conv2D(Int8Kernel, keras.layers.Conv2D):
+class Conv2D(StoredKernel, keras.layers.Conv2D):
     """Convolves, as the operation "convolve" does; it keeps the name of Keras' own, as `Dense`."""
 
     def call(self, x):
