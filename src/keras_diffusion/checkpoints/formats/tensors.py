@@ -16,10 +16,52 @@ from keras_diffusion.errors import CorruptCheckpointError
 
 CHUNK = 2**18  # values that are looked at together: they stay in the processor's cache
 LINE = 16  # rows whose values, once turned, fill whole lines of the cache
+BLOCK = 32  # values of GGUF's quantised types that share a scale
+
+
+def _scaled(block):
+    """The scales of blocks, and their other numbers, float16."""
+    return (block[name].astype("f4")[:, None] for name in block.dtype.names if block[name].dtype.char == "e")
+
+
+def _q8_0(block):
+    (d,) = _scaled(block)
+    return block["q"] * d
+
+
+def _nibbles(block):
+    """The low halves of the bytes, then the high ones, with a fifth bit where there is one."""
+    low = np.concatenate([block["q"] & 15, block["q"] >> 4], axis=1)
+    if "high" in block.dtype.names:
+        low |= np.unpackbits(block["high"].copy().view("u1").reshape(-1, 4), axis=1, bitorder="little") << 4
+    return low
+
+
+def _symmetric(middle):
+    def decode(block):
+        (d,) = _scaled(block)
+        return (_nibbles(block).astype("i1") - np.int8(middle)) * d
+
+    return decode
+
+
+def _affine(block):
+    d, m = _scaled(block)
+    return _nibbles(block) * d + m
+
+
+QUANTISED = {  # type of GGUF → (a block of 32 values, the float32 values (n, 32) of n blocks)
+    "Q8_0": ([("d", "<f2"), ("q", "i1", 32)], _q8_0),
+    "Q4_0": ([("d", "<f2"), ("q", "u1", 16)], _symmetric(8)),
+    "Q4_1": ([("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)], _affine),
+    "Q5_0": ([("d", "<f2"), ("high", "<u4"), ("q", "u1", 16)], _symmetric(16)),
+    "Q5_1": ([("d", "<f2"), ("m", "<f2"), ("high", "<u4"), ("q", "u1", 16)], _affine),
+}
 DTYPES = {  # stored dtype of weights → (its bits, as NumPy's floats)
     "F32": ("<u4", lambda bits: bits.view("<f4")),
     "F16": ("<u2", lambda bits: bits.view("<f2")),
     "BF16": ("<u2", lambda bits: np.left_shift(bits, 16, dtype="<u4").view("<f4")),  # NumPy has no bfloat16
+    **{name: ("<u4", lambda bits: bits.view("<f4")) for name in QUANTISED},  # they are read as float32
 }
 SIGN_EXPONENT_MANTISSA = np.int32(-0x70002000)  # of a float16, 13 bits further up: 0x8FFFE000
 RESCALE, SMALLEST = np.float32(2.0**112), np.float32(2.0**-149)
@@ -39,7 +81,7 @@ MISTAKEN_FOR = {  # how other files begin
     b"pk\x03\x04": "a zip archive, perhaps a pickle checkpoint",
     b"\x89png": "a picture",
     b"\xff\xd8\xff": "a picture",
-    b"gguf": "a GGUF file, whose weights are quantized; get the model as safetensors",
+    b"gguf": "a GGUF file, which is read as a model or a `diffusion_model`",
     b"\x89hdf": "an HDF5 file; one network's weights are for its load_weights, a whole model is a folder of them",
 }
 
@@ -88,8 +130,15 @@ def thirds(tensor):
     """Splits a tensor along its first axis, the length of which three divides."""
     third = tensor._replace(shape=(tensor.shape[0] // 3, *tensor.shape[1:]))
     elements = third.shape[0] * tensor.strides[0] if tensor.strides else third.size
-    size = np.dtype(DTYPES[tensor.dtype][0]).itemsize if tensor.dtype in DTYPES else 0
-    return [third._replace(offset=tensor.offset + i * elements * size) for i in range(3)]
+    size = nbytes(third._replace(shape=(elements,))) if tensor.dtype in DTYPES else 0
+    return [third._replace(offset=tensor.offset + i * size) for i in range(3)]
+
+
+def nbytes(tensor):
+    """Counts the bytes of a tensor of a dtype in `DTYPES` whose elements lie one after the other."""
+    if tensor.dtype in QUANTISED:
+        return -(-tensor.size // BLOCK) * np.dtype(QUANTISED[tensor.dtype][0]).itemsize
+    return tensor.size * np.dtype(DTYPES[tensor.dtype][0]).itemsize
 
 
 def read(tensor):
@@ -120,10 +169,17 @@ def blocks(tensor):
     Raises:
         CorruptCheckpointError: If the file has become shorter.
     """
-    if tensor.strides is not None or tensor.size <= CHUNK:
+    width = math.prod(tensor.shape[1:])
+    if tensor.strides is not None or tensor.size <= CHUNK or (tensor.dtype in QUANTISED and width % BLOCK):
         yield 0, _bits(tensor)
         return
-    width = math.prod(tensor.shape[1:])
+    if tensor.dtype in QUANTISED:
+        rows = max(1, CHUNK // width)
+        for start in range(0, tensor.shape[0], rows):
+            part = tensor._replace(shape=(min(rows, tensor.shape[0] - start), *tensor.shape[1:]))
+            before = nbytes(tensor._replace(shape=(start * width,)))
+            yield start, _bits(part._replace(offset=tensor.offset + before))
+        return
     rows = max(1, CHUNK // width)
     rows -= rows % LINE if rows > LINE else 0
     buffer = scratch(rows * width, DTYPES[tensor.dtype][0])
@@ -196,6 +252,13 @@ def extent(shape, strides):
 
 
 def _stored(tensor, count):
+    if tensor.dtype in QUANTISED:
+        block, decode = QUANTISED[tensor.dtype]
+        blocks = np.fromfile(tensor.path, block, -(-count // BLOCK), offset=tensor.offset)
+        if len(blocks) * BLOCK < count:
+            raise _cut_short(tensor)
+        with np.errstate(invalid="ignore"):  # what is not finite is refused by its magnitude
+            return decode(blocks).ravel()[:count].view("<u4")
     bits = np.fromfile(tensor.path, READABLE[tensor.dtype][0], count, offset=tensor.offset)
     if bits.size != count:
         raise _cut_short(tensor)

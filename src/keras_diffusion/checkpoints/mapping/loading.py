@@ -44,6 +44,7 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
     "SDXL": r"add_embedding\.|^conditioner\.|attn2\.to_k\.weight \(\d+, 2048\)",
     "Stable Diffusion 3 or Flux": r"joint_blocks\.|double_blocks\.|^context_embedder\.",
     "a single file in the original (LDM) layout": r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.",
+    "a UNet alone, which from_preset takes as `diffusion_model`": r"^input_blocks\.",
     "Stable Diffusion 2": r"attn2\.to_k\.weight \(\d+, 1024\)|token_embedding\.weight \(\d+, 1024\)",
     "Stable Diffusion 1": r"attn2\.to_k\.weight \(\d+, 768\)|token_embedding\.weight \(\d+, 768\)",
     "a unet": r"^time_embedding\.",
