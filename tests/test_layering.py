@@ -127,6 +127,7 @@ TESTED_BY = {
     "training.learners": "training/test_trainer.py",
     "engines.openvino_layers": "engines/test_openvino.py",
     "engines.in_turn": "engines/test_jax.py",
+    "networks.t2i_adapter": "checkpoints/layouts/test_t2i_adapter_files.py",
     "engines.names": "cli/test_main.py",
     "engines.stages": "engines/test_engine.py",
     "engines.tensorflow": "engines/test_engine.py",

@@ -152,13 +152,8 @@ class StableDiffusion(Components, Learning):
         "hf://owner/repository" or "hf://owner/repository@revision", in diffusers layout or KerasCV's .h5 files; that
         needs the package huggingface_hub. Size and licence are logged before a built-in model is downloaded.
         """
-        parts = {
-            "vae": vae,
-            "text_encoder": text_encoder,
-            "scheduler": scheduler,
-            "tokenizer": tokenizer,
-            "diffusion_model": diffusion_model,
-        }
+        parts = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler, "tokenizer": tokenizer}
+        parts["diffusion_model"] = diffusion_model
         if isinstance(preset, Architecture):
             return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema, **parts)
         path = presets.find(preset, may_download=True)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_diffusion.engines.stages import Conditions
+from keras_diffusion.generation.controls import follow
 from keras_diffusion.generation.image_prompts import encode_image_prompts
 from keras_diffusion.generation.size_ids import added_vectors
 from keras_diffusion.generation.texts import EncodedText, encode, stack
@@ -56,7 +57,7 @@ def make_conditions(model, engine, request, known):
         added=added,
         weights=weights,
         rescale=request.rescale if request.rescale.any() else None,
-        controls=tuple(control.image for control in request.controls),
+        controls=tuple(x for control in request.controls for x in follow(engine, control)),
         images=images,
     )
     texts = (pairs, which) if len(pairs) > 1 else None

@@ -294,6 +294,16 @@ class ConcatenateSkip(keras.layers.Layer):
         return (*x_shape[:-1], x_shape[-1] + skip_shape[-1])
 
 
+class AddFeatures(keras.layers.Layer):
+    """Adds a feature map (b, h, w, c) to x (b, h, w, c) or (k · b, h, w, c)."""
+
+    def call(self, x, features):
+        return x + repeat_for_guidance(features, x)
+
+    def compute_output_shape(self, x_shape, features_shape):
+        return x_shape
+
+
 class Upsample(keras.layers.Layer):
     """Doubles a feature map by nearest neighbours, cuts it to the size of `like`, and convolves it."""
 

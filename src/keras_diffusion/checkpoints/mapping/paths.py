@@ -20,6 +20,7 @@ def targets_by_path(network):
         *layers, leaf = path.split("/")
         if leaf in LEAVES:
             stored, layout = LEAVES[leaf]
+            layout = "pointwise" if leaf == "kernel" and len(variables[path].shape) == 2 else layout
             name = ".".join([*(PLACE.sub(".", layer) for layer in layers), stored])
             found.append(Target.of(variables, path, name, layout))
     return found
