@@ -27,7 +27,7 @@ def generate(options):
     if options.seed is None:
         print(f"seed {seed} (--seed {seed} makes the same again)", file=sys.stderr)
     show(f"loading {options.preset}")
-    parts = {"vae": options.vae} if options.vae else {}
+    parts = {name: path for name in ("vae", "diffusion_model") if (path := getattr(options, name))}
     compiled = JIT_COMPILE[options.jit_compile]
     model = load(options.height, options.width, compiled, options.dtype, options.preset, **parts)
     call, upscaler = arguments_of(options, model), options.upscale and load_upscaler(options.upscale[0], options.dtype)
@@ -78,8 +78,10 @@ def arguments_of(options, model):
     if options.tiny_vae:
         model.load_tiny_vae(options.tiny_vae)
         given["tiny_vae"] = True
-    if options.control:
-        given["control"] = [(model.load_controlnet(path), image, scale) for path, image, scale in options.control]
+    followed = [(model.load_controlnet, *each) for each in options.control]
+    followed += [(model.load_t2i_adapter, *each) for each in options.t2i_adapter]
+    if followed:
+        given["control"] = [(load(path), image, scale) for load, path, image, scale in followed]
     for paths in options.ip_adapter:
         model.load_ip_adapter(*paths)
     given["image_prompt"] = options.image_prompt or None
@@ -93,8 +95,8 @@ def recipe(options, model, call, seed):
 
     call = call | {"seed": seed, "sampler": names.label(options.sampler or model.sampler, options.spacing)}
     about_model = {
-        "Model": Path(options.preset).name,
-        "Model hash": presets.model_hash(options.preset),
+        "Model": Path(options.diffusion_model or options.preset).name,
+        "Model hash": None if options.diffusion_model else presets.model_hash(options.preset),
         "Prediction type": model.architecture.prediction_type,
         "Precision": options.dtype or "float32",
     }
