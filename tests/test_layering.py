@@ -143,6 +143,7 @@ TESTED_BY = {
     "sampling.dpm_solvers": "sampling/test_solvers.py",
     "sampling.two_stage": "sampling/test_solvers.py",
     "checkpoints.formats.hdf5_file": "checkpoints/layouts/test_keras_files.py",
+    "checkpoints.formats.gguf_blocks": "checkpoints/formats/test_gguf_file.py",
     "checkpoints.formats.hdf5_objects": "checkpoints/layouts/test_keras_files.py",
     "checkpoints.formats.pickle_calls": "checkpoints/formats/test_pickle_file.py",
     "checkpoints.formats.pickle_interpreter": "checkpoints/formats/test_pickle_file.py",

@@ -8,7 +8,8 @@ import pytest
 
 from keras_diffusion import CheckpointMismatchError, CorruptCheckpointError
 from keras_diffusion.checkpoints.formats import tensor_index
-from keras_diffusion.checkpoints.formats.tensors import QUANTISED, blocks, largest, nbytes, read, thirds
+from keras_diffusion.checkpoints.formats.gguf_blocks import QUANTISED
+from keras_diffusion.checkpoints.formats.tensors import blocks, largest, nbytes, read, thirds
 from keras_diffusion.system import limits
 
 FOLDER = Path(__file__).parents[2] / "golden"
@@ -61,6 +62,8 @@ def test_reads_a_few_rows_at_a_time_and_thirds(name, monkeypatch):
     for ours, theirs in zip(thirds(tensor), np.split(expected, 3), strict=True) if name == "Q5_1.weight" else ():
         np.testing.assert_array_equal(read(ours), theirs)
     assert nbytes(tensor) == tensor.size // 32 * 24
+    with pytest.raises(CorruptCheckpointError, match="ends within a block"):
+        thirds(tensor._replace(shape=(3, 5)))
 
 
 HOSTILE = {
@@ -76,6 +79,7 @@ HOSTILE = {
     "size": contents(entry(shape=(17,))),
     "offset": contents(entry(offset=2**62)),
     "offset between": contents(entry(offset=4)),
+    "rows of part of a block": contents(entry(shape=(32, 2), kind=8), data=bytes(128)),
     "twice": contents(entry(), entry()),
     "type": contents(entry(kind=99)),
     "type of a key": contents(keys=[key("a", 77, b"")]),

@@ -7,6 +7,7 @@ the true one.
 import math
 import struct
 
+from keras_diffusion.checkpoints.formats.gguf_blocks import BLOCK, QUANTISED
 from keras_diffusion.checkpoints.formats.tensors import DTYPES, Tensor, nbytes
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 from keras_diffusion.system import limits
@@ -138,4 +139,7 @@ def _tensors(path, keys, entries, end, size):
         if max(math.prod(shape), start + offset) > limits.ELEMENTS or len(true) > limits.AXES:
             raise ValueError(f"its tensor {name!r:.200} is larger than any, of shape {shape}")
         names.add(name)
-        yield Tensor(path, name, _known(kind, TYPES), true, start + offset)
+        dtype = _known(kind, TYPES)
+        if dtype in QUANTISED and (not shape or shape[-1] % BLOCK):
+            raise ValueError(f"its tensor {name!r:.200} of shape {shape} has rows that are no whole blocks of {BLOCK}")
+        yield Tensor(path, name, dtype, true, start + offset)

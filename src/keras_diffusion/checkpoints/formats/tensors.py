@@ -12,51 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from keras_diffusion.checkpoints.formats.gguf_blocks import BLOCK, QUANTISED, values_of
 from keras_diffusion.errors import CorruptCheckpointError
 
 CHUNK = 2**18  # values that are looked at together: they stay in the processor's cache
 LINE = 16  # rows whose values, once turned, fill whole lines of the cache
-BLOCK = 32  # values of GGUF's quantised types that share a scale
-
-
-def _scaled(block):
-    """The scales of blocks, and their other numbers, float16."""
-    return (block[name].astype("f4")[:, None] for name in block.dtype.names if block[name].dtype.char == "e")
-
-
-def _q8_0(block):
-    (d,) = _scaled(block)
-    return block["q"] * d
-
-
-def _nibbles(block):
-    """The low halves of the bytes, then the high ones, with a fifth bit where there is one."""
-    low = np.concatenate([block["q"] & 15, block["q"] >> 4], axis=1)
-    if "high" in block.dtype.names:
-        low |= np.unpackbits(block["high"].copy().view("u1").reshape(-1, 4), axis=1, bitorder="little") << 4
-    return low
-
-
-def _symmetric(middle):
-    def decode(block):
-        (d,) = _scaled(block)
-        return (_nibbles(block).astype("i1") - np.int8(middle)) * d
-
-    return decode
-
-
-def _affine(block):
-    d, m = _scaled(block)
-    return _nibbles(block) * d + m
-
-
-QUANTISED = {  # type of GGUF → (a block of 32 values, the float32 values (n, 32) of n blocks)
-    "Q8_0": ([("d", "<f2"), ("q", "i1", 32)], _q8_0),
-    "Q4_0": ([("d", "<f2"), ("q", "u1", 16)], _symmetric(8)),
-    "Q4_1": ([("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)], _affine),
-    "Q5_0": ([("d", "<f2"), ("high", "<u4"), ("q", "u1", 16)], _symmetric(16)),
-    "Q5_1": ([("d", "<f2"), ("m", "<f2"), ("high", "<u4"), ("q", "u1", 16)], _affine),
-}
 DTYPES = {  # stored dtype of weights → (its bits, as NumPy's floats)
     "F32": ("<u4", lambda bits: bits.view("<f4")),
     "F16": ("<u2", lambda bits: bits.view("<f2")),
@@ -130,6 +90,8 @@ def thirds(tensor):
     """Splits a tensor along its first axis, the length of which three divides."""
     third = tensor._replace(shape=(tensor.shape[0] // 3, *tensor.shape[1:]))
     elements = third.shape[0] * tensor.strides[0] if tensor.strides else third.size
+    if tensor.dtype in QUANTISED and elements % BLOCK:
+        raise CorruptCheckpointError(f"{tensor.path}: a third of {tensor.name!r:.200} ends within a block of values.")
     size = nbytes(third._replace(shape=(elements,))) if tensor.dtype in DTYPES else 0
     return [third._replace(offset=tensor.offset + i * size) for i in range(3)]
 
@@ -253,12 +215,11 @@ def extent(shape, strides):
 
 def _stored(tensor, count):
     if tensor.dtype in QUANTISED:
-        block, decode = QUANTISED[tensor.dtype]
+        block, _ = QUANTISED[tensor.dtype]
         blocks = np.fromfile(tensor.path, block, -(-count // BLOCK), offset=tensor.offset)
         if len(blocks) * BLOCK < count:
             raise _cut_short(tensor)
-        with np.errstate(invalid="ignore"):  # what is not finite is refused by its magnitude
-            return decode(blocks).ravel()[:count].view("<u4")
+        return values_of(blocks, tensor.dtype)[:count].view("<u4")
     bits = np.fromfile(tensor.path, READABLE[tensor.dtype][0], count, offset=tensor.offset)
     if bits.size != count:
         raise _cut_short(tensor)
