@@ -142,7 +142,7 @@ class Options(OptionsOnce, HiresOptions, total=False):
         deep_cache: For how many steps the deep features of the diffusion model serve, 1 to 1000. Each step but the
             first of so many takes about a tenth of the time, and the images differ (Ma et al. 2023, "DeepCache",
             arXiv:2312.00858).
-        control: (ControlNet, image, scale, start, end), or a list of those, see `Control`.
+        control: (network, image, scale, start, end), or a list of those, see `Control`: a ControlNet or a T2I-adapter.
         image_prompt: (image, scale, mask, adapter), or a list of those, see `ImagePrompt`: images to follow beside the
             prompt, by IP-Adapters. A refiner does not follow them.
         refiner: A `StableDiffusion` that draws the last steps on the same latents, as SDXL's refiner does. It encodes

@@ -31,9 +31,9 @@ def is_int8(network):
 
 
 class StoredKernel:
-    """Gives a layer of a policy in `INT8` a kernel in int8, beside a variable "kernel_scale".
+    """Gives a layer of a policy in `STORED` a kernel that is stored in fewer bits than it computes in.
 
-    `kernel` is what the layer computes with. It saves and loads an int8 kernel as floats.
+    Of a policy in `INT8`, that is an int8 variable beside another one, "kernel_scale"; Keras saves and loads floats.
     """
 
     def add_weight(self, *arguments, name=None, shape=None, initializer=None, **options):
