@@ -59,11 +59,11 @@ def winograd(layer, x):
     if small or (layer.strides, layer.padding) != ((1, 1), "same") or layer.compute_dtype != "float32":
         return in_turn.convolve(layer, x)
     side = tile + TAPS - 1
+    kernel = in_turn.kernel_after(x, layer) if layer.dtype_policy.name in STORED else _depend_on(x, layer.kernel)
     x = ops.pad(x, ((0, 0), (1, tile * rows - height + 1), (1, tile * columns - width + 1), (0, 0)))
     last = tile * (rows - 1) + 1, tile * (columns - 1) + 1
     tiles = [x[:, i : i + last[0] : tile, j : j + last[1] : tile] for i, j in np.ndindex(side, side)]
     tiles = _transform(inputs, ops.stack(tiles))  # (36, b, rows, columns, c)
-    kernel = in_turn.kernel_after(x, layer) if layer.dtype_policy.name in STORED else _depend_on(x, layer.kernel)
     kernel = ops.reshape(kernel, (TAPS**2, channels, layer.filters))
     kernel = _transform(weights, kernel)
     products = ops.matmul(ops.reshape(tiles, (side**2, -1, channels)), kernel)
@@ -79,7 +79,7 @@ def _depend_on(x, kernel):
     A compiler would otherwise transform the kernels of all layers at the start and keep them all in memory. What is
     added, 0 or 1e-30, is too small to change a weight, and finite whatever x holds.
     """
-    return ops.add(kernel, 1e-30 * ops.cast(x[0, 1, 1, 0] > 0, kernel.dtype))
+    return ops.add(kernel, 1e-30 * ops.cast(x[0, 0, 0, 0] > 0, kernel.dtype))
 
 
 def _transform(matrix, x):
