@@ -14,7 +14,8 @@ def kernel_after(x, layer):
 
     It is the stored one for every finite x, which no compiler knows.
     """
-    finite = x[(0,) * len(x.shape)] != float("inf")
+    inside = tuple((side or 0) // 2 for side in x.shape)  # a compiler knows what is padded
+    finite = x[inside] != float("inf")
     stored = ops.convert_to_tensor(layer.stored)
     return layer.expand(ops.where(finite, stored, ops.zeros((), stored.dtype)))
 
