@@ -24,6 +24,19 @@ def test_every_backend_draws_the_same(model):
     assert np.abs(images.astype(int) - expected).max() <= 2
 
 
+def test_it_draws_nearly_the_same_from_int8(model):
+    int8 = StableDiffusion.from_preset("emoji", dtype="float32_from_int8")
+    image = int8.text_to_image(PROMPTS[0], **SETTINGS)[0].astype(float)
+    error = np.square(image - np.load(FIXTURE)["images"][0]).mean()
+    assert 10 * np.log10(255**2 / error) >= 40
+    sizes = [sum(map(nbytes, network.diffusion_model.variables)) for network in (int8, model)]
+    assert sizes[0] <= 0.3 * sizes[1]
+
+
+def nbytes(variable):
+    return np.prod(variable.shape) * np.dtype(variable.dtype).itemsize
+
+
 def test_it_fits_into_the_package():
     assert sum(file.stat().st_size for file in find("emoji").rglob("*")) <= 32e6
 

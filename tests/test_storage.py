@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_diffusion import StableDiffusion
-from keras_diffusion.architectures import STORED, TINY
+from keras_diffusion.architectures import INT8, STORED, TINY
 from keras_diffusion.engines.engine import Engine
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.network import construction
@@ -21,7 +21,7 @@ QUICK = {"num_steps": 2, "verbose": 0, "seed": 0}
 NETWORKS = ("text_encoder", "diffusion_model", "decoder", "image_encoder")
 
 
-@pytest.fixture(scope="module", params=STORED)
+@pytest.fixture(scope="module", params=[name for name in STORED if name not in INT8])
 def models(request):
     """A model with stored weights, and one of float32 with the same numbers."""
     keras.utils.set_random_seed(0)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # a test compares it with `_HOMES`
     from keras_diffusion.networks.diffusion_model import DiffusionModel as DiffusionModel
     from keras_diffusion.networks.image_encoder import ImageEncoder as ImageEncoder
     from keras_diffusion.networks.operations import replace_operations as replace_operations
+    from keras_diffusion.networks.t2i_adapter import T2IAdapter as T2IAdapter
     from keras_diffusion.networks.text_encoder import TextEncoder as TextEncoder
     from keras_diffusion.prompts.tokenizer import SimpleTokenizer as SimpleTokenizer
     from keras_diffusion.sampling.registry import SAMPLERS as SAMPLERS
@@ -45,6 +46,7 @@ _HOMES = {  # module → the public names it holds; it is imported when one of t
     "generation.texts": ("EncodedText",),
     "generation.upscaling": ("Upscaler",),
     "networks.controlnet": ("ControlNet",),
+    "networks.t2i_adapter": ("T2IAdapter",),
     "networks.decoder": ("Decoder",),
     "networks.diffusion_model": ("DiffusionModel",),
     "errors": (

@@ -11,7 +11,11 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 STORED = {  # policies beside those of Keras → (what is computed in, what weights are stored in)
     "float32_from_float16": ("float32", "float16"),
     "float32_from_bfloat16": ("float32", "bfloat16"),
+    "float32_from_int8": ("float32", "float32"),
+    "float16_from_int8": ("float16", "float32"),
+    "bfloat16_from_int8": ("bfloat16", "float32"),
 }
+INT8 = ("float32_from_int8", "float16_from_int8", "bfloat16_from_int8")  # those of them with kernels in int8
 DTYPES = ("float32", "mixed_float16", "mixed_bfloat16", "float16", "bfloat16", *STORED)  # policies to compute in
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")

@@ -57,10 +57,12 @@ class StableDiffusion(Components, Learning):
         dtype: "float32", "mixed_float16", "mixed_bfloat16", "float16" or "bfloat16", for the text encoder and the
             diffusion model; the autoencoder always computes in float32. "float32_from_float16" and
             "float32_from_bfloat16" compute in float32 with weights stored in half precision, in half the memory, those
-            of the autoencoder too. None takes Keras' global policy.
+            of the autoencoder too. "float32_from_int8", "float16_from_int8" and "bfloat16_from_int8" store the kernels
+            of the text encoder and the diffusion model as int8, in a quarter of the memory; they take no LoRA and
+            cannot be trained. None takes Keras' global policy.
         preset: The weights: a bundled name ("emoji"), a folder in diffusers layout or of KerasCV's .h5 files, a single
-            .safetensors or .ckpt file in the original (LDM) layout, or a built-in name such as "sd14" that says how to
-            get them. An `Architecture` builds untrained networks with random weights.
+            .safetensors, .ckpt or .gguf file in the original (LDM) layout, or a built-in name such as "sd14" that says
+            how to get them. An `Architecture` builds untrained networks with random weights.
         prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
             checkpoint's word. Only single files of Stable Diffusion 2 leave it open, and then say so.
         ema: Whether to take the moving averages (EMA) that a single file may hold beside its weights.
@@ -70,6 +72,8 @@ class StableDiffusion(Components, Learning):
             contents as a dict.
         tokenizer: Likewise the words that the tokenizer has beyond CLIP's: a folder as transformers saves it, or a
             `SimpleTokenizer`.
+        diffusion_model: Likewise the diffusion model, of the same shape: the unet folder of diffusers, or a file with
+            the UNet alone or within a whole model, such as one of GGUF.
 
     Attributes:
         architecture: The `Architecture` of the networks.
@@ -109,11 +113,12 @@ class StableDiffusion(Components, Learning):
         text_encoder: Source = None,
         scheduler: Source | dict[str, Any] = None,
         tokenizer: Source | SimpleTokenizer = None,
+        diffusion_model: Source = None,
     ) -> None:
         for name, side in (("img_height", img_height), ("img_width", img_width)):  # where a preset is given by mistake
             if side is not None:
                 arguments.whole_number(name, side, 1, arguments.LARGEST_SIDE)
-        super().__init__(preset, dtype, prediction_type, ema, vae, text_encoder, scheduler, tokenizer)
+        super().__init__(preset, dtype, prediction_type, ema, vae, text_encoder, scheduler, tokenizer, diffusion_model)
         self._engine = Engine(jit_compile)
         self.safety: Callable[[np.ndarray], ArrayLike] | None = None
         self.img_height = self.img_width = self.architecture.image_size
@@ -140,6 +145,7 @@ class StableDiffusion(Components, Learning):
         text_encoder: Source = None,
         scheduler: Source | dict[str, Any] = None,
         tokenizer: Source | SimpleTokenizer = None,
+        diffusion_model: Source = None,
     ) -> Self:
         """Loads a model, and downloads it first where `preset` names one that is not at hand.
 
@@ -148,6 +154,7 @@ class StableDiffusion(Components, Learning):
         needs the package huggingface_hub. Size and licence are logged before a built-in model is downloaded.
         """
         parts = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler, "tokenizer": tokenizer}
+        parts["diffusion_model"] = diffusion_model
         if isinstance(preset, Architecture):
             return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema, **parts)
         path = presets.find(preset, may_download=True)

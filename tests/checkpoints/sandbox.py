@@ -8,9 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-from keras_diffusion.checkpoints.formats import hdf5_file, pickle_file, safetensors
+from keras_diffusion.checkpoints.formats import gguf_file, hdf5_file, pickle_file, safetensors
 
-READERS = {"pickles": pickle_file.index, "safetensors": safetensors.index, "datasets": hdf5_file.index}
+READERS = {
+    "pickles": pickle_file.index,
+    "safetensors": safetensors.index,
+    "datasets": hdf5_file.index,
+    "gguf": gguf_file.index,
+}
 MEMORY = 64 << 20  # bytes that reading a file may take
 SECONDS = 10  # of processor time, after which the system ends this process
 

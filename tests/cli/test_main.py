@@ -660,26 +660,30 @@ def test_all_that_the_library_does_can_be_asked_for(generate, fake, monkeypatch)
     monkeypatch.setattr(fake, "load_lora", lambda self, *given: loaded.append(given), raising=False)
     monkeypatch.setattr(fake, "load_textual_inversion", lambda self, *given: loaded.append(given), raising=False)
     monkeypatch.setattr(fake, "load_ip_adapter", lambda self, *given: loaded.append(given), raising=False)
-    monkeypatch.setattr(fake, "load_controlnet", lambda self, path: f"network of {path}", raising=False)
+    for name in ("load_controlnet", "load_t2i_adapter"):
+        monkeypatch.setattr(fake, name, lambda self, path: f"network of {path}", raising=False)
     for name in ("a.png", "mask.png", "edges.png"):
         Image.fromarray(IMAGES[0]).save(name)
-    for name in ("canny.pth", "style.safetensors", "word.pt", "vae.pt", "plus.bin", "vit.bin"):
+    for name in ("canny.pth", "sketch.pth", "style.safetensors", "word.pt", "vae.pt", "q.gguf", "plus.bin", "vit.bin"):
         Path(name).touch()
     Path("prompts.txt").write_text("a cat\n\na dög\n", "utf-8")
     options = "--prompts prompts.txt --batch-size 2 --seed 7 --steps 3 --image a.png --mask mask.png --resize crop "
     options += "--control canny.pth=edges.png=0.5 --control canny.pth=a.png --lora style.safetensors=0.8 "
     options += "--ip-adapter plus.bin=vit.bin --image-prompt edges.png --image-prompt a.png=0.6=mask.png=plus "
-    options += "--embedding word.pt --vae vae.pt --jit-compile off"
+    options += "--embedding word.pt --vae vae.pt --jit-compile off --t2i-adapter sketch.pth=a.png "
+    options += "--diffusion-model q.gguf"
     assert generate(*options.split()) == 0
 
     [model] = fake.made
     assert (model.built["jit_compile"], model.built["vae"]) == (False, Path("vae.pt"))
+    assert model.built["diffusion_model"] == Path("q.gguf")
     assert loaded == [(Path("style.safetensors"), 0.8), (Path("word.pt"),), (Path("plus.bin"), Path("vit.bin"))]
     expected = {"prompt": "a dög", "seed": 9, "image": Path("a.png"), "mask": Path("mask.png"), "resize": "crop"}
     expected |= {"strength": 1.0, "batch_size": 2}
     expected["control"] = [
         ("network of canny.pth", Path("edges.png"), 0.5),
         ("network of canny.pth", Path("a.png"), 1.0),
+        ("network of sketch.pth", Path("a.png"), 1.0),
     ]
     expected["image_prompt"] = [
         (Path("edges.png"), 1.0, None, None),
@@ -689,10 +693,11 @@ def test_all_that_the_library_does_can_be_asked_for(generate, fake, monkeypatch)
     assert sorted(path.name for path in Path().glob("pizza-*")) == [f"pizza-{i}.png" for i in (1, 2, 3, 4)]
     found = metadata.read("pizza-4.png")
     assert [found[name] for name in ("Prompt", "Seed", "Size")] == ["a dög", "10", "24x16"]
+    assert (found["Model"], found.get("Model hash")) == ("q.gguf", None)
     assert found["ControlNet 0"] == "Module: none, Model: canny, Weight: 0.5"
-    assert found["ControlNet 3"] == "Module: ip-adapter-auto, Model: plus, Weight: 0.6"
+    assert found["ControlNet 4"] == "Module: ip-adapter-auto, Model: plus, Weight: 0.6"
     others = ["Denoising strength", "Lora files"]
-    assert metadata.not_followed(found) == [*(f"ControlNet {i}" for i in range(4)), *others]
+    assert metadata.not_followed(found) == [*(f"ControlNet {i}" for i in range(5)), *others]
 
 
 def test_a_controlnet_is_followed_again_as_closely(generate, fake, monkeypatch, capsys):

@@ -9,6 +9,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from keras import ops
+
+from keras_diffusion.networks import layers
+from keras_diffusion.networks.network import construction
+from keras_diffusion.networks.operations import replace_operations
 
 pytestmark = [
     pytest.mark.backend,
@@ -61,3 +66,28 @@ def test_devices_share_the_rows():
     for (error, share), least in zip(found.values(), (1 / 2, 1 / 6, 1 / 8), strict=True):
         assert error < 1e-5, found
         assert 0.95 * least < share < 1.25 * least, found
+
+
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("dtype", ["float32_from_float16", "float32_from_int8"])
+def test_stored_kernels_are_expanded_in_turn(dtype, loop):
+    """All of them at the start would be the memory of float32 beside the stored ones."""
+    import jax
+
+    from keras_diffusion.engines import jax as engine
+
+    with construction(dtype, initialize=False):
+        x = inputs = keras.Input((4, 4, 256))
+        for i in range(3):
+            x = layers.dense(256, f"dense_{i}")(layers.conv(256, f"conv_{i}")(x))
+        network = keras.Model(inputs, x)
+
+    def run(values, x):
+        with keras.StatelessScope(zip(network.variables, values, strict=True)):
+            return ops.fori_loop(0, 5, lambda _, x: network(x), x) if loop else network(x)
+
+    values = [variable.value for variable in network.variables]
+    with replace_operations(**engine.replaced_operations("jit")):
+        program = jax.jit(run).lower(values, np.zeros((1, 4, 4, 256), "float32")).compile()
+    kernel = 4 * 9 * 256 * 256
+    assert program.memory_analysis().temp_size_in_bytes < 1.5 * kernel

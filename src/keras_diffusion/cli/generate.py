@@ -31,7 +31,7 @@ def generate(options):
     from keras_diffusion.sampling.variation import seeds_alone
 
     show(f"loading {options.preset}")
-    parts = {"vae": options.vae} if options.vae else {}
+    parts = {name: path for name in ("vae", "diffusion_model") if (path := getattr(options, name))}
     compiled = JIT_COMPILE[options.jit_compile]
     model = load(options.height, options.width, compiled, options.dtype, options.preset, **parts)
     call, upscaler = arguments_of(options, model), options.upscale and load_upscaler(options.upscale[0], options.dtype)
@@ -88,8 +88,10 @@ def arguments_of(options, model):
         given["tiny_vae"] = True
     if options.guess_mode:
         given["guess_mode"] = True
-    if options.control:
-        given["control"] = [(model.load_controlnet(path), image, scale) for path, image, scale in options.control]
+    followed = [(model.load_controlnet, *each) for each in options.control]
+    followed += [(model.load_t2i_adapter, *each) for each in options.t2i_adapter]
+    if followed:
+        given["control"] = [(load(path), image, scale) for load, path, image, scale in followed]
     for paths in options.ip_adapter:
         model.load_ip_adapter(*paths)
     given["image_prompt"] = options.image_prompt or None
@@ -103,8 +105,8 @@ def recipe(options, model, call):
 
     call = call | {"sampler": names.label(options.sampler or model.sampler, options.spacing)}
     about_model = {
-        "Model": Path(options.preset).name,
-        "Model hash": presets.model_hash(options.preset),
+        "Model": Path(options.diffusion_model or options.preset).name,
+        "Model hash": None if options.diffusion_model else presets.model_hash(options.preset),
         "Prediction type": model.architecture.prediction_type,
         "Precision": options.dtype or "float32",
     }
@@ -115,7 +117,8 @@ def recipe(options, model, call):
         settings["Denoising strength"] = str(call["strength"])
     if options.lora:
         settings["Lora files"] = ", ".join(f"{path.stem}: {scale:g}" for path, scale in options.lora)
-    units = [metadata.control(path.stem, scale, options.guess_mode) for path, _, scale in options.control]
+    followed = (*options.control, *options.t2i_adapter)
+    units = [metadata.control(path.stem, scale, options.guess_mode) for path, _, scale in followed]
     for _, scale, _, adapter in options.image_prompt:
         units.append(metadata.image_prompt(adapter or options.ip_adapter[0][0].stem, scale))
     settings |= {f"ControlNet {i}": unit for i, unit in enumerate(units)}

@@ -54,12 +54,14 @@ def add_arguments(command):
     )
     add("--control", type=control, action="append", default=[], metavar="FILE=IMAGE[=SCALE]", help="a ControlNet")
     add("--guess-mode", action="store_true", help="let ControlNets guess what their images show, for an empty prompt")
+    add("--t2i-adapter", type=control, action="append", default=[], metavar="FILE=IMAGE[=SCALE]", help="a T2I-adapter")
     add("--ip-adapter", type=ip_adapter, action="append", default=[], metavar="FILE[=ENCODER]", help="an IP-Adapter")
     metavar = "IMAGE[=SCALE[=MASK[=ADAPTER]]]"
     add("--image-prompt", type=image_prompt, action="append", default=[], metavar=metavar, help="an image to follow")
     add("--lora", type=with_scale, action="append", default=[], metavar="FILE[=SCALE]", help="a LoRA")
     add("--embedding", type=Path, action="append", default=[], metavar="FILE", help="a textual inversion")
     add("--vae", type=Path, metavar="FILE", help="another autoencoder, a file or a folder")
+    add("--diffusion-model", type=Path, metavar="FILE", help="another UNet, a file such as one of GGUF, or a folder")
     add("--tiny-vae", type=Path, metavar="FILE", help="a tiny autoencoder (TAESD) to decode with, in less time")
     add("--like", type=Path, metavar="IMAGE", help="an image whose settings to use, unless other options say otherwise")
     add("--preset", default="emoji", help=f"{PRESETS} (default: emoji)")
@@ -187,8 +189,8 @@ def check(options):
         raise ValueError("--guess-mode needs a --control")
     if options.image_prompt and not options.ip_adapter:
         raise ValueError("--image-prompt needs an --ip-adapter")
-    files = [options.image, options.mask, options.tiny_vae, options.hires_upscaler]
-    files += [path for given in options.control for path in given[:2]]
+    files = [options.image, options.mask, options.tiny_vae, options.hires_upscaler, options.diffusion_model]
+    files += [path for given in (*options.control, *options.t2i_adapter) for path in given[:2]]
     files += [path for path, _ in [*options.lora, *([options.upscale] if options.upscale else [])]]
     files += [path for given in options.ip_adapter for path in given]
     files += [path for image, _, mask, _ in options.image_prompt for path in (image, mask)]

@@ -1,4 +1,4 @@
-"""The adapters of a model: ControlNets, IP-Adapters, LoRAs and learned words."""
+"""The adapters of a model: ControlNets, T2I-adapters, IP-Adapters, LoRAs and learned words."""
 
 import logging
 import os
@@ -11,8 +11,10 @@ from keras_diffusion.checkpoints.adapters.ip_adapter_file import load_ip_adapter
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras, Scale
 from keras_diffusion.checkpoints.layouts.controlnet_files import ControlNetFiles
 from keras_diffusion.checkpoints.layouts.files import naming
+from keras_diffusion.checkpoints.layouts.t2i_adapter_files import T2IAdapterFiles
 from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.keras_internals import no_leftovers
+from keras_diffusion.networks.t2i_adapter import T2IAdapter
 from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.system.locks import changing
 
@@ -67,6 +69,30 @@ class Adapters:
         with naming(path), no_leftovers():
             source = ControlNetFiles(path, self.architecture)
             network = ControlNet(**source.options, initialize=False, dtype=self.diffusion_model.get_config()["dtype"])
+            source.load(network)
+        return network
+
+    def load_t2i_adapter(self, path: str | os.PathLike[str]) -> T2IAdapter:
+        """Loads a T2I-adapter (Mou et al. 2023, arXiv:2302.08453), for the `control` of a call.
+
+        Args:
+            path: A folder of diffusers' `T2IAdapter`; or a file, safetensors or a pickle, with the names of diffusers
+                or of TencentARC/T2I-Adapter.
+
+        Returns:
+            A `T2IAdapter`.
+
+        Raises:
+            CheckpointError: If there is none, or it is damaged or made for another model.
+
+        Example:
+            sketch = model.load_t2i_adapter("t2iadapter_sketch_sd15v2.pth")
+            model.text_to_image("a bird", control=(sketch, "drawing.png", 0.8))
+        """
+        with naming(path), no_leftovers():
+            source = T2IAdapterFiles(path, self.architecture)
+            dtype = self.diffusion_model.get_config()["dtype"]
+            network = T2IAdapter(source.shape, initialize=False, dtype=dtype)
             source.load(network)
         return network
 

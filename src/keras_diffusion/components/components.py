@@ -10,7 +10,7 @@ from threading import Lock
 import keras
 
 from keras_diffusion import arguments
-from keras_diffusion.architectures import DTYPES, PREDICTION_TYPES, STORED, Architecture
+from keras_diffusion.architectures import DTYPES, INT8, PREDICTION_TYPES, STORED, Architecture
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.adapters import textual_inversion
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file, tiny_vae_files
@@ -55,7 +55,16 @@ class Components(Adapters):
     tiny_image_encoder: TinyImageEncoder | None
 
     def __init__(
-        self, preset, dtype, prediction_type, ema, vae=None, text_encoder=None, scheduler=None, tokenizer=None
+        self,
+        preset,
+        dtype,
+        prediction_type,
+        ema,
+        vae=None,
+        text_encoder=None,
+        scheduler=None,
+        tokenizer=None,
+        diffusion_model=None,
     ):
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
@@ -64,10 +73,15 @@ class Components(Adapters):
         self._preset = "random weights" if isinstance(preset, Architecture) else str(preset)
         with keras_settings():
             self._dtype = dtype or keras.config.dtype_policy()
-        self._vae_dtype = dtype if dtype in STORED else VAE_DTYPE
-        given = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler}
+        self._vae_dtype = dtype if dtype in STORED and dtype not in INT8 else VAE_DTYPE
+        given = {
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "diffusion_model": diffusion_model,
+            "scheduler": scheduler,
+        }
         given = {name: value for name, value in given.items() if value is not None}
-        self._parts = {name: PartFiles(name, given[name]) for name in PARTS if name in given}
+        self._parts = {PARTS[name]: PartFiles(name, given[name]) for name in PARTS if name in given}
         if isinstance(preset, Architecture):
             if ema:
                 raise ValueError(f"`ema` is for checkpoints; random weights have no averages. Received: {ema=!r:.200}")

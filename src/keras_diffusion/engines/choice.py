@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from keras_diffusion.networks import graphs
+from keras_diffusion.networks.int8 import is_int8
 from keras_diffusion.system import memory
 
 RUNNERS = {  # runner → its module, a function of that name; only the one that is used is imported
@@ -71,11 +72,13 @@ def choose_by_work(parameters, positions, network=None):
 
 
 def _openvino_serves(parameters, network):
-    """Tells whether OpenVINO is installed, fits into memory, and knows all layers."""
+    """Tells whether OpenVINO is installed, fits into memory, and knows all layers; it holds int8 weights as floats."""
     if not find_spec("openvino") or OPENVINO_NEEDS * parameters > memory.physical_memory():
         return False
     if network is None:
         return True
+    if is_int8(network):
+        return False
     from keras_diffusion.engines.openvino_layers import LOWERINGS
 
     nodes = graphs.nodes(network)

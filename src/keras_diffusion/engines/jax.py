@@ -8,6 +8,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 from keras import ops
 
+from keras_diffusion.engines import in_turn
 from keras_diffusion.networks import operations
 
 FLASH_HEADS = (((9, 0), 256), ((8, 0), 128))  # Hopper and newer; Ampere and Ada. Volta and Turing have none.
@@ -57,7 +58,8 @@ class Shared:
 
 def replaced_operations(runner):
     """Returns operations that a GPU computes faster. Winograd's convolutions made a processor a tenth slower."""
-    return {"attend": _attend_by_cudnn, "moments": _moments_in_one_pass}
+    stored = {"project": in_turn.project, "convolve": in_turn.convolve}
+    return {"attend": _attend_by_cudnn, "moments": _moments_in_one_pass, **stored}
 
 
 def use_compile_cache(folder):

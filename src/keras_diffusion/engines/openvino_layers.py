@@ -236,6 +236,11 @@ def concatenate_skip(layer, x, skip):
     return ov.concat([x, repeat_for_guidance(skip, x)], 1).output(0)
 
 
+def add_features(layer, x, features):
+    """Translates the addition of a T2I-adapter's features."""
+    return ov.add(x, repeat_for_guidance(features, x)).output(0)
+
+
 def transformer_block(layer, x, context):
     """Translates a transformer block."""
     x = repeat_for_guidance(ov.add(x, attention(layer.attn1, lower(layer.norm1, x))).output(0), context)
@@ -326,6 +331,7 @@ LOWERINGS = {
     layers.Downsample: downsample,
     layers.Upsample: upsample,
     layers.ConcatenateSkip: concatenate_skip,
+    layers.AddFeatures: add_features,
     EncoderLayer: encoder_layer,
     TinyBlock: tiny_block,
     SoftClip: soft_clip,

@@ -5,9 +5,11 @@ import os
 import keras
 import tensorflow as tf
 
+from keras_diffusion.engines import in_turn
 from keras_diffusion.engines.choice import device
 from keras_diffusion.engines.winograd import winograd
 from keras_diffusion.networks import graphs
+from keras_diffusion.networks.int8 import is_int8
 from keras_diffusion.networks.keras_internals import all_layers
 
 
@@ -36,7 +38,7 @@ def xla(stage, network, traced):
 
 def _converts(network):
     """Tells whether layers compute in another dtype than that of their weights."""
-    return any(layer.variable_dtype != layer.compute_dtype for layer in all_layers(network))
+    return is_int8(network) or any(layer.variable_dtype != layer.compute_dtype for layer in all_layers(network))
 
 
 def _in_turn(network):
@@ -54,7 +56,8 @@ def _in_turn(network):
 
 def replaced_operations(runner):
     """Winograd's convolutions were measured to be faster under XLA on processors."""
-    return {"convolve": winograd} if runner == "xla" and device() == "cpu" else {}
+    convolve = winograd if runner == "xla" and device() == "cpu" else in_turn.convolve
+    return {"convolve": convolve, "project": in_turn.project}
 
 
 def use_compile_cache(folder):

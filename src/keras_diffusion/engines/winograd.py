@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_diffusion.networks.operations import convolve
+from keras_diffusion.architectures import STORED
+from keras_diffusion.engines import in_turn
 
 TAPS = 3  # weights along a side
 FEWEST_TILES, FEWEST_CHANNELS = 16, 32  # smaller convolutions do not pay for the transforms
@@ -41,7 +42,7 @@ F2X2_3X3 = algorithm(0.0, 1.0, -1.0)  # 16 products for 4 outputs instead of 36 
 
 
 def winograd(layer, x):
-    """Convolves large float32 feature maps by Winograd's algorithm, and leaves others to `operations.convolve`.
+    """Convolves large float32 feature maps by Winograd's algorithm, and leaves others to `in_turn.convolve`.
 
     Args:
         layer: The `Conv2D`.
@@ -56,13 +57,14 @@ def winograd(layer, x):
     rows, columns = -(-height // tile), -(-width // tile)
     small = rows * columns < FEWEST_TILES or min(channels, layer.filters) < FEWEST_CHANNELS
     if small or (layer.strides, layer.padding) != ((1, 1), "same") or layer.compute_dtype != "float32":
-        return convolve(layer, x)
+        return in_turn.convolve(layer, x)
     side = tile + TAPS - 1
+    kernel = in_turn.kernel_after(x, layer) if layer.dtype_policy.name in STORED else _depend_on(x, layer.kernel)
     x = ops.pad(x, ((0, 0), (1, tile * rows - height + 1), (1, tile * columns - width + 1), (0, 0)))
     last = tile * (rows - 1) + 1, tile * (columns - 1) + 1
     tiles = [x[:, i : i + last[0] : tile, j : j + last[1] : tile] for i, j in np.ndindex(side, side)]
     tiles = _transform(inputs, ops.stack(tiles))  # (36, b, rows, columns, c)
-    kernel = ops.reshape(_depend_on(x, layer.kernel), (TAPS**2, channels, layer.filters))
+    kernel = ops.reshape(kernel, (TAPS**2, channels, layer.filters))
     kernel = _transform(weights, kernel)
     products = ops.matmul(ops.reshape(tiles, (side**2, -1, channels)), kernel)
     x = ops.reshape(_transform(outputs, products), (tile, tile, -1, rows, columns, layer.filters))
@@ -77,7 +79,7 @@ def _depend_on(x, kernel):
     A compiler would otherwise transform the kernels of all layers at the start and keep them all in memory. What is
     added, 0 or 1e-30, is too small to change a weight, and finite whatever x holds.
     """
-    return ops.add(kernel, 1e-30 * ops.cast(x[0, 1, 1, 0] > 0, kernel.dtype))
+    return ops.add(kernel, 1e-30 * ops.cast(x[0, 0, 0, 0] > 0, kernel.dtype))
 
 
 def _transform(matrix, x):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from keras_diffusion.engines.stages import Conditions
-from keras_diffusion.generation.controls import residual_shares
+from keras_diffusion.generation.controls import follow, residual_shares
 from keras_diffusion.generation.guidance import guidance_embedding
 from keras_diffusion.generation.image_prompts import encode_image_prompts
 from keras_diffusion.generation.size_ids import added_vectors
@@ -62,7 +62,7 @@ def make_conditions(model, engine, request, known):
         added=added,
         weights=weights,
         rescale=request.rescale if request.rescale.any() else None,
-        controls=tuple(control.image for control in request.controls),
+        controls=tuple(x for control in request.controls for x in follow(engine, control)),
         shares=shares,
         images=images,
         guidance_embedding=None if embedded is None else guidance_embedding(embedded, shape.guidance_width),

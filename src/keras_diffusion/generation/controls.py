@@ -1,4 +1,4 @@
-"""Reads the option `control`: ControlNets, their images, scales and intervals."""
+"""Reads the option `control`: ControlNets and T2I-adapters, their images, scales and intervals."""
 
 from typing import Any, NamedTuple
 
@@ -8,14 +8,17 @@ from keras_diffusion.arguments import interval, number
 from keras_diffusion.images.reading import read_images
 from keras_diffusion.images.resizing import fit, nearest
 from keras_diffusion.networks.controlnet import ControlNet
+from keras_diffusion.networks.t2i_adapter import T2IAdapter, expected
 from keras_diffusion.sampling.samplers import rows_between
+
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, in the grey of images (ITU-R BT.601)
 
 
 class Control(NamedTuple):
-    """A ControlNet with what it follows; a plain tuple, cut short where the rest is as usual, does as well.
+    """A ControlNet or a T2I-adapter with what it follows; a plain tuple, cut short where the rest is usual, does too.
 
     Args:
-        network: What `StableDiffusion.load_controlnet` returns.
+        network: What `StableDiffusion.load_controlnet` or `load_t2i_adapter` returns.
         image: The image to follow: a path, a PIL image, or an array of uint8 or of floats in [0, 1], (h, w, 3), or
             (batch_size, h, w, 3) or a list with one for each image. It is scaled to the size of the images drawn. For
             a ControlNet that repaints, pixels of floats are -1 where it is to draw.
@@ -24,7 +27,7 @@ class Control(NamedTuple):
         end: Where it ends to.
     """
 
-    network: ControlNet
+    network: ControlNet | T2IAdapter
     image: Any
     scale: float = 1.0
     start: float = 0.0
@@ -93,6 +96,11 @@ def _control(name, entry, batch_size, size, diffusion_model, how):
         raise TypeError(f"`{name}` must be a tuple ({', '.join(Control._fields)}). Received: {name}={entry!r:.200}")
     network, image, scale, start, end = Control(*entry)
     require_fitting(f"{name}.network", network, diffusion_model)
+    if isinstance(network, T2IAdapter) and any(side % network.architecture.factor for side in size):
+        raise ValueError(
+            f"`{name}`: with this T2I-adapter, the sides of images must be multiples of {network.architecture.factor}. "
+            f"Received: {size[0]}×{size[1]}"
+        )
     image = _followed(f"{name}.image", image, size, how)
     if len(image) not in (1, batch_size):
         count = f"1 or {batch_size}" if batch_size > 1 else "1"
@@ -112,10 +120,30 @@ def _followed(name, value, size, how):
     return image
 
 
+def follow(engine, control):
+    """Returns the arrays of a control that every step takes: its image, or what a T2I-adapter makes of it, once."""
+    network, image, *_ = control
+    if not isinstance(network, T2IAdapter):
+        return [image]
+    image = image if network.architecture.in_channels == len(LUMA) else image @ np.float32(LUMA)[:, None]
+    return engine.encode_image_prompt(network, image)
+
+
 def require_fitting(name, network, diffusion_model):
-    """Raises an error unless a network is a `ControlNet` for a diffusion model."""
+    """Raises an error unless a network is a `ControlNet` or a `T2IAdapter` for a diffusion model."""
+    if isinstance(network, T2IAdapter):
+        shape = network.architecture
+        ours, theirs = expected(shape.kind, diffusion_model.architecture), (shape.factor, shape.outputs)
+        if ours != theirs:
+            raise ValueError(
+                f"`{name}` must be a T2I-adapter for this model, with (factor, widths) {ours}. Received: {theirs}"
+            )
+        return
     if not isinstance(network, ControlNet):
-        raise TypeError(f"`{name}` must be a ControlNet; load one with `load_controlnet`. Received: {network!r:.200}")
+        raise TypeError(
+            f"`{name}` must be a ControlNet or a T2I-adapter; load one with `load_controlnet` or `load_t2i_adapter`. "
+            f"Received: {network!r:.200}"
+        )
     ours, theirs = _fitting(diffusion_model), _fitting(network)
     if ours != theirs:
         raise ValueError(f"`{name}` must be a ControlNet for this model, with {ours}. Received: one with {theirs}")

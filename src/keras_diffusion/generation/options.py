@@ -155,7 +155,7 @@ class Options(OptionsOnce, HiresOptions, total=False):
         deep_cache: For how many steps the deep features of the diffusion model serve, 1 to 1000. Each step but the
             first of so many takes about a tenth of the time, and the images differ (Ma et al. 2023, "DeepCache",
             arXiv:2312.00858).
-        control: (ControlNet, image, scale, start, end), or a list of those, see `Control`.
+        control: (network, image, scale, start, end), or a list of those, see `Control`: a ControlNet or a T2I-adapter.
         guess_mode: Whether ControlNets guess what their images show, so that the prompt may be empty. Shallow layers
             then follow them less, and the negative prompt does not. A guidance of 3 to 5 suits.
         image_prompt: (image, scale, mask, adapter), or a list of those, see `ImagePrompt`: images to follow beside the

@@ -17,6 +17,7 @@ from keras_diffusion.images import reading as images
 from keras_diffusion.images import resizing
 from keras_diffusion.images.resizing import HOW
 from keras_diffusion.networks.diffusion_model import DiffusionModel
+from keras_diffusion.networks.t2i_adapter import T2IAdapter
 from keras_diffusion.sampling import variation
 from keras_diffusion.sampling.defaults import warn_of_what_ruins
 from keras_diffusion.sampling.names import resolve
@@ -235,6 +236,8 @@ def _deep_cache(model, value):
 def _guess_mode(value, controls):
     if arguments.boolean("guess_mode", value) and not controls:
         raise ValueError("`guess_mode` needs a `control`. Received: guess_mode=True")
+    if value and any(isinstance(control.network, T2IAdapter) for control in controls):
+        raise ValueError("`guess_mode` is for ControlNets. Received: guess_mode=True with a T2I-adapter")
     return value
 
 

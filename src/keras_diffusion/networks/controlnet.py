@@ -12,6 +12,7 @@ from keras_diffusion.networks.diffusion_model import UNetEncoder
 from keras_diffusion.networks.graphs import refuse_own_call
 from keras_diffusion.networks.layers import ScaleResidual, conv, dense
 from keras_diffusion.networks.network import Network, construction
+from keras_diffusion.networks.t2i_adapter import T2IAdapter
 
 CHANNEL_ORDERS = ("rgb", "bgr")
 
@@ -112,38 +113,44 @@ class ControlNet(Network):
 
 
 def with_controlnets(diffusion_model, controlnets):
-    """Joins a diffusion model and its ControlNets into one network that shares their layers.
+    """Joins a diffusion model and what steers it into one network that shares their layers.
 
     Args:
         diffusion_model: A `DiffusionModel`.
-        controlnets: A tuple of `ControlNet`. One that takes fewer channels of latents than the diffusion model, as
-            beside a model for inpainting, gets the first ones.
+        controlnets: A tuple of `ControlNet` and `T2IAdapter`. A ControlNet that takes fewer channels of latents than
+            the diffusion model, as beside a model for inpainting, gets the first ones.
 
     Returns:
-        A model that takes a list: the inputs of the diffusion model, then scales, then the image of each ControlNet,
-        (b, height, width, 3) in [0, 1]. It returns the prediction. Scales are (1, number of ControlNets, number of
-        residuals), or (k · b, …) for a context of k · b rows.
+        A model that takes a list: the inputs of the diffusion model, then scales, then what each follows: for a
+        ControlNet the image (b, height, width, 3) in [0, 1], for a T2I-adapter its features. It returns the prediction.
+        Scales are (1, number of networks, number of residuals), or (k · b, …) for a context of k · b rows; the last one
+        is that of features.
 
     Raises:
         TypeError: If the diffusion model has a `call` of its own.
     """
     refuse_own_call(diffusion_model)
-    inputs, residuals = controlnet_residuals(diffusion_model, controlnets)
-    prediction, _ = diffusion_model.steer(inputs[: len(diffusion_model.inputs)], residuals)
+    inputs, *added = additions(diffusion_model, controlnets)
+    prediction, _ = diffusion_model.steer(inputs[: len(diffusion_model.inputs)], *added)
     return Network(inputs, prediction, diffusion_model.architecture, "steered_diffusion_model")
 
 
-def controlnet_residuals(diffusion_model, controlnets):
-    """Returns the inputs of the network of `with_controlnets`, and the residuals that its ControlNets compute."""
+def additions(diffusion_model, controlnets):
+    """Returns the inputs of the network of `with_controlnets`, and the `residuals` and `features` to steer it with."""
     latent, *conditions = (keras.Input(x.shape[1:]) for x in diffusion_model.inputs)
     scales = keras.Input((len(controlnets), diffusion_model.architecture.diffusion_model.residuals))
-    images = [keras.Input(controlnet.inputs[-1].shape[1:]) for controlnet in controlnets]
-    scaled = []
-    for i, (controlnet, image) in enumerate(zip(controlnets, images, strict=True)):
-        channels = controlnet.architecture.diffusion_model.in_channels
-        again = keras.Model(controlnet.inputs, controlnet.outputs, name=f"controlnet_{i}")  # under a name of its own
-        own = conditions[: len(controlnet.inputs) - 2]  # all but the guidance
-        said = again([latent[..., :channels], *own, image])
-        scaled.append([ScaleResidual()(x, scales[:, i, j]) for j, x in enumerate(said)])
-    residuals = [sum(together) for together in zip(*scaled, strict=True)]
-    return [latent, *conditions, scales, *images], residuals
+    followed, residuals, features = [], [], []
+    for i, network in enumerate(controlnets):
+        if isinstance(network, T2IAdapter):
+            given = [keras.Input(x.shape[1:]) for x in network.outputs]
+            features.append([ScaleResidual()(x, scales[:, i, -1]) for x in given])
+        else:
+            given = [keras.Input(network.inputs[-1].shape[1:])]
+            channels = network.architecture.diffusion_model.in_channels
+            again = keras.Model(network.inputs, network.outputs, name=f"controlnet_{i}")  # under a name of its own
+            own = conditions[: len(network.inputs) - 2]  # all but the guidance
+            said = again([latent[..., :channels], *own, *given])
+            residuals.append([ScaleResidual()(x, scales[:, i, j]) for j, x in enumerate(said)])
+        followed += given
+    residuals, features = ([sum(x) for x in zip(*lists, strict=True)] for lists in (residuals, features))
+    return [latent, *conditions, scales, *followed], residuals, features

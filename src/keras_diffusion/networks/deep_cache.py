@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_diffusion.networks.controlnet import controlnet_residuals
+from keras_diffusion.networks.controlnet import additions
 from keras_diffusion.networks.graphs import refuse_own_call
 from keras_diffusion.networks.network import Network
 
@@ -12,7 +12,7 @@ def deep_and_shallow(diffusion_model, controlnets=()):
 
     Args:
         diffusion_model: A `DiffusionModel`.
-        controlnets: A tuple of `ControlNet`.
+        controlnets: A tuple of `ControlNet` and `T2IAdapter`.
 
     Returns:
         (whole, shallow). `whole` takes what the diffusion model takes, or with ControlNets what the network of
@@ -26,9 +26,9 @@ def deep_and_shallow(diffusion_model, controlnets=()):
     refuse_own_call(diffusion_model)
     inputs, wanted = diffusion_model.inputs, [*diffusion_model.outputs, diffusion_model.deep]
     if controlnets:
-        inputs, residuals = controlnet_residuals(diffusion_model, controlnets)
+        inputs, residuals, features = additions(diffusion_model, controlnets)
         count = len(diffusion_model.inputs)
-        outputs = [*diffusion_model.steer(inputs[:count], residuals), residuals[0]]
+        outputs = [*diffusion_model.steer(inputs[:count], residuals, features), *residuals[:1]]
         given = [keras.Input(x.shape[1:], dtype=x.dtype) for x in (*inputs[:count], *outputs[1:])]
         prediction = diffusion_model.reuse(given[:count], given[count], given[count + 1 :])
     else:  # two flat graphs, which every engine can run

@@ -8,6 +8,7 @@ from keras import layers
 
 from keras_diffusion.architectures import SD14
 from keras_diffusion.networks.layers import (
+    AddFeatures,
     AddResidual,
     ConcatenateSkip,
     Downsample,
@@ -83,15 +84,20 @@ class UNetEncoder:
             for block in blocks:
                 x = block(x, time, context)
                 skips.append(x)
-            if features:
-                skips[-1] = x = x + features[i]
+            late = bool(downsample) and not blocks[-1].attend
+            if features and not late:
+                skips[-1] = x = AddFeatures()(x, features[i])
             if downsample:
                 x = downsample(x)
                 skips.append(x)
+            if features and late:
+                skips[-1] = x = AddFeatures()(x, features[i])
 
         # Middle flow
         for block in self.middle:
             x = block(x, time, context)
+        if len(features) > len(self.levels):
+            x = AddFeatures()(x, features[-1])
         return skips, x
 
 
@@ -213,8 +219,10 @@ class DiffusionModel(Network):
             inputs: latent, timestep_embedding, context, and the others that the network takes.
             residuals: Tensors that a ControlNet adds: one for each skip connection, in the order of their computation,
                 then one for the middle; or none.
-            features: Tensors that a T2I-adapter (Mou et al. 2023, arXiv:2302.08453) adds: one for the last feature map
-                of every level of the encoder; or none.
+            features: Tensors that a T2I-adapter (Mou et al. 2023, arXiv:2302.08453) adds: one for every level of the
+                encoder, and for SDXL one for the middle; or none. They are added to the last feature map of a level, or
+                to what is left of it after it is halved, where the level has no transformers. Of latents of b images,
+                they may be those of b, if the context holds k · b rows.
 
         Returns:
             The prediction (b, h, w, output channels), and the deep features of these inputs, see `deep`.
@@ -224,9 +232,11 @@ class DiffusionModel(Network):
         """
         levels = self.unet.encoder.levels
         skips = sum(len(blocks) + 1 for blocks, _ in levels)
-        for name, given, places in (("residuals", residuals, skips + 1), ("features", features, len(levels))):
-            if len(given) not in (0, places):
-                raise ValueError(f"`{name}` must be {places} tensors, or none. Received: {len(given)} tensors")
+        if len(residuals) not in (0, skips + 1):
+            raise ValueError(f"`residuals` must be {skips + 1} tensors, or none. Received: {len(residuals)} tensors")
+        if len(features) not in (0, len(levels), len(levels) + 1):
+            count = f"{len(levels)} tensors, or one more for the middle"
+            raise ValueError(f"`features` must be {count}, or none. Received: {len(features)} tensors")
         return self.unet(inputs, residuals, features)
 
     def reuse(self, inputs, features, residuals):
@@ -244,8 +254,10 @@ class DiffusionModel(Network):
         """
         latent, timestep, context, *others = inputs
         encoder, decoder = self.unet
-        skips = [AddResidual()(x, y) for x, y in zip([encoder.conv_in(latent)], residuals, strict=True)]
-        return decoder(features, skips, encoder.embed_time(timestep, *others), context)[0]
+        skip = encoder.conv_in(latent)
+        for residual in residuals:
+            skip = AddResidual()(skip, residual)
+        return decoder(features, [skip], encoder.embed_time(timestep, *others), context)[0]
 
 
 def timestep_frequencies(width):

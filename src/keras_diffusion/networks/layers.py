@@ -7,6 +7,7 @@ Layer names are those of diffusers' modules: the path of a variable is its name 
 import keras
 from keras import ops
 
+from keras_diffusion.networks.int8 import StoredKernel
 from keras_diffusion.networks.network import kernel_initializer
 from keras_diffusion.networks.operations import operation
 
@@ -22,7 +23,7 @@ def conv(channels, name, strides=1, padding="same", use_bias=True):
     return Conv2D(channels, 3, strides, padding, **options)
 
 
-class Dense(keras.layers.Dense):
+class Dense(StoredKernel, keras.layers.Dense):
     """Multiplies by a matrix, as the operation "project" does.
 
     The class keeps the name of Keras' own, because .weights.h5 files contain it.
@@ -32,7 +33,7 @@ class Dense(keras.layers.Dense):
         return operation("project")(self, x)
 
 
-class Conv2D(keras.layers.Conv2D):
+class Conv2D(StoredKernel, keras.layers.Conv2D):
     """Convolves, as the operation "convolve" does; it keeps the name of Keras' own, as `Dense`."""
 
     def call(self, x):
@@ -317,6 +318,16 @@ class ConcatenateSkip(keras.layers.Layer):
 
     def compute_output_shape(self, x_shape, skip_shape):
         return (*x_shape[:-1], x_shape[-1] + skip_shape[-1])
+
+
+class AddFeatures(keras.layers.Layer):
+    """Adds a feature map (b, h, w, c) to x (b, h, w, c) or (k · b, h, w, c)."""
+
+    def call(self, x, features):
+        return x + repeat_for_guidance(features, x)
+
+    def compute_output_shape(self, x_shape, features_shape):
+        return x_shape
 
 
 class Upsample(keras.layers.Layer):

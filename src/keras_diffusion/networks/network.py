@@ -25,7 +25,7 @@ class LazyZeros(keras.initializers.Zeros):
 
 @keras.saving.register_keras_serializable("keras_diffusion")
 class StoredPolicy(keras.DTypePolicy):
-    """Stores weights in half precision and computes in float32; each layer converts its own when it is called."""
+    """Stores weights in fewer bits than it computes in; each layer converts its own when it is called."""
 
     def _parse_name(self, name):
         return STORED[name]

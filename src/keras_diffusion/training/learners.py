@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_diffusion import arguments
+from keras_diffusion.networks.int8 import is_int8
 from keras_diffusion.networks.operations import operation, replace_operations
 from keras_diffusion.training import losses
 from keras_diffusion.training.dataset import Examples
@@ -66,6 +67,11 @@ class Learner(keras.layers.Layer):
         policy = model.diffusion_model.layers[-1].dtype_policy
         self.rematerialize = "float16" in policy.variable_dtype and policy.compute_dtype != policy.variable_dtype
         for network in self.networks():
+            if is_int8(network):
+                raise ValueError(
+                    "A model with weights in int8 cannot be trained; build it with another `dtype`. "
+                    f"Received: weights of {network.name} in int8"
+                )
             network.trainable = False
 
     def networks(self):

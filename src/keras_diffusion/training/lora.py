@@ -105,9 +105,9 @@ class Lora(Learner):
         """Returns an operation that adds to the usual one what the halves of its layer make of x."""
 
         def compute(layer, x):
-            if id(layer.kernel) not in halves:
+            if id(layer.stored) not in halves:
                 return usual(layer, x)
-            down, up = (ops.cast(half, x.dtype) for half in halves[id(layer.kernel)])
+            down, up = (ops.cast(half, x.dtype) for half in halves[id(layer.stored)])
             return usual(layer, x) + self.alpha / self.rank * ops.matmul(lower(layer, x, down), up)
 
         return compute

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import Level, TextEncoderShape
 from keras_diffusion.checkpoints.layouts import diffusers_folder, single_file
+from keras_diffusion.checkpoints.mapping.loading import find_targets, stored
 from keras_diffusion.errors import CheckpointError, CheckpointMismatchError, CorruptCheckpointError
 
 from ...small import SMALL
@@ -198,3 +200,61 @@ def test_a_text_encoder_of_another_width_is_refused(plain, build, tmp_path):
     diffusers_folder.save(tmp_path / "other", other, **build(other))
     with pytest.raises(CheckpointMismatchError, match="cross_attention_dim=16, but the text encoders give 8"):
         StableDiffusion(preset=plain, text_encoder=tmp_path / "other")
+
+
+def write_gguf(path, tensors):
+    """Writes a file as ComfyUI-GGUF does: rows of 256 values where those of a tensor have another length; Q8_0."""
+    keys, entries, data, expected = [], [], b"", {}
+    for name, values in tensors.items():
+        stored, kind = values, 0
+        if values.size % 256 == 0 and values.ndim > 1:
+            keys.append(text(f"comfy.gguf.orig_shape.{name}") + struct.pack("<IIQ", 9, 5, values.ndim))
+            keys[-1] += struct.pack(f"<{values.ndim}i", *values.shape)
+            stored, kind = values.reshape(-1, 256), 8
+        entries.append(text(name) + struct.pack("<I", stored.ndim))
+        entries[-1] += struct.pack(f"<{stored.ndim}QIQ", *stored.shape[::-1], kind, len(data))
+        content, expected[name] = (values.tobytes(), values) if kind == 0 else as_q8_0(values)
+        data += content + bytes(-len(content) % 32)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(keys)) + b"".join(keys + entries)
+    path.write_bytes(head + bytes(-len(head) % 32) + data)
+    return expected
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def as_q8_0(values):
+    """The blocks of values, and what they stand for."""
+    rows = values.reshape(-1, 32)
+    scale = (np.abs(rows).max(1) / 127).astype("f2")
+    codes = np.rint(rows / scale.astype("f4")[:, None]).clip(-128, 127).astype("i1")
+    blocks = np.array([*zip(scale, codes, strict=True)], [("d", "<f2"), ("q", "i1", 32)])
+    return blocks.tobytes(), (codes * scale.astype("f4")[:, None]).reshape(values.shape)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_diffusion_model_of_gguf(folder, plain, tmp_path, prefix):
+    """With and without the prefix of whole models."""
+    begin, path = "model.diffusion_model.", tmp_path / "unet-Q8_0.gguf"
+    tensors = {n: x for n, x in load_file(folder / "model.safetensors").items() if n.startswith(begin)}
+    expected = write_gguf(path, {prefix + name.removeprefix(begin): x for name, x in tensors.items()})
+    model = StableDiffusion.from_preset(plain, diffusion_model=path)
+    wanted, _ = find_targets({"diffusion_model": model.diffusion_model}, SMALL, ldm=True)
+    for target in wanted["unet"]:
+        values = expected[prefix + target.name.removeprefix(begin)]
+        np.testing.assert_array_equal(stored(target.values(), target.layout), values)
+    assert not np.any(weights(model, "decoder")[0])
+    model.unload()
+    assert np.any(weights(model, "diffusion_model")[0])
+
+
+def test_a_diffusion_model_that_does_not_fit_is_named(plain, tmp_path):
+    path = tmp_path / "unet.gguf"
+    write_gguf(path, {"input_blocks.0.0.weight": np.zeros((8, 9, 3, 3), "float32")})
+    with pytest.raises(CheckpointMismatchError, match=r"(?s)missing: unet.*time_embed\.0.*unet\.gguf"):
+        StableDiffusion.from_preset(plain, diffusion_model=path)
+    with pytest.raises(CheckpointMismatchError, match="which from_preset takes as `diffusion_model`"):
+        StableDiffusion.from_preset(path)
+    with pytest.raises(TypeError, match="`diffusion_model` must be a folder or a file"):
+        StableDiffusion.from_preset(plain, diffusion_model=3)

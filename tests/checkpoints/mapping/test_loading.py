@@ -96,7 +96,7 @@ def test_names_everything_that_does_not_fit(tmp_path):
     assert error.mismatched == [
         "decoder: built with heads=3",
         "unet/long: shape (3,), not (2,)",
-        "unet/whole: dtype I64, not one of F32, F16, BF16",
+        "unet/whole: dtype I64, not one of F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1",
         "vae/b: shape (2,), not (1, 2)",
     ]
     for line in error.missing + error.unexpected + error.mismatched:

@@ -12,6 +12,7 @@ from keras_diffusion import arguments
 from keras_diffusion.checkpoints.adapters import layer_names, lora_file
 from keras_diffusion.checkpoints.mapping.loading import LIMITS
 from keras_diffusion.errors import CheckpointMismatchError
+from keras_diffusion.networks.int8 import is_int8
 from keras_diffusion.sampling.defaults import find_few_steps
 
 Scale = float | Mapping[str, float]
@@ -91,6 +92,11 @@ class Loras:
 
     def _attach(self, networks):
         """Notes which networks LoRAs are in."""
+        if quantised := [name for name, network in networks.items() if is_int8(network)]:
+            raise ValueError(
+                "A LoRA changes weights by less than the steps of int8. Load the model with another `dtype`, such as "
+                f"'float32_from_float16'. Received: weights of {', '.join(quantised)} in int8"
+            )
         if self._loaded and any(self.networks[key] is not network for key, network in networks.items()):
             raise ValueError(
                 "A network was replaced while there were LoRAs in the one before; unload them first. "

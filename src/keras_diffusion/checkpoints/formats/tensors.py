@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from keras_diffusion.checkpoints.formats.gguf_blocks import BLOCK, QUANTISED, values_of
 from keras_diffusion.errors import CorruptCheckpointError
 
 CHUNK = 2**18  # values that are looked at together: they stay in the processor's cache
@@ -20,6 +21,7 @@ DTYPES = {  # stored dtype of weights → (its bits, as NumPy's floats)
     "F32": ("<u4", lambda bits: bits.view("<f4")),
     "F16": ("<u2", lambda bits: bits.view("<f2")),
     "BF16": ("<u2", lambda bits: np.left_shift(bits, 16, dtype="<u4").view("<f4")),  # NumPy has no bfloat16
+    **{name: ("<u4", lambda bits: bits.view("<f4")) for name in QUANTISED},  # they are read as float32
 }
 SIGN_EXPONENT_MANTISSA = np.int32(-0x70002000)  # of a float16, 13 bits further up: 0x8FFFE000
 RESCALE, SMALLEST = np.float32(2.0**112), np.float32(2.0**-149)
@@ -39,7 +41,7 @@ MISTAKEN_FOR = {  # how other files begin
     b"pk\x03\x04": "a zip archive, perhaps a pickle checkpoint",
     b"\x89png": "a picture",
     b"\xff\xd8\xff": "a picture",
-    b"gguf": "a GGUF file, whose weights are quantized; get the model as safetensors",
+    b"gguf": "a GGUF file, which is read as a model or a `diffusion_model`",
     b"\x89hdf": "an HDF5 file; one network's weights are for its load_weights, a whole model is a folder of them",
 }
 
@@ -88,8 +90,17 @@ def thirds(tensor):
     """Splits a tensor along its first axis, the length of which three divides."""
     third = tensor._replace(shape=(tensor.shape[0] // 3, *tensor.shape[1:]))
     elements = third.shape[0] * tensor.strides[0] if tensor.strides else third.size
-    size = np.dtype(DTYPES[tensor.dtype][0]).itemsize if tensor.dtype in DTYPES else 0
-    return [third._replace(offset=tensor.offset + i * elements * size) for i in range(3)]
+    if tensor.dtype in QUANTISED and elements % BLOCK:
+        raise CorruptCheckpointError(f"{tensor.path}: a third of {tensor.name!r:.200} ends within a block of values.")
+    size = nbytes(third._replace(shape=(elements,))) if tensor.dtype in DTYPES else 0
+    return [third._replace(offset=tensor.offset + i * size) for i in range(3)]
+
+
+def nbytes(tensor):
+    """Counts the bytes of a tensor of a dtype in `DTYPES` whose elements lie one after the other."""
+    if tensor.dtype in QUANTISED:
+        return -(-tensor.size // BLOCK) * np.dtype(QUANTISED[tensor.dtype][0]).itemsize
+    return tensor.size * np.dtype(DTYPES[tensor.dtype][0]).itemsize
 
 
 def read(tensor):
@@ -120,10 +131,17 @@ def blocks(tensor):
     Raises:
         CorruptCheckpointError: If the file has become shorter.
     """
-    if tensor.strides is not None or tensor.size <= CHUNK:
+    width = math.prod(tensor.shape[1:])
+    if tensor.strides is not None or tensor.size <= CHUNK or (tensor.dtype in QUANTISED and width % BLOCK):
         yield 0, _bits(tensor)
         return
-    width = math.prod(tensor.shape[1:])
+    if tensor.dtype in QUANTISED:
+        rows = max(1, CHUNK // width)
+        for start in range(0, tensor.shape[0], rows):
+            part = tensor._replace(shape=(min(rows, tensor.shape[0] - start), *tensor.shape[1:]))
+            before = nbytes(tensor._replace(shape=(start * width,)))
+            yield start, _bits(part._replace(offset=tensor.offset + before))
+        return
     rows = max(1, CHUNK // width)
     rows -= rows % LINE if rows > LINE else 0
     buffer = scratch(rows * width, DTYPES[tensor.dtype][0])
@@ -196,6 +214,12 @@ def extent(shape, strides):
 
 
 def _stored(tensor, count):
+    if tensor.dtype in QUANTISED:
+        block, _ = QUANTISED[tensor.dtype]
+        blocks = np.fromfile(tensor.path, block, -(-count // BLOCK), offset=tensor.offset)
+        if len(blocks) * BLOCK < count:
+            raise _cut_short(tensor)
+        return values_of(blocks, tensor.dtype)[:count].view("<u4")
     bits = np.fromfile(tensor.path, READABLE[tensor.dtype][0], count, offset=tensor.offset)
     if bits.size != count:
         raise _cut_short(tensor)

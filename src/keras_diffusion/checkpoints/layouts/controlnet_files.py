@@ -38,7 +38,7 @@ TOLD_BY = {  # option → tensor and axis of the size that says it
 FAMILIES = {  # what a file looks like → what one of its lines "name shape" then contains
     "a ControlNet-LLLite, which is not supported": r"^lllite_",
     "a Control-LoRA, which is not supported": r"^lora_controlnet ",
-    "a T2I-adapter, which is not supported": r"^(adapter\.)?body\.",
+    "a T2I-adapter, which is for load_t2i_adapter": r"^(adapter\.)?body\.",
 }
 LISTS = PER_LEVEL | {WIDTHS}
 OF_SOME = {"mid_block_type", "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"}

@@ -7,7 +7,6 @@ from pathlib import Path
 import h5py
 import keras
 import numpy as np
-from keras import ops
 
 from keras_diffusion.architectures import EMOJI, SD14, SD21_BASE, TINY
 from keras_diffusion.checkpoints.formats.hdf5_file import index
@@ -64,7 +63,7 @@ def _part(name, network, path):
         rows = [row._replace(name=tensor) for row, tensor in placed] + rows[len(placed) :]
         mismatched = [f"{name}/{line}" for line in _misplaced(placed)]
     variables = {variable.path: variable for variable in network.variables}
-    targets = [Target(variables[row.path], row.name, row.layout) for row in rows]
+    targets = [Target.of(variables, row.path, row.name, row.layout) for row in rows]
     return Part(name, tensors, targets, known), mismatched
 
 
@@ -105,7 +104,7 @@ def write(path, network):
     # Through a file of Python's: HDF5's own driver ends the process where the disk is full.
     with new_file(path) as temporary, open(temporary, "wb+") as content, h5py.File(content, "w") as file:
         for row in keras_names.keras_cv(name_of(network), network.architecture):
-            values = np.asarray(ops.convert_to_numpy(variables[row.path]), "float32")
+            values = Target.of(variables, row.path, row.name, row.layout).values()
             if not np.isfinite(values).all():
                 raise ValueError(f"Weights must be finite. Received: {row.path} with inf or NaN")
             name = row.name if by_name else keras_names.ordered(row)

@@ -1,4 +1,4 @@
-"""Reads one part of a model, a VAE or a text encoder, from files of its own or of another model."""
+"""Reads one part of a model, such as a VAE, from files of its own or of another model."""
 
 import os
 from functools import cached_property
@@ -12,7 +12,7 @@ from keras_diffusion.checkpoints.mapping.loading import Part, load, targets, war
 from keras_diffusion.checkpoints.mapping.names import LDM_PREFIXES, NETWORKS, rows
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 
-PARTS = ("vae", "text_encoder")  # that can be given on their own
+PARTS = {"vae": "vae", "text_encoder": "text_encoder", "diffusion_model": "unet"}  # that can be given on their own
 
 
 def read_scheduler(scheduler, prediction_type):
@@ -48,24 +48,24 @@ class PartFiles:
     """A part of a model.
 
     Args:
-        part: One of `PARTS`.
+        name: One of `PARTS`.
         path: A folder as `save_pretrained` of diffusers writes it, of the part or of a whole model; or a file,
-            safetensors or a pickle, with the names of diffusers or of the original (LDM) layout, of the part or of a
-            whole model.
+            safetensors, GGUF or a pickle, with the names of diffusers or of the original (LDM) layout, of the part or
+            of a whole model.
 
     Raises:
         TypeError: If `path` is neither a str nor a path.
         CorruptCheckpointError: If there is nothing, or config.json is damaged.
     """
 
-    def __init__(self, part, path):
+    def __init__(self, name, path):
         if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"`{part}` must be a folder or a file. Received: {part}={path!r:.200}")
+            raise TypeError(f"`{name}` must be a folder or a file. Received: {name}={path!r:.200}")
         if not os.path.exists(path):
-            raise CorruptCheckpointError(f"There is no such folder or file. Received: {part}={str(path)!r:.200}")
-        self.part, self.path = part, Path(path)
-        if (self.path / part / "config.json").is_file():
-            self.path = self.path / part
+            raise CorruptCheckpointError(f"There is no such folder or file. Received: {name}={str(path)!r:.200}")
+        self.name, self.part, self.path = name, PARTS[name], Path(path)
+        if (self.path / self.part / "config.json").is_file():
+            self.path = self.path / self.part
         config = self.path / "config.json"
         self._config = read_json(config) if config.is_file() else None
 
@@ -80,15 +80,15 @@ class PartFiles:
         if self._config.get("_class_name") == "AutoencoderTiny":
             raise CheckpointMismatchError(
                 f"A tiny autoencoder (TAESD) is loaded beside the model's own, by load_tiny_vae. "
-                f"Received: {self.part}={str(self.path)!r:.200}"
+                f"Received: {self.name}={str(self.path)!r:.200}"
             )
         changed = from_diffusers(to_diffusers(architecture) | {self.part: self._config})
-        given, needed = changed.autoencoder.latent_channels, architecture.diffusion_model.out_channels
+        given, needed = changed.autoencoder.latent_channels, changed.diffusion_model.out_channels
         if given != needed:
             problem = f"latent channels: {given}, not {needed}"
             raise CheckpointMismatchError(
-                f"`{self.part}` does not fit the rest of the model: {problem}. Give one that was made for it. "
-                f"Received: {self.part}={str(self.path)!r:.200}",
+                f"`{self.name}` does not fit the rest of the model: {problem}. Give one that was made for it. "
+                f"Received: {self.name}={str(self.path)!r:.200}",
                 mismatched=[problem],
             )
         return changed

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-from keras import ops
 
 from keras_diffusion.checkpoints.formats import safetensors
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
@@ -62,7 +61,7 @@ def write_weights(path, wanted, dtype, metadata=None):
 
     def values():
         for target in wanted:
-            array = stored(np.asarray(ops.convert_to_numpy(target.variable), "float32"), target.layout)
+            array = stored(target.values(), target.layout)
             _require_finite(array, target.name, dtype)
             yield array
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from keras_diffusion.checkpoints.formats import tensor_index
-from keras_diffusion.checkpoints.layouts import ldm
+from keras_diffusion.checkpoints.layouts import ldm, sd_cpp_names
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers
 from keras_diffusion.checkpoints.layouts.files import new_file, parts
 from keras_diffusion.checkpoints.layouts.saving import describe, write_weights
@@ -51,7 +51,7 @@ class SingleFile:
 
     def __init__(self, path, prediction_type=None, ema=False, optional=()):
         self.path = Path(path)
-        self._tensors = ldm.canonical(tensor_index.index(self.path))
+        self._tensors = ldm.canonical(sd_cpp_names.original(tensor_index.index(self.path)))
         if ema:
             self._tensors = ldm.averages(self._tensors)
         metadata = tensor_index.metadata(self.path)

@@ -24,6 +24,7 @@ from keras_diffusion.checkpoints.formats.tensors import (
 from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
 from keras_diffusion.checkpoints.mapping.names import NETWORKS, rows
 from keras_diffusion.errors import CheckpointMismatchError
+from keras_diffusion.networks.int8 import quantise
 from keras_diffusion.networks.keras_internals import has_value, initialize
 from keras_diffusion.system import limits
 from keras_diffusion.system.memory import OwnedArray, aligned_array
@@ -43,6 +44,7 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
     "SDXL": r"add_embedding\.|^conditioner\.|attn2\.to_k\.weight \(\d+, 2048\)",
     "Stable Diffusion 3 or Flux": r"joint_blocks\.|double_blocks\.|^context_embedder\.",
     "a single file in the original (LDM) layout": r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.",
+    "a UNet alone, which from_preset takes as `diffusion_model`": r"^input_blocks\.",
     "Stable Diffusion 2": r"attn2\.to_k\.weight \(\d+, 1024\)|token_embedding\.weight \(\d+, 1024\)",
     "Stable Diffusion 1": r"attn2\.to_k\.weight \(\d+, 768\)|token_embedding\.weight \(\d+, 768\)",
     "a unet": r"^time_embedding\.",
@@ -62,16 +64,27 @@ NOT_COMPUTED = {"linear_projection", "pad_token"}  # fields that do not change w
 
 
 class Target(NamedTuple):
-    """A variable to fill, the name of its tensor, and the tensor's layout."""
+    """A variable to fill, the name of its tensor, the tensor's layout, and the variable of an int8 kernel's scale."""
 
     variable: Any
     name: str
     layout: str
+    scale: Any = None
+
+    @classmethod
+    def of(cls, variables, path, name, layout):
+        """Makes the target of a path in a dict of variables."""
+        return cls(variables[path], name, layout, variables.get(f"{path}_scale"))
 
     @property
     def shape(self):
         """The shape of the tensor."""
         return stored(np.broadcast_to(np.float32(), self.variable.shape), self.layout).shape
+
+    def values(self):
+        """Returns the values of the variable, float32."""
+        values = np.asarray(ops.convert_to_numpy(self.variable), "float32")
+        return values if self.scale is None else values * ops.convert_to_numpy(self.scale)
 
 
 class Part(NamedTuple):
@@ -111,8 +124,8 @@ def targets(network, rows, ldm=False):
     """Pairs the variables of a network with the rows of its table of names: with diffusers' names, or with LDM's."""
     variables = {variable.path: variable for variable in network.variables}
     if ldm:
-        return [Target(variables[row.path], row.ldm, row.ldm_layout) for row in rows]
-    return [Target(variables[row.path], row.diffusers, row.layout) for row in rows]
+        return [Target.of(variables, row.path, row.ldm, row.ldm_layout) for row in rows]
+    return [Target.of(variables, row.path, row.diffusers, row.layout) for row in rows]
 
 
 def find_targets(networks, architecture, ldm=False):
@@ -200,7 +213,7 @@ def load(parts, mismatched=()):
             if values is None:
                 again.append((tensor, target))
             else:
-                kept.append((target.variable, [values]))
+                kept += values
         if mismatched:
             raise mismatch(parts, missing, unexpected, mismatched)
         initialize(kept)
@@ -216,13 +229,25 @@ def _examined(pair):
 
 def _replace(pair):
     tensor, target = pair
-    values, _ = _converted(tensor, target)
-    target.variable.assign(ops.convert_to_tensor(OwnedArray(values), target.variable.dtype))
+    pairs, _ = _converted(tensor, target)
+    for variable, values in pairs:
+        variable.assign(ops.convert_to_tensor(OwnedArray(values.pop()), variable.dtype))
 
 
 def _converted(tensor, target):
-    """The values of a tensor as its variable has them, and their largest magnitude."""
-    dtype, top = target.variable.dtype, 0
+    """What a target's variables get of a tensor, pairs as `initialize` takes them, and its largest magnitude."""
+    if target.scale is None:
+        values, top = _read_as(target.variable.dtype, tensor, target)
+        return [(target.variable, [values])], top
+    values, top = _read_as("float32", tensor, target)
+    with np.errstate(invalid="ignore"):  # what is not finite is refused by its magnitude
+        codes, scale = quantise(values)
+    return [(target.variable, [codes]), (target.scale, [scale])], top
+
+
+def _read_as(dtype, tensor, target):
+    """The values of a tensor in the shape of its variable, and their largest magnitude."""
+    top = 0
     if keeps_strides():
         as_stored = _channels_last(target.shape, dtype)
         values = LAYOUTS[target.layout][0](as_stored)

@@ -15,8 +15,12 @@ def targets_by_path(network):
         A list of `Target`.
     """
     found = []
-    for variable in network.variables:
-        *layers, leaf = variable.path.split("/")
-        stored, layout = LEAVES[leaf]
-        found.append(Target(variable, ".".join([*(PLACE.sub(".", layer) for layer in layers), stored]), layout))
+    variables = {variable.path: variable for variable in network.variables}
+    for path in variables:
+        *layers, leaf = path.split("/")
+        if leaf in LEAVES:
+            stored, layout = LEAVES[leaf]
+            layout = "pointwise" if leaf == "kernel" and len(variables[path].shape) == 2 else layout
+            name = ".".join([*(PLACE.sub(".", layer) for layer in layers), stored])
+            found.append(Target.of(variables, path, name, layout))
     return found
