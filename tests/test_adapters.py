@@ -7,9 +7,9 @@ import pytest
 from keras_diffusion import StableDiffusion
 from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.mapping import names
-from keras_diffusion.networks.diffusion_model import timestep_embedding
 from keras_diffusion.networks.layers import SpatialTransformer, dense
 from keras_diffusion.networks.operations import operation, replace_operations
+from keras_diffusion.networks.timesteps import timestep_embedding
 
 from .golden import comparison, networks
 

@@ -104,6 +104,8 @@ TESTED_BY = {
     "exporting.onnx_layers": "exporting/test_onnx.py",
     "exporting.inputs": "exporting/test_saved_model.py",
     "engines.plan": "engines/test_engine.py",
+    "generation.noise": "generation/test_request.py",
+    "networks.timesteps": "networks/test_diffusion_model.py",
     "networks.tiny_autoencoder": "checkpoints/layouts/test_tiny_vae_files.py",
     "networks.upscalers": "checkpoints/layouts/test_upscaler_files.py",
     "checkpoints.mapping.paths": "checkpoints/layouts/test_upscaler_files.py",

@@ -16,8 +16,9 @@ from keras import ops
 
 from keras_diffusion import architectures
 from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
-from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.text_encoder import TextEncoder
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 from keras_diffusion.sampling.schedules import noise_schedule
 

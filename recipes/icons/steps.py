@@ -10,7 +10,7 @@ import muon
 import numpy as np
 from jax import lax
 
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.sampling import samplers
 from keras_diffusion.sampling.recurrence import A, B, P, Q, T
 from keras_diffusion.sampling.schedules import noise_schedule

@@ -14,7 +14,7 @@ from keras_diffusion import arguments
 from keras_diffusion.architectures import Architecture
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.checkpoints.layouts.files import naming
-from keras_diffusion.components.components import Components
+from keras_diffusion.components.components import Components, Parts
 from keras_diffusion.engines.engine import Engine, JitCompile, finite
 from keras_diffusion.engines.plan import Plan
 from keras_diffusion.errors import GenerationCancelled
@@ -26,7 +26,6 @@ from keras_diffusion.generation.refiner import make_parts
 from keras_diffusion.generation.results import decode_images, show_roughly
 from keras_diffusion.generation.texts import EncodedText, encode_prompts, read
 from keras_diffusion.learning import Learning
-from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.defaults import find_defaults
 from keras_diffusion.sampling.scheduler_config import from_scheduler_config
@@ -34,7 +33,6 @@ from keras_diffusion.system.locks import resumed
 from keras_diffusion.terminal import bar_or_line
 
 Preset = str | os.PathLike[str] | Architecture
-Source = str | os.PathLike[str] | None  # of a part of a model
 NegativePrompt = str | Sequence[str] | np.ndarray | EncodedText | None
 Guidance = float | Sequence[float] | np.ndarray
 Images = Any  # a uint8 array, or what the option `output` says
@@ -66,14 +64,7 @@ class StableDiffusion(Components, Learning):
         prediction_type: What the diffusion model predicts, "epsilon", "v_prediction" or "sample"; None takes the
             checkpoint's word. Only single files of Stable Diffusion 2 leave it open, and then say so.
         ema: Whether to take the moving averages (EMA) that a single file may hold beside its weights.
-        vae: Where to take the autoencoder from instead, see `load_vae`; None takes the preset's.
-        text_encoder: Likewise the text encoder, of the same width.
-        scheduler: Likewise the noise schedule and sampler: a scheduler_config.json of diffusers, its folder, or its
-            contents as a dict.
-        tokenizer: Likewise the words that the tokenizer has beyond CLIP's: a folder as transformers saves it, or a
-            `SimpleTokenizer`.
-        diffusion_model: Likewise the diffusion model, of the same shape: the unet folder of diffusers, or a file with
-            the UNet alone or within a whole model, such as one of GGUF.
+        **parts: What to take from elsewhere than the preset, see `Parts`.
 
     Attributes:
         architecture: The `Architecture` of the networks.
@@ -109,16 +100,12 @@ class StableDiffusion(Components, Learning):
         preset: Preset = "sd14",
         prediction_type: str | None = None,
         ema: bool = False,
-        vae: Source = None,
-        text_encoder: Source = None,
-        scheduler: Source | dict[str, Any] = None,
-        tokenizer: Source | SimpleTokenizer = None,
-        diffusion_model: Source = None,
+        **parts: Unpack[Parts],
     ) -> None:
         for name, side in (("img_height", img_height), ("img_width", img_width)):  # where a preset is given by mistake
             if side is not None:
                 arguments.whole_number(name, side, 1, arguments.LARGEST_SIDE)
-        super().__init__(preset, dtype, prediction_type, ema, vae, text_encoder, scheduler, tokenizer, diffusion_model)
+        super().__init__(preset, dtype, prediction_type, ema, **parts)
         self._engine = Engine(jit_compile)
         self.safety: Callable[[np.ndarray], ArrayLike] | None = None
         self.img_height = self.img_width = self.architecture.image_size
@@ -141,11 +128,7 @@ class StableDiffusion(Components, Learning):
         jit_compile: JitCompile = "auto",
         prediction_type: str | None = None,
         ema: bool = False,
-        vae: Source = None,
-        text_encoder: Source = None,
-        scheduler: Source | dict[str, Any] = None,
-        tokenizer: Source | SimpleTokenizer = None,
-        diffusion_model: Source = None,
+        **parts: Unpack[Parts],
     ) -> Self:
         """Loads a model, and downloads it first where `preset` names one that is not at hand.
 
@@ -153,8 +136,6 @@ class StableDiffusion(Components, Learning):
         "hf://owner/repository" or "hf://owner/repository@revision", in diffusers layout or KerasCV's .h5 files; that
         needs the package huggingface_hub. Size and licence are logged before a built-in model is downloaded.
         """
-        parts = {"vae": vae, "text_encoder": text_encoder, "scheduler": scheduler, "tokenizer": tokenizer}
-        parts["diffusion_model"] = diffusion_model
         if isinstance(preset, Architecture):
             return cls(img_height, img_width, jit_compile, dtype, preset, prediction_type, ema, **parts)
         path = presets.find(preset, may_download=True)

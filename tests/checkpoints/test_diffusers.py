@@ -19,7 +19,7 @@ from keras_diffusion.checkpoints.layouts.diffusers_folder import DiffusersFolder
 from keras_diffusion.checkpoints.layouts.files import TOKENIZERS
 from keras_diffusion.checkpoints.layouts.tokenizer_files import read_tokenizer
 from keras_diffusion.checkpoints.mapping.names import folders
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 from ..golden.networks import fill

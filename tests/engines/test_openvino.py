@@ -6,9 +6,10 @@ import pytest
 
 from keras_diffusion.architectures import TINY
 from keras_diffusion.networks.decoder import Decoder
-from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.layers import conv
 from keras_diffusion.networks.network import Network
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.networks.tiny_autoencoder import TinyArchitecture, TinyDecoder, TinyImageEncoder
 
 from ..golden import comparison, networks

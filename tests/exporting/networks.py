@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_diffusion import StableDiffusion
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 
 from ..small import SMALL
 

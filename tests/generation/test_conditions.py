@@ -10,7 +10,7 @@ from keras import ops
 from keras_diffusion import StableDiffusion
 from keras_diffusion.engines.engine import Engine
 from keras_diffusion.generation.size_ids import added_vectors
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.prompts.reading import repeat_to_one_length
 from keras_diffusion.sampling.samplers import build
 

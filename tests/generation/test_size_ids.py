@@ -5,7 +5,7 @@ import pytest
 
 from keras_diffusion.architectures import SD15, SDXL, SDXL_REFINER
 from keras_diffusion.generation.size_ids import added_vectors, read_size_ids
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 
 
 @pytest.mark.parametrize(

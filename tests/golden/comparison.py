@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_diffusion.networks.classes import CLASSES as NETWORKS
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 
 from . import networks
 

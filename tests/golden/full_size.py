@@ -19,9 +19,10 @@ import numpy as np
 
 from keras_diffusion.architectures import ARCHITECTURES
 from keras_diffusion.networks.decoder import Decoder
-from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.networks.text_encoder import TextEncoder
+from keras_diffusion.networks.timesteps import timestep_embedding
 
 NETWORKS = {
     "text_encoder": TextEncoder,

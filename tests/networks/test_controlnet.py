@@ -12,7 +12,8 @@ from keras_diffusion.checkpoints.mapping import names
 from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
 from keras_diffusion.checkpoints.mapping.loading import targets
 from keras_diffusion.networks.controlnet import ControlNet, with_controlnets
-from keras_diffusion.networks.diffusion_model import DiffusionModel, UNetEncoder, timestep_embedding
+from keras_diffusion.networks.diffusion_model import DiffusionModel, UNetEncoder
+from keras_diffusion.networks.timesteps import timestep_embedding
 
 from ..golden import comparison, controlnets, networks
 from ..golden.comparison import TOLERANCE, once

@@ -12,8 +12,9 @@ from keras_diffusion import StableDiffusion
 from keras_diffusion.engines.engine import Engine
 from keras_diffusion.networks import deep_cache
 from keras_diffusion.networks.controlnet import ControlNet, with_controlnets
-from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.layers import ConcatenateSkip
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.samplers import build, rows_of_every
 

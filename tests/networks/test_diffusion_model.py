@@ -7,8 +7,9 @@ from keras import ops
 
 from keras_diffusion.architectures import TINY, Level
 from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
-from keras_diffusion.networks.diffusion_model import DiffusionModel, timestep_embedding
+from keras_diffusion.networks.diffusion_model import DiffusionModel
 from keras_diffusion.networks.layers import FeedForward, TransformerBlock, Upsample
+from keras_diffusion.networks.timesteps import timestep_embedding
 
 from ..golden import comparison, networks
 from ..golden.comparison import TOLERANCE, patching, setting, shows

@@ -13,7 +13,7 @@ from keras_diffusion.checkpoints.mapping import loading
 from keras_diffusion.checkpoints.mapping.names import controlnet as controlnet_rows
 from keras_diffusion.checkpoints.mapping.names import rows
 from keras_diffusion.engines.choice import compiles_always
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.sampling.schedules import noise_schedule
 from keras_diffusion.training import losses
 from keras_diffusion.training.optimizers import default_optimizer

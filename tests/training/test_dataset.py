@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from keras_diffusion import StableDiffusion, architectures
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.training.dataset import Examples
 from keras_diffusion.training.folder import Record, records
 

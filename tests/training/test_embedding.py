@@ -9,7 +9,7 @@ from keras import ops
 from keras_diffusion import SimpleTokenizer, StableDiffusion
 from keras_diffusion.checkpoints.adapters import textual_inversion
 from keras_diffusion.checkpoints.adapters.lora_fusion import Loras
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.training.embedding import Embedding
 from keras_diffusion.training.folder import Record
 

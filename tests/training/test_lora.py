@@ -8,7 +8,7 @@ from PIL import Image
 from keras_diffusion import StableDiffusion
 from keras_diffusion.checkpoints.adapters import lora_file
 from keras_diffusion.generation.size_ids import added_vectors
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.training.lora import Lora
 from keras_diffusion.training.trainer import Trainer
 

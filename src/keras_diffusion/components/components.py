@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from typing import Any, TypedDict
 
 import keras
 
@@ -28,6 +29,7 @@ from keras_diffusion.networks.keras_internals import no_leftovers
 from keras_diffusion.networks.network import keras_settings
 from keras_diffusion.networks.text_encoder import TextEncoder
 from keras_diffusion.networks.tiny_autoencoder import TinyDecoder, TinyImageEncoder
+from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 from keras_diffusion.system.locks import Unchanged, changing, reading, reads
 from keras_diffusion.system.processes import require_own_process
 
@@ -37,7 +39,29 @@ ALONE = ("image_encoder",)  # loaded when first needed; all others at the start,
 AUTOENCODER = ("decoder", "image_encoder")
 _loading_lock = Lock()  # one for all models: a model's own could be neither copied nor pickled
 TINY = {"tiny_decoder": TinyDecoder, "tiny_image_encoder": TinyImageEncoder}
+Source = str | os.PathLike[str] | None  # of a part of a model
 VAE_DTYPE = "float32"  # half precision overflows in the VAE decoder of Stable Diffusion
+
+
+class Parts(TypedDict, total=False):
+    """Says where parts of a model are taken from; None takes the preset's.
+
+    Args:
+        vae: The autoencoder, see `load_vae`.
+        text_encoder: The text encoder, of the same width.
+        scheduler: The noise schedule and sampler: a scheduler_config.json of diffusers, its folder, or its contents as
+            a dict.
+        tokenizer: The words that the tokenizer has beyond CLIP's: a folder as transformers saves it, or a
+            `SimpleTokenizer`.
+        diffusion_model: The diffusion model, of the same shape: the unet folder of diffusers, or a file with the UNet
+            alone or within a whole model, such as one of GGUF.
+    """
+
+    vae: Source
+    text_encoder: Source
+    scheduler: Source | dict[str, Any]
+    tokenizer: Source | SimpleTokenizer
+    diffusion_model: Source
 
 
 class Components(Adapters):

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion.engines.stages import Rows
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.sampling.samplers import Table
 
 NOISY_ROWS = 10  # of a table with noise, run in one call: the processor draws that of the next ones meanwhile

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from keras_diffusion.engines.stages import decode, encode, encode_image
 from keras_diffusion.exporting.inputs import write_description
-from keras_diffusion.networks.diffusion_model import timestep_frequencies
 from keras_diffusion.networks.network import keras_settings
+from keras_diffusion.networks.timesteps import timestep_frequencies
 
 LARGEST = 2**31  # bytes of a .tflite file, less those of the graph
 GRAPH = 2**26

@@ -8,9 +8,9 @@ import numpy as np
 from keras_diffusion.checkpoints.layouts.diffusers_folder import write_configs
 from keras_diffusion.exporting.onnx_graph import Graph
 from keras_diffusion.exporting.onnx_layers import lower
-from keras_diffusion.networks.diffusion_model import timestep_frequencies
 from keras_diffusion.networks.graphs import LayerByLayer
 from keras_diffusion.networks.network import keras_settings
+from keras_diffusion.networks.timesteps import timestep_frequencies
 
 TIMESTEP = ("float32", [])  # samplers of evenly spread noise levels have timesteps that are not whole
 

@@ -4,8 +4,8 @@ import tensorflow as tf
 
 from keras_diffusion.engines.stages import Conditions, Rows, decode, denoise, encode, encode_image
 from keras_diffusion.exporting.inputs import EXTRA, write_description
-from keras_diffusion.networks.diffusion_model import timestep_frequencies
 from keras_diffusion.networks.network import keras_settings
+from keras_diffusion.networks.timesteps import timestep_frequencies
 from keras_diffusion.sampling.recurrence import COLUMNS, HISTORY, T
 
 

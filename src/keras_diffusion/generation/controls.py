@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_diffusion.arguments import interval, number
+from keras_diffusion.arguments import boolean, interval, number
 from keras_diffusion.images.reading import read_images
 from keras_diffusion.images.resizing import fit, nearest
 from keras_diffusion.networks.controlnet import ControlNet
@@ -70,6 +70,15 @@ def scales(controls, steps):
     """
     columns = [scale * rows_between(steps, start, end) for _, _, scale, start, end in controls]
     return np.reshape(columns, (len(controls), len(steps))).T.astype("float32")
+
+
+def read_guess_mode(value, controls):
+    """Checks the option `guess_mode` of a call with some `Control`s."""
+    if boolean("guess_mode", value) and not controls:
+        raise ValueError("`guess_mode` needs a `control`. Received: guess_mode=True")
+    if value and any(isinstance(control.network, T2IAdapter) for control in controls):
+        raise ValueError("`guess_mode` is for ControlNets. Received: guess_mode=True with a T2I-adapter")
+    return value
 
 
 def residual_shares(shape, guess, negatives, rows):

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_diffusion import arguments
-from keras_diffusion.generation.controls import controls, scales
+from keras_diffusion.generation.controls import controls, read_guess_mode, scales
 from keras_diffusion.generation.guidance import read_guidance, require_no_other_guidance
 from keras_diffusion.generation.image_prompts import read_image_prompts
+from keras_diffusion.generation.noise import read_noise
 from keras_diffusion.generation.options import Options, SizeOptions, refuse_unknown
 from keras_diffusion.generation.size_ids import read_size_ids
 from keras_diffusion.generation.texts import read
@@ -17,8 +18,6 @@ from keras_diffusion.images import reading as images
 from keras_diffusion.images import resizing
 from keras_diffusion.images.resizing import HOW
 from keras_diffusion.networks.diffusion_model import DiffusionModel
-from keras_diffusion.networks.t2i_adapter import T2IAdapter
-from keras_diffusion.sampling import variation
 from keras_diffusion.sampling.defaults import warn_of_what_ruins
 from keras_diffusion.sampling.names import resolve
 from keras_diffusion.sampling.registry import SAMPLERS
@@ -165,7 +164,7 @@ def make_request(
     count = arguments.batch_size("batch_size", batch_size, len(prompt))
     size = start.size if start else (model.side("img_height", img_height), model.side("img_width", img_width))
     varied = variation_seed, variation_strength, seed_resize_from
-    seeds, unit_noise = _noise(model, seed, diffusion_noise, count, size, *varied)
+    seeds, unit_noise = read_noise(model, seed, diffusion_noise, count, size, *varied)
     negative = read(model, "negative_prompt", negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
     asked = controls("control", control, count, size, model.diffusion_model, resize or HOW[0])
@@ -189,7 +188,7 @@ def make_request(
         deep=rows_of_every(table.steps, _deep_cache(model, deep_cache), guided, scales(asked, table.steps)),
         **_for_each_image(start, mask, mask_white, count, resize or HOW[0]),
         controls=asked,
-        guess_mode=_guess_mode(guess_mode, asked),
+        guess_mode=read_guess_mode(guess_mode, asked),
         scales=scales(asked, table.steps),
         callback=arguments.function("callback", callback),
         safety=arguments.function("safety", model.safety),
@@ -230,14 +229,6 @@ def _deep_cache(model, value):
             f"`deep_cache` needs a DiffusionModel; it must be 1 for another network. "
             f"Received: deep_cache={value} and a {type(model.diffusion_model).__name__}"
         )
-    return value
-
-
-def _guess_mode(value, controls):
-    if arguments.boolean("guess_mode", value) and not controls:
-        raise ValueError("`guess_mode` needs a `control`. Received: guess_mode=True")
-    if value and any(isinstance(control.network, T2IAdapter) for control in controls):
-        raise ValueError("`guess_mode` is for ControlNets. Received: guess_mode=True with a T2I-adapter")
     return value
 
 
@@ -332,30 +323,3 @@ def _for_each_image(start, mask, mask_white, count, how):
         read_mask = images.read_mask("mask", mask, start.size, white, start.given_size, how)
         fields["mask"] = np.stack(arguments.repeated("mask", list(read_mask), count))
     return fields
-
-
-def _noise(model, seed, given, count, size, variation_seed, strength, resize_from):
-    """The seeds of `count` images, and the unit noise to start from: the seeds' own, varied, or what was given."""
-    strength = arguments.number("variation_strength", strength, 0, 1)
-    if variation_seed is not None and not strength:
-        raise ValueError(
-            "`variation_seed` needs a `variation_strength`, how far to go from the noise of `seed` to its own; more "
-            f"than 0, at most 1. Received: variation_seed={variation_seed!r:.200}, variation_strength=0"
-        )
-    if given is not None and (strength or resize_from is not None):
-        raise ValueError("`diffusion_noise` cannot be varied or resized. Received: it, and options that vary a seed's")
-    if seed is not None and given is not None:
-        raise ValueError(f"Give `seed` or `diffusion_noise`, not both. Received: both, with {seed=!r:.200}")
-    seeds, others = variation.image_seeds(seed, variation_seed, strength, count)
-    autoencoder = model.architecture.autoencoder
-    shape = (*autoencoder.latent_size(*size), autoencoder.latent_channels)
-    drawn = resize_from is not None and _latent_size("seed_resize_from", resize_from, autoencoder.factor)
-    unit_noise = variation.varied_noise(seeds, others, strength, shape, drawn or None) if given is None else given
-    return seeds, arguments.array("diffusion_noise", unit_noise, (count, *shape))
-
-
-def _latent_size(name, value, factor):
-    """The latent rows and columns of (height, width) in pixels, rounded down."""
-    if not (isinstance(value, tuple | list) and len(value) == 2):
-        raise TypeError(f"`{name}` must be (height, width). Received: {value!r:.200}")
-    return tuple(arguments.whole_number(name, side, factor, arguments.LARGEST_SIDE) // factor for side in value)

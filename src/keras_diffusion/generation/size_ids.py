@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 
 from keras_diffusion import arguments
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 
 LARGEST = 2**16
 NEGATIVE = "negative_"

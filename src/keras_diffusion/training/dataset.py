@@ -5,7 +5,7 @@ import numpy as np
 
 from keras_diffusion import arguments
 from keras_diffusion.generation.size_ids import added_vectors
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.sampling import noise
 from keras_diffusion.sampling.schedules import noise_schedule
 from keras_diffusion.training import losses

@@ -11,7 +11,7 @@ from keras_diffusion import CheckpointMismatchError, StableDiffusion, TextEncode
 from keras_diffusion.architectures import DTYPES
 from keras_diffusion.checkpoints.adapters import kinds, lora_file, peft_config
 from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 
 from ...golden import lora, networks
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from keras import ops
 
 from keras_diffusion.checkpoints.formats import safetensors
 from keras_diffusion.checkpoints.layouts.diffusers_configs import from_diffusers, to_diffusers

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_diffusion import stable_diffusion
-from keras_diffusion.networks.diffusion_model import timestep_embedding
+from keras_diffusion.networks.timesteps import timestep_embedding
 from keras_diffusion.sampling import noise
 
 MAX_PROMPT_LENGTH = 77
