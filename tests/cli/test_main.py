@@ -33,6 +33,7 @@ class FakeModel:
     def __init__(self, *args, **kwargs):
         constructor = inspect.signature(stable_diffusion.StableDiffusion.__init__)
         self.built = constructor.bind(self, *args, **kwargs).arguments
+        self.built.update(self.built.pop("parts", {}))
         self.architecture = SimpleNamespace(name=self.name, prediction_type="epsilon")
         self.img_height, self.img_width, self.sampler = 16, 24, "dpmpp_2m"
         self.made.append(self)

@@ -132,14 +132,15 @@ def fill(options):
 
 
 def follow_controls(options, settings, others):
-    """Gives ControlNets without a scale that of the image of `--like`; returns the other settings without those."""
+    """Gives networks without a scale that of the image of `--like`; returns the other settings without those."""
     known = metadata.read_controls(settings)
-    networks = {path.stem for path, _, _ in options.control}
+    networks = {path.stem for path, _, _ in (*options.control, *options.t2i_adapter)}
     followed = {name for name, (network, _, _) in known.items() if network in networks}
     scales = {network: scale for network, scale, _ in known.values()}
-    options.control = [
-        (path, image, scales.get(path.stem, 1.0) if scale is None else scale) for path, image, scale in options.control
-    ]
+    for option in "control", "t2i_adapter":
+        given = getattr(options, option)
+        given = [(path, image, scales.get(path.stem, 1.0) if scale is None else scale) for path, image, scale in given]
+        setattr(options, option, given)
     options.guess_mode = options.guess_mode or any(known[name][2] for name in followed)
     return [name for name in others if name not in followed]
 
