@@ -14,10 +14,11 @@ PARTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 def make_model():
     """A model whose biases and scales are random too."""
     keras.utils.set_random_seed(0)
-    model = StableDiffusion(preset=SMALL)
+    model, rng = StableDiffusion(preset=SMALL), np.random.default_rng(0)
     for network in (model.text_encoder, model.diffusion_model, model.decoder, model.image_encoder):
         for variable in network.variables:
-            variable.assign(variable + 0.1 * keras.random.normal(variable.shape))
+            noise = rng.normal(size=variable.shape).astype("float32")
+            variable.assign(keras.ops.convert_to_numpy(variable) + 0.1 * noise)
     return model
 
 

@@ -31,6 +31,18 @@ def run(path, **inputs):
 
 
 @pytest.mark.backend
+def test_every_backend_writes_its_weights(model, folder):
+    tokens = model.tokenizer.tokenize("a cat", pad_token=49407).astype("int64")
+    context = run(folder / "text_encoder" / "model.onnx", input_ids=tokens)
+    np.testing.assert_allclose(context, model.encode_text("a cat"), rtol=1e-4, atol=1e-4)
+    latents = np.random.default_rng(0).normal(size=(1, 4, 6, 4)).astype("float32")
+    scaled = latents.transpose(0, 3, 1, 2) / SMALL.autoencoder.scaling_factor
+    images = run(folder / "vae_decoder" / "model.onnx", latent_sample=scaled).transpose(0, 2, 3, 1)
+    images = ((images + 1) * 127.5).clip(0, 255)
+    assert images.std() > 10
+    np.testing.assert_allclose(images, model.decode(latents), atol=1)
+
+
 def test_each_network_gives_the_same(model, folder):
     for part, inputs, live in cases(model, timestep=np.array(500.5, "float32")):
         require_same(part, run(folder / part / "model.onnx", **inputs), live)
