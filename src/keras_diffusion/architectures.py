@@ -148,7 +148,7 @@ class DiffusionModelShape:
 
     @property
     def residuals(self):
-        """How many tensors a ControlNet adds: one for each skip connection, and one in the middle."""
+        """The number of tensors that a ControlNet adds: one for each skip connection, and one in the middle."""
         return (self.blocks + 1) * len(self.levels) + 1
 
     @property

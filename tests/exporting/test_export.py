@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import keras
@@ -28,8 +29,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         export(MODEL, tmp_path / "out", "tflite", "float32")
     with pytest.raises(ValueError, match=r"float32, float16.*bfloat16"):
         export(MODEL, tmp_path / "out", "onnx", "bfloat16")
-    with pytest.raises(ValueError, match="SDXL"):
-        export(SimpleNamespace(architecture=SDXL), tmp_path / "out", "saved_model", "float32")
+    for other in SDXL, replace(SD14, diffusion_model=replace(SD14.diffusion_model, guidance_width=256)):
+        with pytest.raises(ValueError, match="SDXL and networks that take the guidance"):
+            export(SimpleNamespace(architecture=other), tmp_path / "out", "saved_model", "float32")
     assert not (tmp_path / "out").exists()
 
 

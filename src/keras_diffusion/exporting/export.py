@@ -49,8 +49,12 @@ def export(model, folder, format, dtype):
             f"The format {format!r} needs {', '.join(missing)}; install what the formats need with: "
             f"pip install 'keras-diffusion[export]'. Received: format={format!r}"
         )
-    if model.architecture.diffusion_model.added:
-        raise ValueError(f"SDXL cannot be exported; Stable Diffusion 1 and 2 can. Received: {model!r:.200}")
+    shape = model.architecture.diffusion_model
+    if shape.added or shape.guidance_width:
+        raise ValueError(
+            "SDXL and networks that take the guidance (LCM) cannot be exported; Stable Diffusion 1 and 2 can. "
+            f"Received: {model!r:.200}"
+        )
     require_vacant(folder, folder=True)
     if row.backend is None or (row.backend == keras.backend.backend() and _in_float32(model)):
         write = import_module(f"{__package__}.{format}").write

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Description(NamedTuple):
-    """What a model is, as its files say; sizes in pixels."""
+    """Describes a model by what its files say; sizes are in pixels."""
 
     name: str
     num_steps: int

@@ -49,7 +49,7 @@ USAGE = {
 
 
 class Wish(NamedTuple):
-    """What a request asks for beside the arguments of the job.
+    """Holds what a request asks for beside the arguments of the job.
 
     Args:
         prompt: Its prompt.

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Rules(NamedTuple):
-    """Who may use the server.
+    """Says who may use the server.
 
     Args:
         hosts: The names under which it may be asked, lower case, without a port: `LOCAL` and those that were named.

@@ -1,4 +1,4 @@
-"""What the server's APIs have in common: they hand in jobs, wait for them, and show them."""
+"""Hands in jobs, waits for them and shows them, for all APIs of the server."""
 
 import asyncio
 import io

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
-    """How far the job is that is running.
+    """Holds the progress of the job that is running.
 
     Args:
         id: Its id.
@@ -42,7 +42,7 @@ class Progress(NamedTuple):
 
     @property
     def seconds_left(self):
-        """How long the other steps take if they take as long as those that are done, or None."""
+        """Estimates the seconds that the other steps take, from those that are done; None before the second."""
         if self.step < 2:
             return None
         return (time.monotonic() - self.started) / (self.step - 1) * (self.num_steps - self.step)

@@ -235,7 +235,7 @@ def _replace(pair):
 
 
 def _converted(tensor, target):
-    """What a target's variables get of a tensor, pairs as `initialize` takes them, and its largest magnitude."""
+    """Returns the pairs that `initialize` takes to give a target's variables a tensor, and its largest magnitude."""
     if target.scale is None:
         values, top = _read_as(target.variable.dtype, tensor, target)
         return [(target.variable, [values])], top
