@@ -50,7 +50,8 @@ HERE = {None, "", "127.0.0.1", "::1", "localhost"}
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if Path(item.path).stem.removeprefix("test_") in COMPUTING:
+        path = Path(item.path)
+        if path.stem.removeprefix("test_") in COMPUTING and path.parent.name != "exporting":  # on TensorFlow alone
             item.add_marker(pytest.mark.backend)
 
 
