@@ -21,7 +21,7 @@ every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES.value
 
 def test_the_table_knows_every_architecture_by_its_name():
     of_sdxl = {"sdxl", "sdxl_refiner", "sdxl_inpainting", "sdxl_turbo", "ssd_1b", "vega"}
-    others = {"sd14", "sd15", "sd20_base", "sd20", "sd21_base", "sd21", "tiny_sd", "emoji", "tiny"}
+    others = {"sd14", "sd15", "sd20_base", "sd20", "sd21_base", "sd21", "tiny_sd", "lcm", "emoji", "tiny"}
     assert set(ARCHITECTURES) == of_sdxl | others
     assert all(architecture.name == name for name, architecture in ARCHITECTURES.items())
 

@@ -118,5 +118,5 @@ def test_refuses_other_types(preset):
 
 
 def test_the_manifest_knows_the_architectures():
-    brought = {"tiny", "tiny_sd", "sdxl", "sdxl_refiner", "sdxl_inpainting", "sdxl_turbo", "ssd_1b", "vega"}
+    brought = {"tiny", "tiny_sd", "lcm", "sdxl", "sdxl_refiner", "sdxl_inpainting", "sdxl_turbo", "ssd_1b", "vega"}
     assert ARCHITECTURES.keys() - sources.MANIFEST.keys() == brought

@@ -218,7 +218,7 @@ IMAGE = networks.uniform("image", (16, 16, 3), 0)
 def test_residuals_are_kept_like_features(controlnet):
     network = DiffusionModel(architecture=SMALL)
     whole, shallow = deep_cache.deep_and_shallow(network, (controlnet,))
-    control = [ops.ones((1, 1, 3)), ops.convert_to_tensor(np.stack([IMAGE] * 2))]
+    control = [ops.ones((1, 1, SMALL.diffusion_model.residuals)), ops.convert_to_tensor(np.stack([IMAGE] * 2))]
     prediction, *kept = whole([*inputs(500), *control])
     assert difference(prediction, with_controlnets(network, (controlnet,))([*inputs(500), *control])) < 1e-5
     assert difference(shallow([*inputs(500), *kept]), prediction) < 1e-5

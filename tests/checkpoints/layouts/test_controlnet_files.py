@@ -121,7 +121,7 @@ def test_reads_pickles(folder, path):
     ("tensors", "message"),
     [
         ({"lllite_unet_x.down.0.weight": (1,)}, "ControlNet-LLLite, which is not supported"),
-        ({"adapter.body.0.resnets.0.block1.weight": (1,)}, "T2I-adapter, which is not supported"),
+        ({"adapter.body.0.resnets.0.block1.weight": (1,)}, "T2I-adapter, which is for load_t2i_adapter"),
         ({"lora_controlnet": (), "input_blocks.0.0.up": (1,)}, "Control-LoRA, which is not supported"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (1,)}, "a single file in the original"),
         ({"x": (1,)}, "nothing known"),
