@@ -2,8 +2,6 @@
 
 from importlib import import_module
 
-from keras_diffusion.engines.names import explaining_missing_backend
-
 TYPE_CHECKING = False  # editors and type checkers take it for true; to import it from `typing` takes 10 ms
 if TYPE_CHECKING:  # a test compares it with `_HOMES`
     from keras_diffusion.errors import CheckpointError as CheckpointError
@@ -78,6 +76,8 @@ __all__ = sorted(_HOME_OF)
 def __getattr__(name):
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from keras_diffusion.engines.names import explaining_missing_backend
+
     with explaining_missing_backend():
         return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
