@@ -27,7 +27,6 @@ pytest.importorskip("peft")
 pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
 
 TOLERANCE = 1e-5
-ALONE = 5e-5  # of one tensor, where large terms may cancel to a small gradient; how far depends on the processor
 TIMESTEPS = [981, 40]
 
 
@@ -99,14 +98,17 @@ def reference_loss(pipeline, inputs, encoded=None, controlnet=None, image=None):
     return torch.nn.functional.mse_loss(prediction, target)
 
 
-def require_equal(ours, theirs):
-    """Compares the gradients of tensors by name, each alone and all together."""
+def require_equal(ours, theirs, floor=1e-3):
+    """Compares the gradients of tensors by name, each alone and all together.
+
+    Where large terms cancel, rounding counts for more: a tensor below the share `floor` of the largest counts as that.
+    """
     assert ours.keys() == theirs.keys()
     errors = {name: ours[name].reshape(gradient.shape) - gradient.numpy() for name, gradient in theirs.items()}
     assert norm(errors.values()) <= TOLERANCE * norm(theirs.values())
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     for name, error in errors.items():
-        assert np.abs(error).max() <= ALONE * max(float(theirs[name].abs().max()), 1e-3 * largest), name
+        assert np.abs(error).max() <= TOLERANCE * max(float(theirs[name].abs().max()), floor * largest), name
 
 
 def norm(tensors):

@@ -58,6 +58,10 @@ class Kind(NamedTuple):
     formats: tuple = ()
 
 
+def _save_lora(model, trainer, path, format):
+    trainer.save_lora(path, format)
+
+
 def _save_model(model, trainer, path, format):
     (model.export_checkpoint if path.suffix.lower() == ".safetensors" else model.save_to_preset)(path)
 
@@ -70,7 +74,7 @@ KINDS = {
         "file",
         (800, 1, 1e-4),
         ("rank", "layers", "text_encoder"),
-        lambda model, trainer, path, format: trainer.save_lora(path, format),
+        _save_lora,
         ("kohya", "diffusers"),
     ),
     "lcm": Kind(
@@ -79,7 +83,7 @@ KINDS = {
         "file",
         (1000, 4, 1e-4),
         ("rank",),
-        lambda model, trainer, path, format: trainer.save_lora(path, format),
+        _save_lora,
         ("kohya", "diffusers"),
     ),
     "embedding": Kind(

@@ -177,7 +177,7 @@ class Worker(threading.Thread):
         return not (self._stopping or now.id in self._cancelled)
 
     def _message(self, error):
-        """What clients may know of an error: its words without paths, or for a defect nothing."""
+        """Returns the words of an error without paths; of a defect, only its type."""
         if not isinstance(error, EXPLAINED):
             place = traceback.extract_tb(error.__traceback__)[-1]
             logger.error("%s in %s, line %d", type(error).__name__, place.filename, place.lineno)

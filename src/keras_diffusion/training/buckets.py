@@ -49,7 +49,7 @@ def choose(shapes, size, step, most):
 
 
 def _distance(a, b):
-    """How far two aspect ratios are from each other, as a ratio."""
+    """Returns the logarithm of the larger aspect ratio divided by the smaller."""
     return abs(math.log(a[0] * b[1] / (a[1] * b[0])))
 
 

@@ -91,7 +91,7 @@ class Learner(keras.layers.Layer):
         return self.model.diffusion_model([latent, timestep, context, *added])
 
     def tensors(self):
-        """What the trained variables give to the layers, by the ids of the kernels that it goes with."""
+        """Returns tensors that are computed from the trained variables, by the ids of the kernels they belong to."""
         return {}
 
     @contextmanager
