@@ -181,7 +181,7 @@ def test_lora(model, pipeline, inputs, tmp_path):
     finally:
         pipeline.unload_lora_weights()
     assert step() == pytest.approx(float(reference), rel=TOLERANCE)
-    require_equal(halves(trainer), theirs)
+    require_equal(halves(trainer), theirs, floor=0.03)
 
 
 def test_lcm_lora(model, pipeline, tmp_path):
@@ -245,7 +245,7 @@ def test_lcm_lora(model, pipeline, tmp_path):
         pipeline.unload_lora_weights()
     trainer.learner.loss = losses.mean_squared_error  # its own has a kink, where gradients turn on roundings
     assert float(trainer.train_on_batch(x, y, weights)) == pytest.approx(float(reference), rel=TOLERANCE)
-    require_equal(halves(trainer), theirs)
+    require_equal(halves(trainer), theirs, floor=1.0)
 
 
 def test_embedding(model, pipeline, inputs, tmp_path):
