@@ -13,7 +13,7 @@ from keras_diffusion.networks.network import construction
 from keras_diffusion.networks.text_encoder import TextEncoder
 
 pytestmark = [
-    pytest.mark.backend,
+    pytest.mark.backend("float32_from_float16"),
     # Importing openvino forks, which JAX warns about once it runs.
     pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),
 ]

@@ -33,6 +33,7 @@ def sizes(monkeypatch):
     return sizes
 
 
+@pytest.mark.backend("300")
 @pytest.mark.parametrize(
     ("values", "shape"), [(1, (2, 3, 5, 4)), (1, (1, 1, 3, 4)), (300, (1, 13, 2, 4)), (2**21, (1, 8, 8, 4))]
 )

@@ -63,7 +63,7 @@ def repeated(*pairs):
     return [[(text, 1)] for text, count in pairs for _ in range(count)]
 
 
-@pytest.mark.backend
+@pytest.mark.backend("rows1")
 @pytest.mark.parametrize(
     ("prompt", "rows"),
     [

@@ -83,7 +83,7 @@ GUIDED = [
 ]
 
 
-@pytest.mark.backend
+@pytest.mark.backend("control4", "control6")
 @pytest.mark.parametrize(
     ("control", "guidance", "guess"),
     [

@@ -105,7 +105,7 @@ def draw(sd):
     return lambda prompts: sd[0].text_to_image(["a cat", "a dog"], image_prompt=prompts, **QUICK)
 
 
-@pytest.mark.backend
+@pytest.mark.backend("sd")
 @pytest.mark.parametrize("name", CASES)
 def test_draws_what_diffusers_draws(name, request):
     (ours, theirs), prompts = request.getfixturevalue(name), CASES[name]

@@ -19,8 +19,13 @@ from ..golden import comparison, controlnets, networks
 from ..golden.comparison import TOLERANCE, once
 
 CASES = {case.name: case for case in controlnets.CASES}
-each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 SMALLEST = CASES["inpainting"]
+
+
+def each_case(test):
+    return pytest.mark.backend("inpainting")(pytest.mark.parametrize("case", CASES.values(), ids=CASES)(test))
+
+
 EXPECTED = controlnets.expected()
 
 
@@ -224,6 +229,7 @@ def test_is_described_by_its_configuration():
     assert [v.shape for v in again.variables] == [v.shape for v in network.variables]
 
 
+@pytest.mark.backend("mixed_float16", "bfloat16")
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"])
 def test_half_precision(dtype, tiny):
     network, control = DiffusionModel(architecture=TINY, dtype=dtype), ControlNet(architecture=TINY, dtype=dtype)

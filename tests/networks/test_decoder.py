@@ -12,6 +12,7 @@ from ..golden.comparison import TOLERANCE, patching, setting, shows
 CASES = [case.name for case in networks.cases("decoder")]
 
 
+@pytest.mark.backend("emoji", "wide")
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_diffusers_computes(name):
     assert comparison.error("decoder", name) < TOLERANCE

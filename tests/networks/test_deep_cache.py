@@ -100,6 +100,7 @@ def test_another_branch_point_shows():
         compare_with_the_whole_network(branch=-2)
 
 
+@pytest.mark.backend("dpmpp_2m")
 @pytest.mark.parametrize(("sampler", "interval"), [("dpmpp_2m", (0, 1)), ("heun", (0, 1)), ("ddim", (0.4, 1))])
 def test_a_generation_is_the_recurrence_with_features_of_earlier_steps(model, draw, sampler, interval):
     num_steps, n = 4, 2

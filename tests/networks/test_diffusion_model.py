@@ -17,6 +17,7 @@ from ..golden.comparison import TOLERANCE, patching, setting, shows
 CASES = [case.name for case in networks.cases("diffusion_model")]
 
 
+@pytest.mark.backend("small_emoji", "deep")
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_diffusers_computes(name):
     assert comparison.error("diffusion_model", name) < TOLERANCE

@@ -13,6 +13,7 @@ from ..golden.comparison import TOLERANCE, setting, shows
 CASES = [case.name for case in networks.cases("image_encoder")]
 
 
+@pytest.mark.backend("emoji", "wide")
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_diffusers_computes(name):
     assert comparison.error("image_encoder", name) < TOLERANCE

@@ -243,6 +243,7 @@ def test_a_saved_network_computes_the_same(network, tmp_path):
     assert comparison.error(network, name, loaded) < comparison.TOLERANCE
 
 
+@pytest.mark.backend("mixed_float16", "bfloat16")
 @every_network
 @every_half
 def test_half_precision_stays_near(network, dtype):

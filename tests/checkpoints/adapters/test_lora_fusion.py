@@ -99,7 +99,7 @@ def test_the_fixture_shows_a_change(model, monkeypatch, change, case):
     assert deviation(model, case) > 1e-2
 
 
-@pytest.mark.backend
+@pytest.mark.backend("float32", "float32_from_float16")
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype not in INT8])  # which take no LoRA
 def test_unloading_leaves_no_trace(dtype):
     model = build(dtype)
