@@ -1,7 +1,7 @@
 """Uses one model from many threads at once: every image must be that of a state the model was in.
 
     python -m tests.system.stress                                            # 100,000 operations of 8 threads
-    KERAS_BACKEND=jax python -m tests.system.stress --operations 2000 --seed 7
+    KERAS_BACKEND=jax python -m tests.system.stress --minutes 3 --seed 7     # or as many as fit into three minutes
 
 The threads draw, load LoRAs and take them out, assign decoders, pickle and unload, in an order drawn from the seed. The
 states are all sets of the LoRAs with all decoders; the image of each is drawn before by one thread. A line of JSON says
@@ -11,11 +11,14 @@ beginning, bit for bit.
 
 import argparse
 import json
+import math
 import pickle
 import random
 import sys
 import tempfile
 import threading
+import time
+import traceback
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -102,15 +105,19 @@ class Stress:
                 operation(self, dice)
             except Exception as error:
                 if not (allowed and isinstance(error, allowed) and str(error).startswith(message)):
-                    self.wrong.append(f"{name}: {error!r:.300}")
+                    place = traceback.extract_tb(error.__traceback__)[-1]
+                    self.wrong.append(f"{name}: {error!r:.300} at {place.filename}:{place.lineno}")
                 name += " refused"
             with self.counting:
                 self.counts[name] += 1
 
-    def run(self, operations, threads, seed):
+    def run(self, operations, threads, seed, minutes=math.inf):
         """Returns how often everything was done, and a list of what went wrong."""
         dice = [random.Random(f"{seed} {i}") for i in range(threads)]
+        end = time.monotonic() + 60 * minutes
         for _ in range(-(-operations // (threads * ROUND))):
+            if time.monotonic() > end:
+                break
             workers = [threading.Thread(target=self.work, args=(each, ROUND)) for each in dice]
             for worker in workers:
                 worker.start()
@@ -141,11 +148,12 @@ OPERATIONS = {  # how often each, of 1000; an exception it may raise, and how it
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--operations", type=int, default=100_000, help="of all threads together")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end after these, done or not")
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0, help="another one takes another order")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        counts, wrong = Stress(folder).run(options.operations, options.threads, options.seed)
+        counts, wrong = Stress(folder).run(options.operations, options.threads, options.seed, options.minutes)
     print(json.dumps({"operations": sum(counts.values()), **dict(sorted(counts.items())), "wrong": wrong}))
     return bool(wrong)
 

@@ -159,7 +159,7 @@ def make_job(line, read, options):
     """Makes the `Job` of a line."""
     try:
         arguments = read()
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"A line must be a JSON object: {error}") from error
     if not isinstance(arguments, dict):
         raise TypeError(f"A line must be a JSON object. Received: {type(arguments).__name__}")

@@ -180,7 +180,7 @@ class Components(Adapters):
                 self._fill(networks)
         missing = {name: network for name, network in networks.items() if name not in vars(self)}
         vars(self).update(missing)
-        self._loaded |= missing
+        self._loaded = self._loaded | missing
 
     def _fill(self, networks):
         """Loads networks from the files that their parts were given by, or from the checkpoint."""

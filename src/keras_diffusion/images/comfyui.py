@@ -90,10 +90,14 @@ def _from_workflow(given):
 
 
 class _Graph:
-    """The nodes of an image: a dict from ids to pairs (class, inputs)."""
+    """The nodes of an image: a dict from ids to pairs (class, inputs).
+
+    Every search takes time in proportion to the nodes and their inputs, however they are linked.
+    """
 
     def __init__(self, nodes):
         self.nodes = nodes
+        self._values = {}  # id of a node that a value was taken from → the value
 
     def source(self, value):
         """The id of the node that a value is taken from, or None if it is the value itself."""
@@ -107,21 +111,23 @@ class _Graph:
 
     def value(self, value):
         """A value that may be taken from another node, which holds one."""
-        key, seen = self.source(value), set()
-        while key and key not in seen:
-            seen.add(key)
-            held = [x for x in self.nodes[key][1].values() if isinstance(x, (str, int, float)) or self.source(x)]
-            value = held[0] if held else None
-            key = self.source(value)
-        return value if isinstance(value, (str, int, float)) else None
+        passed = {}
+        while (key := self.source(value)) and key not in passed:
+            passed[key] = None
+            inputs = self.nodes[key][1].values()
+            held = (x for x in inputs if isinstance(x, (str, int, float)) or self.source(x))
+            value = self._values[key] if key in self._values else next(held, None)
+        value = value if isinstance(value, (str, int, float)) else None
+        self._values |= dict.fromkeys(passed, value)
+        return value
 
     def chain(self, key, name):
         """The ids of nodes from one on, each the input `name` of the one before it."""
-        found = []
+        found = {}
         while key and key not in found:
-            found.append(key)
+            found[key] = None
             key = self.source(self.input(key, name))
-        return found
+        return [*found]
 
     def text(self, value):
         """The text behind a conditioning."""
@@ -145,19 +151,20 @@ class _Graph:
     def first_sampler(self):
         """The sampler that starts from noise: the first behind none of whose latents is another one."""
         samplers = [key for key, (kind, _) in self.nodes.items() if kind in SAMPLERS]
-        for key in samplers:
-            if not set(self.ancestors(self.source(self.input(key, "latent_image")))) & set(samplers):
-                return key
-        return None
+        behind = self.descendants(samplers)
+        return next((x for x in samplers if self.source(self.input(x, "latent_image")) not in behind), None)
 
-    def ancestors(self, key):
-        """A node and all that it takes anything from."""
-        found, waiting = [], [key]
+    def descendants(self, keys):
+        """These nodes and all that take anything from them."""
+        takers = {}
+        for key, (_, inputs) in self.nodes.items():
+            for source in filter(None, map(self.source, inputs.values())):
+                takers.setdefault(source, []).append(key)
+        found, waiting = set(), [*keys]
         while waiting:
-            key = waiting.pop()
-            if key and key not in found:
-                found.append(key)
-                waiting += map(self.source, self.nodes[key][1].values())
+            if (key := waiting.pop()) not in found:
+                found.add(key)
+                waiting += takers.get(key, ())
         return found
 
     def settings(self):

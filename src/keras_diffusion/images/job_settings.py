@@ -81,7 +81,7 @@ def convert(content, format, quality):
 def read_text(content):
     """Returns the text in an image's file that says how it was made; "" if it does not say."""
     found = metadata.read(content)
-    return metadata.to_text(found) if found else ""
+    return metadata.describe(found) if found else ""
 
 
 def read(content):
@@ -106,4 +106,4 @@ def read(content):
                 call[argument] = json.loads(found[name])
             except ValueError as error:
                 raise ValueError(f"The setting {name!r} cannot be followed. Received: {found[name]!r:.200}") from error
-    return call, metadata.to_text(found)
+    return call, metadata.describe(found)

@@ -226,6 +226,14 @@ def to_text(settings):
     return text
 
 
+def describe(settings):
+    """Writes settings for people: as `to_text` does, but also those of other tools that it refuses."""
+    try:
+        return to_text(settings)
+    except ValueError:
+        return _compose({name: _whole(value) for name, value in settings.items()})
+
+
 def from_text(text):
     """Reads what A1111, this library and many others write.
 
@@ -356,6 +364,8 @@ def read(path):
             raise ValueError(
                 f"This is no PNG, JPEG or WebP, or a damaged one. Received: path={str(path)!r:.200}"
             ) from error
+    if any(len(text) > limits.JSON and text.lstrip().startswith("{") for text in texts.values()):
+        raise ValueError(f"The image's texts are longer than any recipe. Received: path={str(path)!r:.200}")
     if found := other_tools.settings(texts):
         return found
     text = texts.get("parameters", "")

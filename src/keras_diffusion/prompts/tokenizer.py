@@ -143,7 +143,8 @@ class SimpleTokenizer:
             tokens: A word such as "<cat-toy>", or a list of them. They get the
                 tokens from the present `vocab_size` on; the text encoder's embedding
                 must have a row for each.
-            count: Number of tokens that each word becomes, 1 to 1000.
+            count: Number of tokens that each word becomes, 1 to 1000; or a list
+                of them, one for each word.
 
         Returns:
             How many words were added; on an error, none is.
@@ -151,18 +152,22 @@ class SimpleTokenizer:
         Raises:
             TypeError: If a word is not a `str` or `count` not an `int`.
             ValueError: If a word is empty or is one token already, or `count` is not
-                from 1 to 1000.
+                from 1 to 1000, or not one for each word.
         """
-        count = arguments.whole_number("count", count, 1, 1000)
-        added = dict(self._added)
-        for name, token in _named("tokens", tokens):
+        named, added = list(_named("tokens", tokens)), dict(self._added)
+        counts = count if isinstance(count, list) else [count] * len(named)
+        if len(counts) != len(named):
+            raise ValueError(f"`count` must have a number for each word. Received: {len(counts)} for {len(named)}")
+        first = self.vocab_size
+        for (name, token), each in zip(named, counts, strict=True):
+            each = arguments.whole_number("count", each, 1, 1000)
             word = _clean(token)
             known = added[word][:1] if word in added else self._encode_cleaned(word)
             if len(known) < 2:
                 problem = f"is token {known[0]} already" if known else "is empty"
                 raise ValueError(f"A new word {problem}; choose one like '<word>'. Received: {name}={token!r:.200}")
-            first = self._size + sum(map(len, added.values()))
-            added[word] = range(first, first + count)
+            added[word] = range(first, first + each)
+            first += each
         new = len(added) - len(self._added)
         self._set_added(added)
         return new

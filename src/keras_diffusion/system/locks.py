@@ -20,11 +20,12 @@ class _State:
         readers: (thread, token) of each call that uses it.
         waiting: The token of each change that waits.
         writer: The thread that changes it, or None.
-        changes: How many changes there have been.
+        begun: How many changes have begun.
+        changes: How many of them were not undone by an error.
     """
 
     def __init__(self):
-        self.readers, self.waiting, self.writer, self.changes = set(), set(), None, 0
+        self.readers, self.waiting, self.writer, self.begun, self.changes = set(), set(), None, 0, 0
 
 
 @contextmanager
@@ -69,6 +70,7 @@ def changing(*objects):
             for state in states:
                 state.waiting.discard(token)
                 state.writer = thread
+                state.begun += 1
         yield
         for state in states:
             state.changes += 1
@@ -92,12 +94,12 @@ def resumed(iterator, *objects):
     Raises:
         RuntimeError: At the next step, if one of them has changed since this function was called.
     """
-    before = _changes(objects)
+    before = [state.changes for state in _states_of(objects)]
 
     def steps():
         while True:
             with reading(*objects):
-                if _changes(objects) != before:
+                if [state.changes for state in _states_of(objects)] != before:
                     raise RuntimeError("The weights of the model have changed since this began. Begin again.")
                 try:
                     step = next(iterator)
@@ -109,22 +111,18 @@ def resumed(iterator, *objects):
 
 
 class Unchanged:
-    """Lets a pickle or copy that ends with it fail if one of its objects has changed since it was made."""
+    """Lets a pickle or copy that ends with it fail if a change of one of its objects has begun since it was made."""
 
     def __init__(self, *objects):
         self._objects = objects
         with reading(*objects):
-            self._before = _changes(objects)
+            self._before = [state.begun for state in _states_of(objects)]
 
     def __reduce__(self):
         with reading(*self._objects):
-            if _changes(self._objects) != self._before:
+            if [state.begun for state in _states_of(self._objects)] != self._before:
                 raise RuntimeError("The weights of the model have changed while it was copied. Copy it again.")
         return type(None), ()
-
-
-def _changes(objects):
-    return [state.changes for state in _states_of(objects)]
 
 
 def _states_of(objects):

@@ -30,6 +30,15 @@ class Kind(NamedTuple):
     delta: Callable[[dict[str, np.ndarray]], Any]
     scaled: bool = True
 
+    def __reduce__(self):
+        """Lets a pickle say which one it is: functions without a name have no other way into it."""
+        return find, (tuple(self.parts),)
+
+
+def find(parts):
+    """Returns the `Kind` of these parts."""
+    return next(kind for kinds in KINDS.values() for kind in kinds if tuple(kind.parts) == parts)
+
 
 def tucker(mid, out, into):
     """A kernel (r, r · k) between `out` (r, o) and `into` (r, i), as (o, i · k)."""

@@ -36,6 +36,10 @@ class Loras:
         self._files = {}  # file and its state → changes by tensor
         self._originals = {}  # changed tensor → the values of its variable before
 
+    def __getstate__(self):
+        """Gives a pickle dicts that no other thread changes while it is made; `locks.Unchanged` says whether one has."""
+        return {name: dict(value) for name, value in vars(self).items()}
+
     @property
     def few_steps(self):
         """The `FewSteps` of the LoRA loaded last that was distilled for few steps and acts; or None."""
@@ -55,8 +59,9 @@ class Loras:
         if name in self._loaded:
             raise ValueError(f"A LoRA of this name is loaded; unload it or give another name. Received: {name=!r:.200}")
         self._attach(networks)
-        self._update({**self._loaded, name: (scale, lora_file.changes(path, networks))})
+        changes = lora_file.changes(path, networks)
         self._few_steps[name] = find_few_steps(*lora_file.titles(path))
+        self._update({**self._loaded, name: (scale, changes)})
         return name
 
     def set_scale(self, name, scale):
@@ -83,9 +88,9 @@ class Loras:
         self._attach(networks)
         before = {name: self._loaded[name] for name in paths if name in self._loaded}
         changes = {name: self._read(path, networks) if path else before[name][1] for name, path in paths.items()}
-        self._update(self._loaded | {name: (scale, changes[name]) for name, scale in scales.items()})
         self._few_steps |= {name: find_few_steps(*lora_file.titles(path)) for name, path in paths.items() if path}
         try:
+            self._update(self._loaded | {name: (scale, changes[name]) for name, scale in scales.items()})
             yield
         finally:
             self._update({name: kept for name, kept in self._loaded.items() if name not in paths} | before)

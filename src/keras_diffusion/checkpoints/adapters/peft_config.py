@@ -20,7 +20,8 @@ PREFIXES = {
     "text_encoder_2": "text_encoder_2.",
     "diffusion_model": "unet.",
 }  # of a network's options in `METADATA`
-NESTED = r"[)\]}*+?][*+?{]|[*+?}]\)"  # repeats of repeats, in a regular expression
+NESTED = re.compile(r"[)\]}*+?][*+?{]|[*+?}]\)")  # repeats of repeats, in a regular expression
+REPEATS, ALTERNATIVES = re.compile(r"[*+?{]"), re.compile(r"\|")
 FOLLOWED = {"alpha", "alpha_pattern", "lora_alpha", "r", "rank_pattern", "use_rslora"}
 CHOICES = {  # option → values with which the tensors mean what they say
     "peft_type": (None, "LORA", "LOHA", "LOKR"),
@@ -40,7 +41,7 @@ class Declared(NamedTuple):
 
     Args:
         alpha: A number, or None.
-        alphas: A dict from regular expressions of layers' names to numbers.
+        alphas: A dict from compiled regular expressions of layers' names to numbers.
         rank: For tensors that show none, a number or None.
         ranks: Like `alphas`.
         root: Whether alpha is divided by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732).
@@ -60,8 +61,8 @@ class Declared(NamedTuple):
 
 
 def named(patterns, layer, default):
-    """Returns the value of the first regular expression that matches a layer as in peft, or the default."""
-    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)), default)
+    """Returns the value of the first pattern, see `compiled`, that matches a layer; or the default."""
+    return next((value for pattern, value in patterns.items() if pattern.match(layer)), default)
 
 
 def declarations(path):
@@ -100,13 +101,14 @@ def declarations(path):
 def read(options):
     """Reads peft's options for one network into a `Declared`."""
     alpha = options.get("lora_alpha", options.get("alpha"))
-    patterns = [
-        {compiled(key): finite(value) for key, value in (options.get(name) or {}).items()}
-        for name in ("alpha_pattern", "rank_pattern")
-    ]
-    if any(rank is not None and not rank > 0 for rank in (options.get("r"), *patterns[1].values())):
+    alphas, ranks = (options.get(name) or {} for name in ("alpha_pattern", "rank_pattern"))
+    if sum(map(choices, [*alphas, *ranks])) > limits.PATTERNS_CHOICES:
+        raise ValueError("its patterns are too many, or too involved")
+    alphas, ranks = ({compiled(key): finite(value) for key, value in each.items()} for each in (alphas, ranks))
+    rank = finite(options.get("r"))
+    if any(each is not None and not each > 0 for each in (rank, *ranks.values())):
         raise ValueError("a rank must be positive")
-    return Declared(finite(alpha), patterns[0], options.get("r"), patterns[1], root=bool(options.get("use_rslora")))
+    return Declared(finite(alpha), alphas, rank, ranks, root=bool(options.get("use_rslora")))
 
 
 def not_understood(options):
@@ -120,12 +122,16 @@ def not_understood(options):
 
 
 def compiled(pattern):
-    """Returns a pattern of layers' names; one that could take forever to match is an error."""
-    repeats = len(re.findall(r"[*+?{]", pattern))
-    if len(pattern) > limits.PATTERN or repeats > limits.PATTERN_REPEATS or re.search(NESTED, pattern):
+    """Compiles a pattern of layers' names, as peft matches them; one that could take forever is an error."""
+    if len(pattern) > limits.PATTERN or choices(pattern) > limits.PATTERN_CHOICES or NESTED.search(pattern):
         raise ValueError(f"the pattern {pattern:.100} is too involved")
-    re.compile(pattern)
-    return pattern
+    re.compile(pattern)  # alone, too
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
+def choices(pattern):
+    """Estimates how many ways to match a pattern offers: 8 for each repeat, 2 for each alternative."""
+    return 8 ** len(REPEATS.findall(pattern)) * 2 ** len(ALTERNATIVES.findall(pattern))
 
 
 def finite(value):

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from keras_diffusion.checkpoints.layouts.files import read_json, write_json
+from keras_diffusion.checkpoints.layouts.files import naming, read_json, write_json
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
 from keras_diffusion.prompts.tokenizer import SMALLEST, SimpleTokenizer, table
 from keras_diffusion.system import limits
@@ -49,8 +49,9 @@ def read_tokenizer(source=None, rows=None):
     else:
         raise TypeError(f"`tokenizer` must be a SimpleTokenizer or where its files are. Received: {source!r:.200}")
     tokenizer = SimpleTokenizer(size)
-    for word, count in words:
-        tokenizer.add_tokens(word, count)
+    if words:
+        with naming(source):
+            tokenizer.add_tokens(*map(list, zip(*words, strict=True)))
     if rows is not None and rows != tokenizer.vocab_size:
         raise CheckpointMismatchError(
             f"The text encoder knows {rows} tokens and the tokenizer {tokenizer.vocab_size}. Give the tokenizer that "
@@ -94,7 +95,7 @@ def _words(folder, size):
             try:
                 found |= dict(words_in(read_json(folder / name, LARGEST)).items())
                 added = sorted((int(token), str(word)) for word, token in found.items() if int(token) >= size)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+            except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
                 if isinstance(error, CorruptCheckpointError):
                     raise
                 raise CorruptCheckpointError(f"{folder / name} lists no words with their tokens") from error
@@ -105,6 +106,8 @@ def _words(folder, size):
             f"Received: {added!r:.200} in {folder}",
             mismatched=[word for _, word in added],
         )
+    if len(added) > limits.WORDS:
+        raise CheckpointMismatchError(f"A tokenizer may add {limits.WORDS} words. Received: {len(added)} in {folder}")
     words = []
     for _, word in added:
         if words and word == f"{words[-1][0]}_{words[-1][1]}":

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from keras_diffusion.checkpoints.formats import tensor_index
+from keras_diffusion.checkpoints.layouts.files import naming
 from keras_diffusion.checkpoints.mapping import loading
 from keras_diffusion.checkpoints.mapping.loading import Part, families, load
 from keras_diffusion.checkpoints.mapping.paths import targets_by_path
@@ -58,7 +59,8 @@ class UpscalerFile:
             raise TypeError(f"An upscaler is given as a file. Received: path={path!r:.200}")
         self.path = Path(path)
         tensors = tensor_index.index(self.path)
-        self.tensors = canonical(tensors)
+        with naming(path):
+            self.tensors = canonical(tensors)
         self.architecture = _rrdb(self.tensors) or _compact(self.tensors)
         if self.architecture is None:
             looks = next(families(tensors | self.tensors, FAMILIES), "nothing known")
