@@ -65,5 +65,5 @@ def write_outside(path, arrays):
             for key, value in {"location": path.name, "offset": file.tell(), "length": array.nbytes}.items():
                 tensor.external_data.add(key=key, value=str(value))
             tensors.append(tensor)
-            array.tofile(file)
+            file.write(np.ascontiguousarray(array).reshape(-1).view("u1"))  # tofile() may miss an error at the end
     return tensors

@@ -124,8 +124,8 @@ def new_folder(path):
             yield temporary
             for file in filter(Path.is_file, temporary.rglob("*")):
                 _to_disk(file)
-            if path.exists():
-                path.rmdir()  # fails where it is no longer empty
+            if os.name == "nt" and path.exists():
+                path.rmdir()  # elsewhere, a folder takes the place of an empty one
             os.replace(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -97,4 +97,5 @@ def write(path, dtype, shapes, arrays, metadata=None):
     with open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for array in arrays:
-            round_to(array, dtype).tofile(file)
+            # not tofile(), which takes no notice of an error in its last 4 kB
+            file.write(np.ascontiguousarray(round_to(array, dtype)).reshape(-1).view("u1"))
