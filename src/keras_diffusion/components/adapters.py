@@ -37,16 +37,23 @@ class Adapters:
         few = self._loras.few_steps
         if few == self._few_steps:
             return
-        if self._few_steps:
-            self.sampler, self.schedule, self.defaults = self._without_few_steps
+        own = self._without_few_steps if self._few_steps else (self.sampler, self.schedule, self.defaults)
+        sampler, schedule, defaults = own
         if few:
-            self._without_few_steps = self.sampler, self.schedule, self.defaults
-            kept = {key: self.schedule[key] for key in ("prediction_type", "alphas_cumprod") if key in self.schedule}
-            self.sampler, self.schedule, self.defaults = few.sampler, kept | few.schedule, few.defaults
-            logger.info(
-                "Drawn with %s, %d steps and guidance %g unless a call says otherwise.", few.sampler, *few.defaults
-            )
-        self._few_steps = few
+            kept = {key: schedule[key] for key in ("prediction_type", "alphas_cumprod") if key in schedule}
+            sampler, schedule, defaults = few.sampler, kept | few.schedule, few.defaults
+            logger.info("Drawn with %s, %d steps and guidance %g unless a call says otherwise.", sampler, *defaults)
+        taken = {"sampler": sampler, "schedule": schedule, "defaults": defaults}
+        vars(self).update(taken, _few_steps=few, _without_few_steps=own)  # all or, on an interrupt, nothing
+
+    @contextmanager
+    def _changing_loras(self, networks):
+        """Lets the block change the LoRAs of networks; whatever they are then, the model follows them."""
+        with changing(self, *networks.values()):
+            try:
+                yield
+            finally:
+                self._follow_few_steps()
 
     def load_controlnet(self, path: str | os.PathLike[str]) -> ControlNet:
         """Loads a ControlNet (Zhang et al. 2023, arXiv:2302.05543), for the `control` of a call.
@@ -195,10 +202,8 @@ class Adapters:
             ValueError: If a LoRA of this name is loaded, `scale` is not finite or names no block, or a network has been
                 replaced.
         """
-        with changing(self, *self._present().values()):
-            name = self._loras.load(path, scale, name, **self._adapted())
-            self._follow_few_steps()
-        return name
+        with self._changing_loras(self._present()):
+            return self._loras.load(path, scale, name, **self._adapted())
 
     def _adapted(self):
         """The networks that LoRAs change, by name."""
@@ -214,9 +219,8 @@ class Adapters:
         Raises:
             TypeError, ValueError: If no LoRA of this name is loaded, or `scale` is wrong. Nothing has been changed.
         """
-        with changing(self, *self._loras.networks.values()):
+        with self._changing_loras(self._loras.networks):
             self._loras.set_scale(name, scale)
-            self._follow_few_steps()
 
     def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA out of the weights again: they are, bit for bit, as if it had not been loaded.
@@ -227,9 +231,8 @@ class Adapters:
         Raises:
             ValueError: If no LoRA of this name is loaded.
         """
-        with changing(self, *self._loras.networks.values()):
+        with self._changing_loras(self._loras.networks):
             self._loras.unload(name)
-            self._follow_few_steps()
 
     @contextmanager
     def _loras_of_prompt(self, prompt, prompt_weighting):
@@ -247,13 +250,9 @@ class Adapters:
             yield prompt
             return
         paths = {name: None if name in self.loras else lora_folder.find(self.lora_folder, name) for name in scales}
-        with changing(self, *self._present().values()):
-            try:
-                with self._loras.during(paths, scales, **self._adapted()):
-                    self._follow_few_steps()
-                    yield prompt
-            finally:
-                self._follow_few_steps()
+        with self._changing_loras(self._present()), self._loras.during(paths, scales, **self._adapted()):
+            self._follow_few_steps()
+            yield prompt
 
     def load_textual_inversion(self, path: str | os.PathLike[str], token: str | None = None) -> str:
         """Teaches the model a word; the text encoder becomes a larger one, which is compiled again.

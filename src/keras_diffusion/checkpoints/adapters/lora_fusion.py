@@ -93,7 +93,12 @@ class Loras:
             self._update(self._loaded | {name: (scale, changes[name]) for name, scale in scales.items()})
             yield
         finally:
-            self._update({name: kept for name, kept in self._loaded.items() if name not in paths} | before)
+            kept = {name: loaded for name, loaded in self._loaded.items() if name not in paths} | before
+            try:
+                self._update(kept)
+            except BaseException:  # an interrupt, for one: the model must not keep them
+                self._update(kept)
+                raise
 
     def _attach(self, networks):
         """Notes which networks LoRAs are in."""
