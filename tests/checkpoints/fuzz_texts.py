@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 from PIL import Image, PngImagePlugin

@@ -9,5 +9,7 @@ from . import fuzz
 def test_survives_changed_structures(reader, monkeypatch):
     monkeypatch.setattr(fuzz, "GROWTH", 1_000_000)  # of this process, which runs other tests too
     monkeypatch.setattr(fuzz, "SECONDS", 5)
-    outcomes = fuzz.fuzz(reader, 60, seed=1)
-    assert len(outcomes) > 5  # some were read, some refused
+    found = fuzz.fuzz(reader, 25, seed=1)
+    assert found["wrong"] == []
+    assert found["cases"] == 25
+    assert len(found) > 6  # some were read, some refused

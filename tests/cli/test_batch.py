@@ -102,7 +102,7 @@ def test_goes_on_after_a_stop(run, out, log):
 
 
 def test_failures_are_listed_and_tried_again(run, out, log):
-    wrong = ["{", "[]", '{"seed": -1}', '{"prompt": "a", "name": "../a"}', '{"prompt": "a", "image": "no.png"}']
+    wrong = ["{", "[" * 9999, '{"seed": -1}', '{"prompt": "a", "name": "../a"}', '{"prompt": "a", "image": "no.png"}']
     assert run(*wrong, {"prompt": "fail"}, {"prompt": "a"}, {"prompt": "b", "preset": "absent"}) == 1
     assert names(out) == ["000007-7.png", "errors.jsonl"]
     found = errors(out)

@@ -1,12 +1,13 @@
 """What other tools than A1111 write into images: followed where the library can, and named where it cannot."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from keras_diffusion.images import metadata
+from keras_diffusion.images import comfyui, job_settings, metadata
 
 IMAGE = Image.fromarray(np.zeros((16, 24, 3), "uint8"))
 # As ComfyUI's API format has it: two LoRAs, a primitive, a ControlNet and a second sampler.
@@ -232,3 +233,34 @@ def test_absurd_texts_are_read(tmp_path, name, text):
         assert all(isinstance(value, str) for value in metadata.read(tmp_path / "x.png").values())
     except ValueError as error:
         assert "Received: " in str(error)  # noqa: PT017
+
+
+def test_graphs_are_searched_in_linear_time():
+    """A graph of 1 MB, whose searches took days when they looked at each node from each other."""
+    nodes = 5000
+    chain = {str(i): {"class_type": "KSampler", "inputs": {"seed": [str(i + 1), 0]}} for i in range(nodes)}
+    for node in chain.values():
+        node["inputs"] |= dict.fromkeys(("latent_image", "model", "positive", "lora_name"), node["inputs"]["seed"])
+    begun = time.process_time()
+    assert comfyui.settings({"prompt": json.dumps(chain)})["Made by"] == "ComfyUI"
+    assert time.process_time() - begun < 2
+
+
+def test_more_text_than_any_recipe_is_refused(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("prompt", json.dumps([[]] * 400_000).replace("[", "{", 1), zip=True)
+    IMAGE.save(tmp_path / "x.png", pnginfo=info)
+    with pytest.raises(ValueError, match="longer than any recipe"):
+        metadata.read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_people_read_all_of_it(tmp_path, case):
+    texts, expected, others = CASES[case]
+    info = PngImagePlugin.PngInfo()
+    for name, value in texts.items():
+        info.add_text(name, json.dumps(value))
+    IMAGE.save(tmp_path / "x.png", pnginfo=info)
+    call, text = job_settings.read((tmp_path / "x.png").read_bytes())
+    assert expected.items() <= call.items()
+    assert all(name in text for name in others)

@@ -252,6 +252,10 @@ def test_an_added_word_may_be_several_tokens(tokenizer):
         "zwxq": [49411, 49412, 49413],
         "<one>": [49414],
     }
+    assert tokenizer.add_tokens(["<two>", "<three>"], [2, 3]) == 2
+    assert list(map(len, tokenizer.added_tokens.values())) == [3, 3, 1, 2, 3]
+    with pytest.raises(ValueError, match="a number for each word"):
+        tokenizer.add_tokens(["<four>", "<five>"], [4])
     tokens = inner(tokenizer.encode("a <cat-toy>, <one>"))
     assert tokens == [320, 49408, 49409, 49410, 267, 49414]
     assert tokenizer.decode(tokens) == "a <cat-toy> , <one> "

@@ -223,6 +223,9 @@ def test_alpha_in_the_metadata(networks, write, options, factor):
         '{"unet.alpha_pattern": 3}',
         '{"unet.alpha_pattern": {"(a+)+": 1}}',
         '{"unet.alpha_pattern": {"(": 1}}',
+        json.dumps({"unet.alpha_pattern": {"(.|.)" * 50: 1}}),  # 2**50 ways not to match
+        json.dumps({"unet.alpha_pattern": {f"layer.{i}": 1 for i in range(5000)}}),
+        '{"unet.r": Infinity}',
         "[" * 10**5,
         '{"unet.lora_alpha": 1' + "0" * 400 + "}",
     ],

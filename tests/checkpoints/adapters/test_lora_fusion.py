@@ -1,5 +1,6 @@
 """LoRAs in the weights of networks: outputs as in diffusers, and taken out without a trace."""
 
+import pickle
 import shutil
 
 import keras
@@ -226,6 +227,41 @@ def test_an_interruption_changes_nothing(model, monkeypatch):
     monkeypatch.undo()
     assert bits(model) == before
     assert model.loras == {"lora_kohya": 1.0}
+
+
+@pytest.mark.parametrize("at", [0.2, 0.8])  # while the LoRA of a prompt is put in, and while it is taken out
+def test_an_interrupted_call_takes_out_the_loras_of_its_prompt(model, monkeypatch, at):
+    model.load_lora(KOHYA)
+    before, fuse, calls, last = bits(model), model._loras._fuse, [], [-1]
+    networks = {name: getattr(model, name) for name in NETWORKS.values()}
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == last[0]:
+            raise KeyboardInterrupt
+        fuse(*arguments)
+
+    def call():
+        with model._loras.during({"peft": PEFT}, {"peft": 1.0}, **networks):
+            assert bits(model) != before
+
+    monkeypatch.setattr(model._loras, "_fuse", interrupted)
+    call()
+    last[0] = len(calls) + int(len(calls) * at)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert bits(model) == before
+    assert model.loras == {"lora_kohya": 1.0}
+
+
+def test_loras_are_pickled(model):
+    """So that a model that has some can be, see `tests/system/stress.py`."""
+    model.load_lora(PEFT, -0.5, "peft")
+    ((scale, changes),) = pickle.loads(pickle.dumps(model._loras._loaded)).values()
+    assert scale == -0.5
+    assert changes.keys() == model._loras._loaded["peft"][1].keys()
+    every = [kind for each in kinds.KINDS.values() for kind in each]
+    assert all(pickle.loads(pickle.dumps(kind)) is kind for kind in every)
 
 
 def test_a_file_that_does_not_fit_changes_nothing(model, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 
@@ -15,6 +16,7 @@ from keras_diffusion.checkpoints.adapters import lora_file
 from keras_diffusion.checkpoints.download.sources import FOLDER
 from keras_diffusion.checkpoints.formats import safetensors
 from keras_diffusion.checkpoints.layouts import files
+from keras_diffusion.checkpoints.layouts.tokenizer_files import read_tokenizer
 from keras_diffusion.checkpoints.mapping import loading
 from keras_diffusion.images import metadata, reading
 from keras_diffusion.networks.keras_internals import no_leftovers
@@ -164,3 +166,10 @@ def test_pipes_are_refused(read, tmp_path):
     os.mkfifo(tmp_path / "p.png")
     with pytest.raises((ValueError, FileNotFoundError), match="a pipe and no file"):
         read(tmp_path / "p.png")
+
+
+@pytest.mark.parametrize("words", [{f"<w{i}>": 49408 + i for i in range(limits.WORDS + 1)}, {"a": 1e999}, {"a": 49408}])
+def test_words_of_a_tokenizer_are_bounded_and_new(words, tmp_path):
+    (tmp_path / "added_tokens.json").write_text(json.dumps(words))
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
+        read_tokenizer(tmp_path)

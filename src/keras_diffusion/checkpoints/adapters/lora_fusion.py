@@ -37,7 +37,7 @@ class Loras:
         self._originals = {}  # changed tensor → the values of its variable before
 
     def __getstate__(self):
-        """Gives a pickle dicts that no other thread changes while it is made; `locks.Unchanged` says whether one has."""
+        """Gives a pickle dicts that no other thread changes; `locks.Unchanged` says whether one changed those here."""
         return {name: dict(value) for name, value in vars(self).items()}
 
     @property
