@@ -1,4 +1,4 @@
-"""Everything that writes files which are kept, each as a function of a path: for tests of what may go wrong meanwhile."""
+"""Everything that writes files which are kept, each as a function of a path, for tests of what may go wrong."""
 
 from collections.abc import Callable
 from functools import cache

@@ -248,7 +248,7 @@ def test_graphs_are_searched_in_linear_time():
 
 def test_more_text_than_any_recipe_is_refused(tmp_path):
     info = PngImagePlugin.PngInfo()
-    info.add_itxt("prompt", json.dumps([[]] * 400_000).replace("[", "{", 1), zip=True)
+    info.add_itxt("prompt", json.dumps([[]] * 400_000).replace("[", "{", 1))
     IMAGE.save(tmp_path / "x.png", pnginfo=info)
     with pytest.raises(ValueError, match="longer than any recipe"):
         metadata.read(tmp_path / "x.png")

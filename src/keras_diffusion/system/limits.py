@@ -31,10 +31,7 @@ WORDS = 1000  # that a tokenizer has beyond CLIP's
 LEVELS = 16  # of a network
 NETWORK = 5000  # tensors of one; the UNet of SDXL has 1,680
 PATTERN = 300  # characters of a regular expression
-PATTERN_CHOICES, PATTERNS_CHOICES = (
-    2**9,
-    2**12,
-)  # ways to match that one offers, and all of a file: three repeats are 2**9
+PATTERN_CHOICES, PATTERNS_CHOICES = 2**9, 2**12  # ways to match: of one, where three repeats are 2**9, and of a file
 
 # Images
 IMAGE_FILE = 2**28  # bytes

@@ -13,7 +13,7 @@ from keras_diffusion.checkpoints.formats.hdf5_file import index
 from keras_diffusion.checkpoints.formats.tensors import READABLE, read
 from keras_diffusion.checkpoints.layouts import keras_names
 from keras_diffusion.checkpoints.layouts.diffusers_configs import to_diffusers
-from keras_diffusion.checkpoints.layouts.files import KERAS_CV, keras_cv_file, new_file
+from keras_diffusion.checkpoints.layouts.files import KERAS_CV, keras_cv_file, naming, new_file
 from keras_diffusion.checkpoints.mapping.loading import Part, Target, load, stored
 from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.errors import CheckpointMismatchError, CorruptCheckpointError
@@ -47,7 +47,8 @@ def load_weights(network, filepath):
         tensor = state.get(str(place))
         if tensor and (tensor.shape != tuple(variable.shape) or tensor.dtype not in READABLE):
             mismatched.append(f"{STATE}{place}: {tensor.dtype} {tensor.shape}, not {variable.dtype} {variable.shape}")
-    load([part], mismatched)
+    with naming(filepath):
+        load([part], mismatched)
     if optimizer and state:
         optimizer.load_own_variables({place: read(tensor) for place, tensor in state.items()})
 
