@@ -111,7 +111,7 @@ def _table(folder, name):
                     captions[path] = text
                     continue
                 raise ValueError(f"row {i} names no image of the folder, or no caption")
-        except (AttributeError, TypeError, ValueError, csv.Error) as error:
+        except (AttributeError, OSError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(
                 f"{folder / name} must have a row with `file_name`, an image in this folder, and `text`, its caption, "
                 f"for each image. Received: {error!s:.200}"
