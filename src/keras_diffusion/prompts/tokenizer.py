@@ -76,6 +76,7 @@ class SimpleTokenizer:
             last token.
         vocab_size: Number of tokens, the added ones included.
         added_tokens: The added words, a dict from each to its tokens.
+        vocab: The word of each token, a list as in CLIP's table: "</w>" ends a word.
     """
 
     def __init__(self, vocab_size=_VOCAB_SIZE):
@@ -90,6 +91,13 @@ class SimpleTokenizer:
     @property
     def added_tokens(self):
         return {word: list(tokens) for word, tokens in self._added.items()}
+
+    @property
+    def vocab(self):
+        words = list(table(self._size)[0])
+        for word, its in self._added.items():
+            words += [""] * (len(its) - 1) + [_to_word(word)]
+        return words
 
     def encode(self, text):
         """Turns a text into tokens.
@@ -120,10 +128,7 @@ class SimpleTokenizer:
         Raises:
             ValueError: If an element is not an integer of this range.
         """
-        words = list(table(self._size)[0])
-        for word, its in self._added.items():
-            words += [""] * (len(its) - 1) + [_to_word(word)]
-        text = bytearray()
+        words, text = self.vocab, bytearray()
         for index, token in enumerate(tokens):
             if not isinstance(token, (int, np.integer)) or not 0 <= token < len(words):
                 raise ValueError(

@@ -38,8 +38,13 @@ class NoiseScheduler:
             timesteps: Whole numbers (b,), from 0.
 
         Returns:
-            The mixture, (b, h, w, c).
+            The mixture, (b, h, w, c), of the latents' dtype.
         """
-        shares = ops.convert_to_tensor(np.stack([self.alphas_cumprod, 1 - self.alphas_cumprod]) ** 0.5, "float32")
-        signal, deviation = (ops.reshape(ops.take(share, timesteps), (-1, 1, 1, 1)) for share in shares)
-        return signal * ops.convert_to_tensor(original_samples) + deviation * ops.convert_to_tensor(noise)
+        samples = ops.convert_to_tensor(original_samples)
+
+        def shares(variances):
+            table = ops.convert_to_tensor(variances**0.5, "float32")
+            return ops.cast(ops.reshape(ops.take(table, timesteps), (-1, 1, 1, 1)), samples.dtype)
+
+        signal, deviation = shares(self.alphas_cumprod), shares(1 - self.alphas_cumprod)
+        return signal * samples + deviation * ops.cast(noise, samples.dtype)
