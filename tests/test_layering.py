@@ -174,6 +174,7 @@ ACROSS = {
     "checkpoints/test_faults.py",
     "training/test_against_diffusers.py",
     "training/test_quality.py",
+    "training/test_sdxl_against_diffusers.py",
     "checkpoints/test_structured_fuzz.py",
     "checkpoints/test_diffusers.py",
     "serving/test_page.py",

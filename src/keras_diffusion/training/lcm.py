@@ -114,6 +114,10 @@ class LcmLora(Lora):
     def __init__(self, model, rank=64, alpha=None, layers="all", seed=0):
         super().__init__(model, rank, alpha, layers, seed=seed)
 
+    @property
+    def input_names(self):
+        return [*super().input_names, "next_timestep_embedding", "unconditional", "guidance", "coefficients"]
+
     def call(self, inputs):
         """Returns what the consistency function lacks to its target, (b, h, w, c)."""
         shares = [share[:, :, None, None] for share in ops.split(inputs["coefficients"], 6, axis=-1)]

@@ -78,6 +78,12 @@ class Learner(keras.layers.Layer):
         """The networks of the model that a step computes; a checkpoint of the training need not hold their weights."""
         return [self.model.diffusion_model, *([self.model.text_encoder] if self.text == "tokens" else [])]
 
+    @property
+    def input_names(self):
+        """What `call` takes, a list of names."""
+        added = ["added"] * bool(self.takes_added and self.model.architecture.diffusion_model.added)
+        return ["latent", "timestep_embedding", self.text, *["image"] * self.conditioned, *added]
+
     def encode(self, tokens):
         """Turns tokens (b, n) into a context (b, n, width)."""
         return self.model.text_encoder([tokens, ops.arange(tokens.shape[1], dtype="int32")[None]])
@@ -87,7 +93,7 @@ class Learner(keras.layers.Layer):
 
     def predict(self, latent, timestep, context, inputs):
         """Predicts from what the diffusion model takes; `inputs` holds everything."""
-        added = [inputs["added"]] if self.takes_added and "added" in inputs else []
+        added = [inputs["added"]] if "added" in self.input_names else []
         return self.model.diffusion_model([latent, timestep, context, *added])
 
     def tensors(self):
@@ -116,6 +122,11 @@ class Learner(keras.layers.Layer):
 
     def reset_model(self):
         """Takes it out again, before the training goes on."""
+
+    @contextmanager
+    def apart(self):
+        """Has the model draw without what was learned, as long as it lasts."""
+        yield
 
 
 class WholeModel(Learner):

@@ -6,6 +6,7 @@ import tempfile
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import keras
@@ -69,7 +70,8 @@ class Lora(Learner):
         names = {"diffusion_model": model.diffusion_model}
         names |= {"text_encoder": model.text_encoder} if text_encoder else {}
         self._name_in_model = next(name for name in map("training-{}".format, count(1)) if name not in model.loras)
-        self.targets = _chosen(layers, lora_file.weights(names))
+        targets = _chosen(layers, lora_file.weights(names))
+        self.targets = MappingProxyType(targets)  # of a dict, Keras would save the variables
         self.shapes, start = [], []  # of the halves, and their first values
         for i, (key, target) in enumerate(self.targets.items()):
             *window, width, out = target.variable.shape
@@ -131,6 +133,16 @@ class Lora(Learner):
     def reset_model(self):
         if self._name_in_model in self.model.loras:
             self.model.unload_lora(self._name_in_model)
+
+    @contextmanager
+    def apart(self):
+        scale = self.model.loras.get(self._name_in_model)
+        self.reset_model()
+        try:
+            yield
+        finally:
+            if scale is not None:
+                self.update_model(scale)
 
 
 def _stored(target, down, up):

@@ -1,15 +1,13 @@
 """Trains a model: `compile` and `fit`, as any Keras model."""
 
-import math
-
 import keras
 
 from keras_diffusion import arguments as check
 from keras_diffusion.engines import choice
-from keras_diffusion.errors import NumericalError
 from keras_diffusion.training.controlnet import TrainedControlNet
 from keras_diffusion.training.dataset import Examples
 from keras_diffusion.training.embedding import Embedding
+from keras_diffusion.training.fitting import Watch, require_data, require_weights_only
 from keras_diffusion.training.folder import records
 from keras_diffusion.training.lcm import LcmLora
 from keras_diffusion.training.learners import WholeModel
@@ -101,6 +99,10 @@ class Trainer(keras.Model):
             jit_compile: Whether to compile the step with XLA, or with `torch.compile`. "auto" does on JAX.
             **options: Options of `keras.Model.compile`.
         """
+        if wrong := {"loss", "loss_weights"} & options.keys():
+            raise ValueError(
+                f"The loss belongs to what is trained; `Examples` weights it. Received: {', '.join(sorted(wrong))}"
+            )
         optimizer = keras.optimizers.get(optimizer or default_optimizer(self.learner.learning_rate))
         if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):  # it skips what is not finite
             half = self.learner.model.diffusion_model.layers[-1].compute_dtype == "float16"
@@ -130,6 +132,12 @@ class Trainer(keras.Model):
         return estimate(self, batch_size, size, model.architecture.text_encoder.length)
 
     def call(self, inputs):
+        given = inputs if isinstance(inputs, dict) else {}
+        if missing := [name for name in self.learner.input_names if name not in given]:
+            raise ValueError(
+                "Give a trainer batches of its own `examples`; images are drawn by the model's `text_to_image`. "
+                f"Received: inputs without {', '.join(missing)}"
+            )
         return self.learner(inputs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -138,19 +146,47 @@ class Trainer(keras.Model):
     def fit(self, x=None, *arguments, callbacks=None, **options):
         """Trains, see `keras.Model.fit`; most often on `examples`.
 
+        Between two steps, a callback can call `update_model` and draw.
+
         Raises:
             NumericalError: If the loss is not finite, at the step that made it. What is trained is as it was before.
         """
-        self.learner.reset_model()
-        watch = Watch(x)
+        require_data(x, options.get("batch_size"))
+        watch = Watch(x, self.learner)
         watch.on_epoch_begin(None)  # Keras draws two batches to learn their shapes
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(watch)
         else:
             callbacks = [watch, *(callbacks if isinstance(callbacks, list | tuple) else filter(None, [callbacks]))]
+            require_weights_only(callbacks)
         if isinstance(x, Examples):
             options["shuffle"] = False  # they come in a random order of their own
         return super().fit(x, *arguments, callbacks=callbacks, **options)
+
+    def make_train_function(self, force=False):
+        self.learner.reset_model()
+        return super().make_train_function(force)
+
+    def evaluate(self, *arguments, **options):
+        """Computes the loss of examples, see `keras.Model.evaluate`."""
+        with self.learner.apart():
+            return super().evaluate(*arguments, **options)
+
+    def predict(self, *arguments, **options):
+        """Predicts noise or velocity for examples, see `keras.Model.predict`; `text_to_image` of the model draws."""
+        with self.learner.apart():
+            return super().predict(*arguments, **options)
+
+    def get_config(self):
+        raise NotImplementedError(
+            "A trainer cannot be saved as a whole: `save_weights` keeps a training, to go on with; `save_lora`, "
+            "`save_textual_inversion`, `save_controlnet` and the model's `save_to_preset` keep what was learned."
+        )
+
+    def save(self, *arguments, **options):
+        self.get_config()  # before Keras begins to write
+
+    export = save
 
     def save_lora(self, path, format="kohya", metadata=None, dtype="float32"):
         """Writes the LoRA that was learned.
@@ -208,23 +244,3 @@ class Trainer(keras.Model):
     def update_model(self):
         """Puts what was learned into the model that draws. `fit` goes on from there."""
         self.learner.update_model()
-
-
-class Watch(keras.callbacks.Callback):
-    """Tells the examples which epoch it is, and stops at a loss that is not finite."""
-
-    def __init__(self, examples):
-        super().__init__()
-        self.examples = examples
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if isinstance(self.examples, Examples):
-            self.examples.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        loss = float((logs or {}).get("loss", 0.0))
-        if not math.isfinite(loss):
-            raise NumericalError(
-                f"The loss of step {batch + 1} is not finite, so nothing was changed by it. Lower the learning rate, "
-                f"or use dtype='float32' or 'mixed_bfloat16'. Received: loss={loss}"
-            )
