@@ -79,6 +79,7 @@ class Learning:
         rank: int = 64,
         batch_size: int = 4,
         learning_rate: float = 1e-4,
+        target_ema: float | None = None,
         seed: int = 0,
         rematerialize: bool | None = None,
         verbose: str | int = "auto",
@@ -96,6 +97,8 @@ class Learning:
             rank: Rank of the LoRA.
             batch_size: Number of images in a step.
             learning_rate: The learning rate of AdamW.
+            target_ema: The momentum of the moving average of the LoRA that makes the targets, such as 0.95; None has
+                the LoRA itself make them.
             seed: Where all random numbers come from.
             rematerialize: See `train_lora`.
             verbose: 0 shows no progress bar.
@@ -116,7 +119,7 @@ class Learning:
             model.text_to_image("a photo of a dog", sampler="lcm", num_steps=4, unconditional_guidance_scale=1.0)
             trainer.save_lora("lcm.safetensors")
         """
-        options = {"rank": rank, "seed": seed, "rematerialize": rematerialize}
+        options = {"rank": rank, "target_ema": target_ema, "seed": seed, "rematerialize": rematerialize}
         examples = {"steps": steps, "batch_size": batch_size, "seed": seed, **examples}
         return self._train("lcm_lora", folder, caption, examples, learning_rate, verbose, callbacks, **options)
 

@@ -147,15 +147,19 @@ def test_lora(model, pipeline, inputs, tmp_path):
 
 
 def test_lcm_lora(model, pipeline, tmp_path):
-    """A step of distillation, by the formulas of diffusers' train_lcm_distill_lora_sd_wds.py and its own scheduler."""
+    """A step of distillation by the formulas of diffusers' train_lcm_distill_sd_wds.py: the average is the target."""
     if model.architecture.prediction_type == "epsilon":
         pytest.skip("Its coefficients are tested alone.")
     for i in range(2):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), "uint8")).save(tmp_path / f"{i}.png")
-    trainer = Trainer(model, "lcm_lora", rank=2, layers="attention")
+    trainer = Trainer(model, "lcm_lora", rank=2, layers="attention", target_ema=0.75)
     trainer.compile(Gradients(1.0), run_eagerly=not compiles_always())
-    trainer.learner.values.assign(np.random.default_rng(1).standard_normal(trainer.learner.values.shape) / 10)
-    trainer.save_lora(tmp_path / "lcm.safetensors")
+    values, average = np.random.default_rng(1).standard_normal((2, *trainer.learner.values.shape)) / 10
+    trainer.learner.average.assign(average)
+    average = 0.75 * average + 0.25 * values
+    for name, vector in (("average", average), ("lcm", values)):
+        trainer.learner.values.assign(vector)
+        trainer.save_lora(tmp_path / f"{name}.safetensors")
     examples = trainer.examples(tmp_path, "a toy", size=(32, 32), batch_size=2, seed=4)
     x, y, weights = examples[0]
     embeddings = timestep_embedding(np.arange(1000), model.architecture.diffusion_model.frequencies)
@@ -194,13 +198,15 @@ def test_lcm_lora(model, pipeline, tmp_path):
         clean, noise = (one + w * (one - other) for one, other in zip(guided, unguided, strict=True))
         alpha, sigma = (part[:, None, None, None] for part in (signal[after].sqrt(), (1 - signal[after]).sqrt()))
         later = alpha * clean + sigma * noise
-    pipeline.load_lora_weights(tmp_path, weight_name="lcm.safetensors")
     try:
+        pipeline.load_lora_weights(tmp_path, weight_name="average.safetensors")
         pipeline.unet.double()
         with torch.no_grad():
             target = consistent(later, after)
-        difference = consistent(latent, start) - target
-        reference = torch.mean(difference**2)
+        pipeline.unload_lora_weights()
+        pipeline.load_lora_weights(tmp_path, weight_name="lcm.safetensors")
+        pipeline.unet.double()
+        reference = torch.mean((consistent(latent, start) - target) ** 2)
         parameters = {name: p for name, p in pipeline.unet.named_parameters() if "lora_" in name}
         theirs = dict(zip(parameters, torch.autograd.grad(reference, parameters.values()), strict=True))
     finally:
@@ -208,6 +214,7 @@ def test_lcm_lora(model, pipeline, tmp_path):
     trainer.learner.loss = losses.mean_squared_error  # its own has a kink, where gradients turn on roundings
     assert float(trainer.train_on_batch(x, y, weights)) == pytest.approx(float(reference), rel=TOLERANCE)
     require_equal(halves(trainer), theirs, floor=1.0)
+    np.testing.assert_allclose(ops.convert_to_numpy(trainer.learner.average), average, atol=1e-6)
 
 
 def test_embedding(model, pipeline, inputs, tmp_path):

@@ -21,6 +21,8 @@ OPTIONS = {  # option of a training → how the command line reads it
     "seed": {"type": int, "help": "where all random numbers come from (default: 0)"},
     "rematerialize": {"action": "store_true", "help": "keep less for the backward pass: less memory, more time"},
     "rank": {"type": int, "help": "rank of the LoRA (default: 8; of lcm: 64)"},
+    "target_ema": {"type": float, "metavar": "MOMENTUM", "help": "momentum of the average that makes the targets, such "
+                   "as 0.95"},
     "layers": {"help": "which layers learn: attention, linear or all (default: attention)"},
     "text_encoder": {"action": "store_true", "help": "train the text encoder too"},
     "word": {"required": True, "help": "the new word, such as '<cat-toy>'"},
@@ -82,7 +84,7 @@ KINDS = {
         "Distil the model into a LoRA with which it draws in 4 steps.",
         "file",
         (1000, 4, 1e-4),
-        ("rank",),
+        ("rank", "target_ema"),
         _save_lora,
         ("kohya", "diffusers"),
     ),

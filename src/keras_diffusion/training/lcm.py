@@ -99,26 +99,41 @@ class LcmLora(Lora):
     """Trains a LoRA with which the model draws in 1 to 8 steps, without guidance; the model is its teacher.
 
     With the LoRA, the clean latent that a noisy one leads to shall be the same from the next timestep, to which the
-    model without it takes a guided step of DDIM: algorithm 1 of Luo et al. 2023 (arXiv:2310.04378), with the LoRA
-    itself instead of its average as the target, as in diffusers' train_lcm_distill_lora_sd_wds.py.
+    model without it takes a guided step of DDIM: algorithm 1 of Luo et al. 2023 (arXiv:2310.04378).
 
     Args:
         model: The `StableDiffusion`.
         rank, alpha, layers, seed: See `Lora`.
+        target_ema: The momentum of the moving average of the LoRA that makes the target, such as the 0.95 of diffusers'
+            train_lcm_distill_sd_wds.py. None has the LoRA itself make it, as their train_lcm_distill_lora_sd_wds.py.
     """
 
     takes_added = False
     drawn_from = Distillation
     loss = staticmethod(losses.pseudo_huber)
 
-    def __init__(self, model, rank=64, alpha=None, layers="all", seed=0):
+    def __init__(self, model, rank=64, alpha=None, layers="all", seed=0, target_ema=None):
         super().__init__(model, rank, alpha, layers, seed=seed)
+        self.momentum = 0 if target_ema is None else arguments.number("target_ema", target_ema, 0, 1)
+        self.average = None
+        if self.momentum:
+            start = ops.convert_to_numpy(self.values)
+            options = {"name": "average", "initializer": lambda *_, **__: start, "trainable": False}
+            self.average = self.add_weight(shape=start.shape, **options)
 
     @property
     def input_names(self):
         return [*super().input_names, "next_timestep_embedding", "unconditional", "guidance", "coefficients"]
 
-    def call(self, inputs):
+    def target_tensors(self, training):
+        """The halves that make the target; in training, after the average has followed the last step."""
+        if self.average is None:
+            return self.tensors()
+        if training:
+            self.average.assign(self.momentum * self.average + (1 - self.momentum) * self.values)
+        return self.halves(ops.stop_gradient(ops.convert_to_tensor(self.average)))
+
+    def call(self, inputs, training=False):
         """Returns what the consistency function lacks to its target, (b, h, w, c)."""
         shares = [share[:, :, None, None] for share in ops.split(inputs["coefficients"], 6, axis=-1)]
         x, timestep = inputs["latent"], inputs["timestep_embedding"]
@@ -129,6 +144,7 @@ class LcmLora(Lora):
         guided = guided + inputs["guidance"][:, None, None, None] * (guided - unguided)
         later = ops.stop_gradient(shares[2] * x + shares[3] * guided)
         timestep = inputs["next_timestep_embedding"]
-        prediction = self.prediction({**inputs, "latent": later, "timestep_embedding": timestep})
+        after = {**inputs, "latent": later, "timestep_embedding": timestep}
+        prediction = self.prediction(after, self.target_tensors(training))
         target = ops.stop_gradient(shares[4] * later + shares[5] * ops.cast(prediction, "float32"))
         return shares[0] * x + shares[1] * ops.cast(self.prediction(inputs), "float32") - target

@@ -105,13 +105,13 @@ class Learner(keras.layers.Layer):
         """Has the layers that are called inside compute what is trained, with those of `tensors` that are theirs."""
         yield
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
         return self.prediction(inputs)
 
-    def prediction(self, inputs):
-        """Predicts with what is trained: the pass whose inner results are kept for the backward pass."""
+    def prediction(self, inputs, tensors=None):
+        """Predicts with what is trained, or other `tensors`: what is inside is kept for the backward pass."""
         with quick_to_trace():
-            tensors, outside = self.tensors(), copy_context()
+            tensors, outside = tensors or self.tensors(), copy_context()
             blocks = {"block": rematerialized(self.applied, tensors, outside)} if self.rematerialize else {}
             with replace_operations(**blocks), self.applied(tensors):
                 context = self.encode(inputs["tokens"]) if self.text == "tokens" else inputs["context"]

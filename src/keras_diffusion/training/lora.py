@@ -84,9 +84,12 @@ class Lora(Learner):
         self.values = self.add_weight(name="halves", shape=values.shape, initializer=lambda *_, **__: values)
 
     def tensors(self):
-        """The `Halves` of each layer, by the id of its kernel."""
+        return self.halves(self.values)
+
+    def halves(self, values):
+        """Returns the `Halves` of each layer, by the id of its kernel, of a vector of all of them."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
-        parts = ops.split(self.values, ends[:-1].tolist())
+        parts = ops.split(values, ends[:-1].tolist())
         halves = [ops.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
         pairs = map(Halves, halves[::2], halves[1::2])
         return {id(target.variable): pair for target, pair in zip(self.targets.values(), pairs, strict=True)}

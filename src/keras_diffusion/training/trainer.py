@@ -131,14 +131,14 @@ class Trainer(keras.Model):
         size = size or (model.img_height, model.img_width)
         return estimate(self, batch_size, size, model.architecture.text_encoder.length)
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
         given = inputs if isinstance(inputs, dict) else {}
         if missing := [name for name in self.learner.input_names if name not in given]:
             raise ValueError(
                 "Give a trainer batches of its own `examples`; images are drawn by the model's `text_to_image`. "
                 f"Received: inputs without {', '.join(missing)}"
             )
-        return self.learner(inputs)
+        return self.learner(inputs, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         return self.learner.loss(y_pred, y, 1.0 if sample_weight is None else sample_weight)
