@@ -123,7 +123,7 @@ def waits():
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_DIFFUSION_HOME", str(tmp_path / "cache"))
-    for variable in (*download.OFFLINE, "HF_TOKEN"):
+    for variable in (*download.OFFLINE, download.ENDPOINT, "HF_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     return tmp_path / "cache"
 
@@ -229,6 +229,37 @@ def test_goes_on_where_the_connection_broke(fetch, server, waits):
     assert waits == []
 
 
+def test_the_next_run_goes_on_where_the_last_one_ended(fetch, cache, server):
+    server.answers = [cut, reply(status=403)]
+    with pytest.raises(DownloadError):
+        fetch()
+    assert everything(cache) == [".model.safetensors.unfinished"]
+    server.answers = [whole]
+    assert fetch().read_bytes() == CONTENT
+    assert server.requests[-1][1]["Range"] == "bytes=5120-"
+    assert everything(cache) == ["model.safetensors"]
+
+
+def test_gives_up_within_ten_seconds_where_nothing_answers(cache, manifest, waits, caplog):
+    def request(url, headers):
+        raise urllib.error.URLError(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+
+    options = {"request": request, "sleep": waits.append, "clock": lambda: sum(waits)}
+    with pytest.raises(DownloadError, match=r"no server answers \(.*Name or service not known\).*HTTPS_PROXY"):
+        download.fetch("small", read=partial(download.read_file, **options))
+    assert waits == [1, 2, 4]
+    assert [f"attempt {number} of 10 follows in" in caplog.text for number in (2, 3, 4, 5)] == [True, True, True, False]
+
+
+def test_a_mirror_is_asked_in_place_of_huggingface(fetch, server, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example.com/")
+    fetch()
+    assert server.hosts == ["mirror.example.com"]
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example.com")
+    with pytest.raises(ValueError, match="HF_ENDPOINT must begin with https"):
+        download.server()
+
+
 def test_begins_again_where_the_server_cannot_go_on(fetch, server):
     server.answers = [cut, reply(CONTENT)]
     assert fetch().read_bytes() == CONTENT
@@ -281,7 +312,7 @@ def test_says_nothing_to_a_private_address():
             assert connection.recv(1) == b""
     proxied = https.Connection("localhost", port)
     proxied.set_tunnel("example.com")
-    assert proxied._create_connection is socket.create_connection
+    assert proxied._create_connection is https.connect
 
 
 PRIVATE = [

@@ -51,7 +51,7 @@ class Repository:
     def __init__(self, folder):
         self.folder, self.contents, self.failure, self.brought, self.asked = folder, {}, None, set(), []
 
-    def model_info(self, repository, revision):
+    def model_info(self, repository, revision, timeout):
         self.asked.append((repository, revision))
         if self.failure:
             raise self.failure
@@ -236,7 +236,7 @@ def test_the_real_functions_take_these_arguments():
     bind = {
         huggingface_hub.snapshot_download: {"revision": "", "allow_patterns": [], "local_files_only": True},
         huggingface_hub.hf_hub_download: {"filename": "", "revision": "", "local_dir": ""},
-        huggingface_hub.HfApi.model_info: {"self": None, "revision": ""},
+        huggingface_hub.HfApi.model_info: {"self": None, "revision": "", "timeout": 10},
     }
     for function, options in bind.items():
         inspect.signature(function).bind(repo_id="owner/name", **options)

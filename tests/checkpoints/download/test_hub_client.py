@@ -201,6 +201,11 @@ def test_no_server(start):
     outcome = start(port=1)("hf://owner/name")
     assert outcome["error"] == "OfflineError"
     assert "cannot be reached" in outcome["log"]
+    entry = {"sha256": "0" * 64, "bytes": 1}
+    model = {"repository": "owner/name", "revision": COMMIT, "licence": "A Licence", "files": {"a.h5": entry}}
+    outcome = start(port=1)("unreachable", {"unreachable": model}, KERAS_DIFFUSION_OFFLINE="0")
+    assert outcome["error"] == "DownloadError"
+    assert "Retrying" not in outcome["log"]
 
 
 def test_the_clients_own_offline_mode(start, hub):
@@ -212,7 +217,7 @@ def test_the_clients_own_offline_mode(start, hub):
 CONTENT = b"weights"
 BUILT_IN = {  # what the server does → error and message
     "all is well": (lambda handler, file: False, None, ""),
-    "another file": (lambda handler, file: handler.answer(200, b"Weights", ETag='"x"', X_Repo_Commit=COMMIT),
+    "another file": (lambda handler, file: file and handler.answer(200, b"Weights", ETag='"x"', X_Repo_Commit=COMMIT),
                      "IntegrityError", "sha256"),
     "gated": (lambda handler, file: handler.answer(403, X_Error_Code="GatedRepo"), "DownloadError", "accept its"),
 }  # fmt: skip

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from keras_diffusion.errors import DownloadError, IntegrityError, NoSpaceError, 
 from keras_diffusion.system.paths import beside, is_full, sweep
 
 SERVER = "https://huggingface.co"
+ENDPOINT = "HF_ENDPOINT"
 HOME = "KERAS_DIFFUSION_HOME"
 OFFLINE = ("KERAS_DIFFUSION_OFFLINE", "HF_HUB_OFFLINE")
 OFF = {"", "0", "false", "no", "off"}
@@ -98,7 +99,10 @@ def fetch_file(model, file, entry, path, read):
             f"{file} has {entry['bytes']:,} bytes, and {path.parent} has room for {free:,}. Make room, or set "
             f"{HOME} to a folder on another disk."
         )
-    part = beside(path)
+    part, kept = beside(path), path.with_name(f".{path.name}.unfinished")
+    if kept.is_file():
+        with suppress(FileNotFoundError):  # another process was faster
+            os.replace(kept, part)
     try:
         read(model, file, entry["bytes"], part)
         with open(part, "rb+") as content:
@@ -108,22 +112,29 @@ def fetch_file(model, file, entry, path, read):
     except PermissionError:
         if not at_hand(path, entry):  # on Windows, another process may have brought and opened it
             raise
+    except IntegrityError:
+        raise
+    except (DownloadError, KeyboardInterrupt):
+        if part.is_file() and 0 < part.stat().st_size < entry["bytes"]:
+            os.replace(part, kept)
+            log.warning("What came of %s is kept; the next download goes on from there", file)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
 
 def read_file(model, file, size, path, **options):
-    """Reads one file of a model into a new file, without further packages.
+    """Reads one file of a model, without further packages.
 
     Args:
         model: A `Source`.
         file: The name of the file in its repository.
         size: Its size in bytes.
-        path: The file to write.
+        path: The file to write, or to go on with.
         **options: `request` and `sleep` of `https.read`.
     """
-    url = f"{SERVER}/{model.repository}/resolve/{model.revision}/{file}"
-    with open(path, "xb") as content, progress_bar(file, size) as progress:
+    url = f"{server()}/{model.repository}/resolve/{model.revision}/{file}"
+    with open(path, "ab") as content, progress_bar(file, size) as progress:
         https.read(url, content, size, model.page, token=token(), progress=progress, **options)
 
 
@@ -147,6 +158,14 @@ def home():
         return Path(chosen).expanduser()
     variable, usual = CACHES.get(sys.platform, ("XDG_CACHE_HOME", "~/.cache"))
     return Path(os.environ.get(variable) or usual).expanduser() / "keras-diffusion"
+
+
+def server():
+    """The address of huggingface.co, or of the mirror that is named in HF_ENDPOINT."""
+    value = os.environ.get(ENDPOINT) or SERVER
+    if not value.startswith("https://"):
+        raise ValueError(f"{ENDPOINT} must begin with https://. Received: {ENDPOINT}={value!r:.200}")
+    return value.rstrip("/")
 
 
 def token():

@@ -2,6 +2,7 @@
 
 import http.client
 import ipaddress
+import logging
 import re
 import socket
 import time
@@ -15,7 +16,8 @@ ATTEMPTS = 10  # connections for one file
 REDIRECTS = 5  # for one connection
 SHORTEST_WAIT, LONGEST_WAIT = 1, 60  # seconds
 LEAST, WHILE = 1 << 16, 60  # bytes that come in so many seconds, or the connection counts as broken
-TIMEOUT = 30  # seconds for a connection or without a byte
+PATIENCE = 10  # seconds for a connection, and for all attempts until a server answers for the first time
+TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 20  # bytes
 NUMBER = re.compile(r"[0-9.]*|.*\.(0x[0-9a-f]*|[0-9]+)|0x[0-9a-f]*", re.IGNORECASE)
 WITH_IPV4 = [ipaddress.ip_network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")]
@@ -29,6 +31,8 @@ REFUSALS = {  # status → what it means and what to do
     429: "the server asks to come back later; wait, or set HF_TOKEN",
 }
 
+log = logging.getLogger(__name__)
+
 
 class Connection(http.client.HTTPSConnection):
     """An https connection that says nothing to private addresses."""
@@ -39,17 +43,24 @@ class Connection(http.client.HTTPSConnection):
 
     def set_tunnel(self, *arguments, **options):
         # The proxy may well be at a private address; it looks the host up itself.
-        self._create_connection = socket.create_connection
+        self._create_connection = connect
         super().set_tunnel(*arguments, **options)
 
     def _checked_connection(self, *arguments, **options):
-        connection = socket.create_connection(*arguments, **options)
+        connection = connect(*arguments, **options)
         try:
             check_address(connection.getpeername()[0])
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def connect(address, timeout, *arguments):
+    """Opens a connection within PATIENCE, which then waits TIMEOUT for each answer."""
+    connection = socket.create_connection(address, PATIENCE, *arguments)
+    connection.settimeout(TIMEOUT)
+    return connection
 
 
 class Handler(urllib.request.HTTPSHandler):
@@ -76,25 +87,37 @@ def request(url, headers):
     return opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
 
 
-def read(url, file, size, page, token="", progress=lambda received: None, request=request, sleep=time.sleep):
-    """Reads a URL into a file, going on where a broken connection ended.
+def read(
+    url,
+    file,
+    size,
+    page,
+    token="",
+    progress=lambda received: None,
+    request=request,
+    sleep=time.sleep,
+    clock=time.monotonic,
+):
+    """Reads a URL into a file, going on where the file or a broken connection ends.
 
     Args:
         url: An https URL.
-        file: An empty binary file, open for writing.
+        file: A binary file, open for writing at its end; what it holds is the beginning of the content.
         size: The size it must have, in bytes.
         page: Where people read about the model and accept its licence, for messages.
         token: A token for the host of `url`; no other host receives it.
         progress: Called with the number of bytes received.
         request: What asks, see `request`.
         sleep: What waits, see `time.sleep`.
+        clock: What tells the seconds, see `time.monotonic`.
 
     Raises:
-        DownloadError: If the server refuses, redirects to where it must not, or breaks off too often.
+        DownloadError: If no server answers within PATIENCE, or it refuses, redirects to where it must not, or breaks
+            off too often.
         IntegrityError: If it sends something else.
         OSError: If the file cannot be written.
     """
-    for offset, chunk in chunks(url, size, page, token, request, sleep):
+    for offset, chunk in chunks(url, file.tell(), size, page, token, request, sleep, clock):
         if offset != file.tell():  # the server began again
             file.seek(offset)
             file.truncate()
@@ -102,18 +125,20 @@ def read(url, file, size, page, token="", progress=lambda received: None, reques
         progress(offset + len(chunk))
 
 
-def chunks(url, size, page, token, request, sleep):
+def chunks(url, received, size, page, token, request, sleep, clock):
     """Yields (offset, bytes) until there are `size` of them, over as many connections as that takes."""
-    received, problem = 0, ""
+    begun, answered, problem = clock(), False, ""
     for attempt in range(ATTEMPTS):
         before = received
         try:
             with closing(follow(url, received, token, request)) as response:
+                answered = True
                 if response.status in TRY_AGAIN:
                     problem = REFUSALS.get(response.status, f"the server answers {response.status}")
                     wait = waiting_time(response.headers.get("Retry-After"), attempt)
                     if wait > LONGEST_WAIT:
                         raise DownloadError(f"{url}: {problem} ({wait} seconds).")
+                    announce(url, problem, attempt, wait)
                     sleep(wait)
                     continue
                 received = first_byte(url, response, received, size, page)
@@ -130,12 +155,31 @@ def chunks(url, size, page, token, request, sleep):
         except http.client.InvalidURL:
             raise DownloadError(f"The server redirects to what is no URL. Received: {public(url)}") from None
         except (OSError, http.client.HTTPException) as error:
-            problem = f"the connection failed ({type(error).__name__})"
+            problem = f"the connection failed ({reason(error)})"
         if received == size:
             return
-        if received <= before:
-            sleep(pause(attempt))
+        wait = pause(attempt) if received <= before else 0
+        if not answered and clock() - begun + wait >= PATIENCE:
+            raise DownloadError(
+                f"{url}: no server answers ({problem}). Check the network, or set HTTPS_PROXY to a proxy or "
+                "HF_ENDPOINT to a mirror; KERAS_DIFFUSION_OFFLINE=1 forbids every download."
+            )
+        announce(url, problem, attempt, wait)
+        if wait:
+            sleep(wait)
     raise DownloadError(f"{url}: {problem}; {received:,} of {size:,} bytes came in {ATTEMPTS} attempts. Try again.")
+
+
+def announce(url, problem, attempt, wait):
+    """Logs that another attempt follows, if one does."""
+    if attempt + 1 < ATTEMPTS:
+        log.warning("%s: %s; attempt %d of %d follows in %d s", url, problem, attempt + 2, ATTEMPTS, wait)
+
+
+def reason(error):
+    """What an error of a connection says, in a few words."""
+    cause = getattr(error, "reason", error)
+    return getattr(cause, "strerror", None) or type(cause).__name__
 
 
 def steadily(response, clock=time.monotonic):

@@ -15,6 +15,7 @@ from keras_diffusion.errors import DownloadError, NoSpaceError, OfflineError, Un
 from keras_diffusion.system.paths import FULL
 
 INDEX = "model_index.json"
+PATIENCE = 10  # seconds for the first answer
 H5 = re.compile(r"\w[\w.-]*\.h5", re.ASCII)
 SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)", re.ASCII)
 STEMS = (  # what the weights of a part are called, in the order of preference; {} is the variant
@@ -35,8 +36,10 @@ def installed():
 
 def read_file(model, file, size, path):
     """Brings one file of a model to a new file, as `download.read_file` does."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
+    with explained(model):  # without a server this fails at once, where a download tries again for 23 seconds
+        HfApi().model_info(model.repository, revision=model.revision, timeout=PATIENCE)
     folder = tempfile.mkdtemp(prefix=f"{path.name}.", dir=path.parent)
     try:
         with explained(model):
@@ -75,7 +78,7 @@ def snapshot(model, offline):
 
     with explained(model):
         try:
-            info = None if offline else HfApi().model_info(model.repository, revision=model.revision)
+            info = None if offline else HfApi().model_info(model.repository, revision=model.revision, timeout=PATIENCE)
         except Exception as error:
             if status(error):
                 raise
