@@ -231,7 +231,7 @@ class StableDiffusion(Components, Learning):
                 is that of the images; the options `img_height` and `img_width` scale pictures first.
             prompt: What to draw.
             strength: How much to change: more than 0, at most 1. The first `num_steps * (1 - strength)` steps are left
-                out; at 1 nothing remains of the picture.
+                out; at 1 little of the picture remains, as in diffusers: the first step has some of it left.
             negative_prompt: See `text_to_image`, as for all that follows.
             batch_size: Number of images; None takes one for each prompt or picture.
             num_steps: Number of steps.

@@ -11,6 +11,7 @@ from keras_diffusion.architectures import TINY
 from keras_diffusion.checkpoints.mapping import names
 from keras_diffusion.checkpoints.mapping.layer_tables import LAYOUTS
 from keras_diffusion.checkpoints.mapping.loading import targets
+from keras_diffusion.networks import controlnet
 from keras_diffusion.networks.controlnet import ControlNet, with_controlnets
 from keras_diffusion.networks.diffusion_model import DiffusionModel, UNetEncoder
 from keras_diffusion.networks.timesteps import timestep_embedding
@@ -135,7 +136,7 @@ CHANGES = {
     "two residuals exchanged": (DiffusionModel, "steer", second_place_first),
     "nothing in the middle": (DiffusionModel, "steer", middle_left_out),
     "image padded otherwise": (layers, "ZeroPadding2D", lambda _, pad=layers.ZeroPadding2D: pad(((0, 1), (0, 1)))),
-    "another activation": (layers, "Activation", lambda _, activation=layers.Activation: activation("relu")),
+    "another activation": (controlnet, "Silu", lambda: layers.Activation("relu")),
     "no timestep": (UNetEncoder, "embed_time", lambda self, x, embed=UNetEncoder.embed_time: 0 * embed(self, x)),
 }
 

@@ -322,6 +322,7 @@ LOWERINGS = {
     layers.Embedding: embedding,
     keras.layers.LayerNormalization: layer_norm,
     keras.layers.Activation: activation,
+    layers.Silu: activation,
     layers.Rescaling: rescaling,
     keras.layers.Add: add,
     layers.GroupNorm: group_norm,

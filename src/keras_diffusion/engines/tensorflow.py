@@ -55,9 +55,14 @@ def _in_turn(network):
 
 
 def replaced_operations(runner):
-    """Winograd's convolutions were measured to be faster under XLA on processors."""
+    # Winograd's convolutions were measured to be faster under XLA on processors.
     convolve = winograd if runner == "xla" and device() == "cpu" else in_turn.convolve
-    return {"convolve": convolve, "project": in_turn.project}
+    return {"convolve": convolve, "project": in_turn.project, "silu": silu}
+
+
+def silu(x):
+    """Multiplies x by its sigmoid; tf.nn.silu keeps each graph that it is traced in, and so its weights, for ever."""
+    return x * tf.sigmoid(x)
 
 
 def use_compile_cache(folder):

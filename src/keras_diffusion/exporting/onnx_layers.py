@@ -62,13 +62,6 @@ def layer_norm(graph, layer, x):
     return graph.op("LayerNormalization", x, *weights, axis=-1, epsilon=layer.epsilon)
 
 
-def activation(graph, layer, x):
-    """Translates a SiLU."""
-    if layer.activation is not keras.activations.silu:
-        raise TypeError(f"Only SiLU has a row here. Received: activation={layer.activation!r:.200}")
-    return silu(graph, x)
-
-
 def silu(graph, x):
     """Multiplies x by its sigmoid."""
     return graph.op("Mul", x, graph.op("Sigmoid", x))
@@ -212,7 +205,7 @@ LOWERINGS = {
     layers.Conv2D: conv,
     layers.Embedding: embedding,
     keras.layers.LayerNormalization: layer_norm,
-    keras.layers.Activation: activation,
+    layers.Silu: lambda graph, layer, x: silu(graph, x),
     layers.Rescaling: unchanged,
     keras.layers.Add: add,
     layers.GroupNorm: group_norm,

@@ -10,7 +10,7 @@ from keras_diffusion.architectures import SD14
 from keras_diffusion.arguments import choice
 from keras_diffusion.networks.diffusion_model import UNetEncoder
 from keras_diffusion.networks.graphs import refuse_own_call
-from keras_diffusion.networks.layers import ScaleResidual, conv, dense
+from keras_diffusion.networks.layers import ScaleResidual, Silu, conv, dense
 from keras_diffusion.networks.network import Network, construction
 from keras_diffusion.networks.t2i_adapter import T2IAdapter
 
@@ -81,7 +81,7 @@ class ControlNet(Network):
             encoder = UNetEncoder(shape)
 
             # Conditioning flow
-            silu = layers.Activation("silu")
+            silu = Silu()
             hint = image if channel_order == "rgb" else ops.flip(image, axis=-1)
             hint = silu(conv(conditioning[0], "controlnet_cond_embedding_conv_in")(hint))
             for i, (width, next_width) in enumerate(pairwise(conditioning)):

@@ -13,6 +13,7 @@ from keras_diffusion.networks.layers import (
     Downsample,
     GroupNorm,
     ResidualBlock,
+    Silu,
     SpatialTransformer,
     Upsample,
     conv,
@@ -47,7 +48,7 @@ class UNetEncoder:
         if shape.guidance_width:
             self.guidance = dense(shape.frequencies, "time_embedding_cond_proj", use_bias=False)
         self.embeddings = [[dense(shape.time_width, f"{name}_linear_{i}") for i in (1, 2)] for name in names]
-        self.silu, self.add = layers.Activation("silu"), layers.Add()
+        self.silu, self.add = Silu(), layers.Add()
         self.conv_in = conv(shape.levels[0].channels, "conv_in")
         self.levels = [  # of each: its blocks, and the layer that halves their feature map or None
             (

@@ -68,6 +68,16 @@ def layer_norm(name):
     return keras.layers.LayerNormalization(epsilon=1e-5, name=name)
 
 
+class Silu(keras.layers.Activation):
+    """Multiplies its input by its sigmoid (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+
+    def __init__(self, **kwargs):
+        super().__init__("silu", **kwargs)
+
+    def call(self, x):
+        return operation("silu")(x)
+
+
 class GroupNorm(keras.layers.Layer):
     """Normalises groups of channels (Wu & He 2018) of feature maps (b, h, w, c) in float32, with an optional SiLU."""
 

@@ -73,10 +73,15 @@ def moments(x):
     return mean, ops.mean(ops.square(x - mean), axis=(1, 2), keepdims=True)  # ops.moments cancels on some backends
 
 
+def silu(x):
+    """Multiplies x by its sigmoid."""
+    return ops.silu(x)
+
+
 def modulate(x, scale, shift, silu):
     """Computes x · scale + shift, followed by a SiLU if `silu` is true."""
     x = x * scale + shift
-    return ops.silu(x) if silu else x
+    return operation("silu")(x) if silu else x
 
 
 def block(layer, *inputs):
@@ -86,7 +91,7 @@ def block(layer, *inputs):
 
 DEFAULT = {
     function.__name__: function
-    for function in (attend, convolve, project, embed, feed, group_norm, moments, modulate, block)
+    for function in (attend, convolve, project, embed, feed, group_norm, moments, silu, modulate, block)
 }
 _replaced = ContextVar("replaced", default=MappingProxyType({}))
 

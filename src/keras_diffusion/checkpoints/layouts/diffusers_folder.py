@@ -1,5 +1,6 @@
 """Reads and writes a model as diffusers stores it: a folder with one folder per part, of weights and JSON."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -32,6 +33,8 @@ INSIDE = {  # part → how the names of its tensors begin
 }
 LEFTOVERS = {"embeddings.position_ids"}  # tensors without a meaning
 
+log = logging.getLogger(__name__)
+
 
 class DiffusersFolder:
     """A Stable Diffusion model in a folder, as `save_pretrained` of diffusers writes it.
@@ -59,7 +62,9 @@ class DiffusersFolder:
         self.path = Path(path)
         index, usual = self._config(CONFIGS["model_index"]), to_diffusers(SD14)
         defaults = {part: usual.get(part) for part in optional}
-        configs = {part: self._config(CONFIGS[part], defaults.get(part)) for part in parts(index)[1:]}
+        configs = {}
+        for part in parts(index)[1:]:
+            configs[part] = self._config(CONFIGS[part], defaults.get(part) or usual_padding(part, configs))
         configs["model_index"] = index
         if configs.get("text_encoder") is defaults.get("text_encoder", configs):  # another one takes its place
             width = configs["unet"].get("cross_attention_dim", SD14.text_encoder.width)
@@ -92,6 +97,8 @@ class DiffusersFolder:
     def _config(self, names, default=None):
         path = next((self.path / name for name in names if (self.path / name).is_file()), None)
         if path is None and default:
+            if "pad_token" in default:
+                log.warning("%s has no %s; %s is assumed", self.path, " or ".join(names), default)
             return default
         if path is None:
             raise CorruptCheckpointError(
@@ -121,6 +128,15 @@ class DiffusersFolder:
         networks = (name for name in self.architecture.networks if NETWORKS[name][0] == part)
         known = LEFTOVERS.union(row.diffusers for name in networks for row in rows(name, self.architecture))
         return known | warn_of_unused(self.path / part, tensors, INSIDE[part], known)
+
+
+def usual_padding(part, configs):
+    """Returns what a tokenizer pads with where no file says it: Stable Diffusion 1's text encoder is the narrow one."""
+    encoder = next((encoder for encoder, tokenizer in TOKENIZERS.items() if tokenizer == part), None)
+    if encoder not in configs:
+        return None
+    width = configs[encoder].get("hidden_size", SD14.text_encoder.width)
+    return {"pad_token": "!" if isinstance(width, int) and width > SD14.text_encoder.width else "<|endoftext|>"}
 
 
 def canonical(name):

@@ -38,7 +38,7 @@ FAMILIES = {  # what a file looks like → what one of its lines "name shape" th
     "a LoRA": r"lora[_.]",
     "a textual inversion": r"^(emb_params|string_to_param\S*|<.*>) ",
     "a ControlNet": r"^controlnet_|^control_model\.",
-    "a tiny autoencoder (TAESD), which is for load_tiny_vae": r"^(decoder|encoder)\.layers\.\d|^\d+\.conv\.\d\.weight ",
+    "a tiny autoencoder (TAESD), which is for load_tiny_vae": r"^((decoder|encoder)\.layers\.)?\d+\.conv\.\d\.weight ",
     "an upscaler (ESRGAN), which is for Upscaler.from_file": r"\.(rdb|RDB)\d\.conv\d\.",
     "AnimateDiff": r"motion_modules\.",
     "SDXL": r"add_embedding\.|^conditioner\.|attn2\.to_k\.weight \(\d+, 2048\)",
