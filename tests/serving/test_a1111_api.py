@@ -90,7 +90,7 @@ REFUSED = {
     **dict.fromkeys(("tiling", "restore_faces"), True),
     **dict.fromkeys(("s_churn", "s_noise", "subseed_strength", "resize_mode"), 5),
     **dict.fromkeys(("styles", "script_name", "refiner_checkpoint", "infotext", "sampler_name"), "x"),
-    "alwayson_scripts": {"ControlNet": {"args": [{"image": "x"}]}},
+    "alwayson_scripts": {"ADetailer": {"args": [True]}},
     "override_settings": {"sd_vae": "other"},
     "n_iter": 1000,
     "seed": "x",

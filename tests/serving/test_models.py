@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 from starlette.testclient import TestClient
 
-from keras_diffusion.checkpoints.layouts import tiny_vae_files
+from keras_diffusion.checkpoints.layouts import controlnet_files, tiny_vae_files
 from keras_diffusion.checkpoints.mapping import names
 from keras_diffusion.images import metadata
+from keras_diffusion.networks.controlnet import ControlNet
 from keras_diffusion.networks.tiny_autoencoder import TinyArchitecture, TinyDecoder
 from keras_diffusion.serving.adapters import Adapters
 from keras_diffusion.serving.app import make_app
@@ -31,9 +32,10 @@ CALL = {"prompt": "a slice of pizza", "num_steps": 2, "seed": 4}
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    for name in ("loras", "words"):
-        (folder / name).mkdir()
-    models = Models({"emoji": "emoji"}, Adapters(folder / "loras", folder / "words"), "float32", False)
+    folders = [folder / name for name in ("loras", "words", "controlnets")]
+    for each in folders:
+        each.mkdir()
+    models = Models({"emoji": "emoji"}, Adapters(*folders), "float32", False)
     worker = Worker(Store(folder / "jobs", 100), models, [folder])
     service = Service(worker.store, worker, models._adapters, Limits(), "emoji")
     client = TestClient(make_app(service, Rules()), base_url="http://localhost")
@@ -90,6 +92,25 @@ def test_loras_and_embeddings_are_those_of_the_job_alone(client):
     draw(client, prompt="a zorgle")
     assert "zorgle" in model.tokenizer.added_tokens
     np.testing.assert_array_equal(draw(client)[0], plain)
+
+
+def test_controlnets_steer_by_name(client):
+    plain, file = draw(client)
+    model = client.models._models["emoji"]
+    network = ControlNet(architecture=model.architecture, conditioning=(8, 8, 8))
+    for variable in network.trainable_variables:
+        variable.assign(networks.uniform(variable.path, variable.shape) / 4)
+    path = client.folder / "controlnets" / "edges"
+    controlnet_files.save(path, network)
+    unit = {"name": "edges", "image": base64.b64encode(file).decode(), "scale": 0.5, "end": 0.5}
+    steered, file = draw(client, controls=[unit])
+    control = model.load_controlnet(path), plain, 0.5, 0.0, 0.5
+    np.testing.assert_array_equal(steered, model.text_to_image(**CALL, control=control, verbose=0))
+    assert (steered != plain).any()
+    row = {"name": "edges", "scale": 0.5, "start": 0.0, "end": 0.5, "resize": "stretch"}
+    assert json.loads(metadata.read(file)["ControlNets"]) == [row]
+    answer = client.post("/v1/jobs", json={**CALL, "controls": [row]})
+    assert answer.json()["error"]["message"] == "Each of `controls` needs an `image` in base64."
 
 
 def test_a_prompt_that_is_too_long_fails_and_says_so(client):

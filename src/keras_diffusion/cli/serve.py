@@ -38,10 +38,11 @@ def serve(options):
     paths = {name_of(preset): presets.find(preset).resolve() for preset in given}
     if len(paths) < len(given):
         raise ValueError(f"Each --preset must have a name of its own. Received: {', '.join(map(name_of, given))}")
-    loras, embeddings = (folder and folder.resolve() for folder in (options.loras, options.embeddings))
+    folders = options.loras, options.embeddings, options.controlnets
+    folders = [folder and folder.resolve() for folder in folders]
     if options.tiny_vae and not options.tiny_vae.exists():
         raise ValueError(f"There is no such file or folder. Received: --tiny-vae {str(options.tiny_vae)!r:.200}")
-    for folder in filter(None, (loras, embeddings)):
+    for folder in filter(None, folders):
         if not folder.is_dir():
             raise ValueError(f"There is no such folder. Received: {str(folder)!r:.200}")
     jobs = (options.jobs or default_folder()).resolve()
@@ -51,14 +52,14 @@ def serve(options):
     name = None if options.host in ANY else host_name(options.host)
     hosts = LOCAL | {host_name(host) for host in (name, *options.allow_host) if host}
     rules = Rules(frozenset(hosts), frozenset(options.allow_origin), token)
-    adapters = Adapters(loras, embeddings)
+    adapters = Adapters(*folders)
     store = Store(jobs, options.keep)
     listener = server.bind(options.host, options.port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[server.log_handler()])
     print(f"http://{name or 'localhost'}:{listener.getsockname()[1]}", flush=True)
     tiny_vae = options.tiny_vae and options.tiny_vae.resolve()
     models = Models(paths, adapters, options.dtype, options.jit_compile, tiny_vae)
-    secret = [jobs, loras, embeddings, tiny_vae, *paths.values()]
+    secret = [jobs, *folders, tiny_vae, *paths.values()]
     server.serve(listener, store, models, adapters, Limits(**given), rules, next(iter(paths)), secret)
 
 
@@ -100,6 +101,7 @@ def add_arguments(command):
     add("--keep", type=int, default=10_000, metavar="N", help="how many finished jobs to keep (default: 10000)")
     add("--loras", type=Path, metavar="FOLDER", help="the LoRAs that clients may name")
     add("--embeddings", type=Path, metavar="FOLDER", help="the textual inversions that prompts may name")
+    add("--controlnets", type=Path, metavar="FOLDER", help="the ControlNets that clients may name")
     add("--tiny-vae", type=Path, metavar="FILE", help="a tiny autoencoder (TAESD) that draws previews")
     for limit in LIMITS:
         add(f"--{limit.replace('_', '-')}", type=int, metavar="N", help="a limit, see docs/serving.md")

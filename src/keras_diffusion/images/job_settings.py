@@ -24,6 +24,7 @@ OTHERS = {
     "target_size": "Target size",
     "aesthetic_score": "Aesthetic score",
     "loras": "LoRAs",
+    "controls": "ControlNets",
     "resize": "Resize",
     "outpaint": "Outpaint",
     "timesteps": "Timesteps",

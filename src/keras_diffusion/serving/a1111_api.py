@@ -47,7 +47,7 @@ async def draw(request, from_image):
         for job in jobs:
             ended.append(await service.ended(job.id))
             if plan.hires and ended[-1].state == DONE:
-                ended[-1] = await enlarge(service, ended[-1], plan.hires)
+                ended[-1] = await enlarge(service, ended[-1], plan.hires, plan.inputs)
             if stopped := request.app.state.a1111_interrupted & {job.id, ended[-1].id}:
                 request.app.state.a1111_interrupted -= stopped
                 break
@@ -55,14 +55,14 @@ async def draw(request, from_image):
         for job in jobs[len(ended) :]:
             await run_in_threadpool(service.cancel, job)
     images = [image for job in ended for image in await run_in_threadpool(service.images, job)]
-    echo = {name: value for name, value in given.items() if name not in ("init_images", "mask")}
+    echo = {name: value for name, value in given.items() if name not in ("init_images", "mask", "alwayson_scripts")}
     info = await run_in_threadpool(describe, ended, images, plan.not_followed)
     sent = [base64.b64encode(image).decode() for image in images] if plan.send_images else []
     return JSONResponse({"images": sent, "parameters": echo, "info": json.dumps(info)})
 
 
-async def enlarge(service, job, hires):
-    """Draws the images of a job once more, larger, and returns the job that did."""
+async def enlarge(service, job, hires, controls):
+    """Draws the images of a job once more, larger, by the same images of ControlNets, and returns the job that did."""
     images = await run_in_threadpool(service.images, job)
     inputs = [await run_in_threadpool(uploads.read_image, "image", image) for image in images]
     (width, height), factor = inputs[0].size, (await service.describe(job.model)).size_multiple
@@ -70,7 +70,7 @@ async def enlarge(service, job, hires):
     sides = {name: int(side * hires["scale"]) // factor * factor for name, side in sides.items()} | hires["sides"]
     call = {**job.arguments, **hires, **sides}
     del call["scale"], call["sides"]
-    return await service.ended((await service.submit("image_to_image", call, inputs, job.model)).id)
+    return await service.ended((await service.submit("image_to_image", call, inputs + controls, job.model)).id)
 
 
 def model_name(title):
@@ -222,7 +222,7 @@ GET = {
     "memory": a1111_lists.memory,
     "upscalers": constant(a1111_extras.UPSCALERS),
     "cmd-flags": constant({"api": True}),
-    "scripts": constant({"txt2img": [], "img2img": []}),
+    "scripts": a1111_lists.scripts,
     **dict.fromkeys(["latent-upscale-modes", "sd-vae", "sd-modules", "hypernetworks", "face-restorers"], constant([])),
     **dict.fromkeys(["realesrgan-models", "prompt-styles", "script-info", "extensions"], constant([])),
 }

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from keras_diffusion.sampling import names
 from keras_diffusion.sampling.registry import SAMPLERS
 from keras_diffusion.sampling.variation import seeds_alone
-from keras_diffusion.serving import calls, uploads
+from keras_diffusion.serving import a1111_controlnet, calls, uploads
 from keras_diffusion.serving.problems import Problem
 
 ARGUMENTS = {  # field → argument
@@ -25,12 +25,11 @@ ARGUMENTS = {  # field → argument
 FOLLOWED = {
     *("sampler_name", "sampler_index", "scheduler", "eta", "seed", "n_iter", "override_settings", "send_images"),
     *("init_images", "mask", "denoising_strength", "inpainting_mask_invert", "enable_hr", "hr_scale", "hr_upscaler"),
-    *("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"),
+    *("alwayson_scripts", "subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"),
     *("hr_resize_x", "hr_resize_y", "hr_second_pass_steps", "hr_prompt", "hr_negative_prompt"),
 }
 # Fields that change images in a way that this library does not have: all other values than these are refused.
 WITHOUT_EFFECT = {
-    "alwayson_scripts": (),
     "firstpass_image": (),
     "firstphase_height": (0,),
     "firstphase_width": (0,),
@@ -117,6 +116,9 @@ def translate(given, settings, from_image):
     inputs = _inputs(given) if from_image else []
     if from_image:
         call["strength"] = given.get("denoising_strength", STRENGTH)
+    controls, images = a1111_controlnet.translate(given.get("alwayson_scripts"), given.get("init_images"))
+    call |= {"controls": controls} if controls else {}
+    inputs += images
     masked = any(it.name == "mask" for it in inputs)
     if masked and given.get("inpainting_mask_invert") in (1, True):
         call["mask_white"] = "keep"
@@ -182,10 +184,14 @@ def sampler_of(given):
 
 
 def _refuse(given):
+    scripts = given.get("alwayson_scripts") or {}
+    if not isinstance(scripts, dict):
+        raise Problem(f"`alwayson_scripts` must be an object. Received: {scripts!r:.200}", 422, "alwayson_scripts")
+    others = {name: its for name, its in scripts.items() if not a1111_controlnet.is_controlnet(name)}
+    if asked := [name for name, its in others.items() if not isinstance(its, dict) or any(its.get("args") or [])]:
+        raise Problem(f"There are no scripts but controlnet. Received: {asked!r:.200}", 422, "alwayson_scripts")
     for name, values in WITHOUT_EFFECT.items():
         value = given.get(name)
-        if isinstance(value, dict) and name == "alwayson_scripts":
-            value = [script for script, its in value.items() if not isinstance(its, dict) or any(its.get("args") or [])]
         if value and value not in values:
             message = f"`{name}` is not supported, other than by {values!r}. Received: {value!r:.200}"
             raise Problem(message, 422, name)

@@ -55,6 +55,12 @@ def shape_of(path):
     return (tensor.size // tensor.shape[-1], tensor.shape[-1]) if tensor.size else None
 
 
+async def scripts(request):
+    """GET scripts."""
+    listed = ["controlnet"] if await run_in_threadpool(request.app.state.service.adapters.controlnets) else []
+    return {"txt2img": listed, "img2img": listed}
+
+
 async def memory(request):
     """GET memory."""
     used, total = resident_memory() or 0, min(physical_memory(), 2**62)

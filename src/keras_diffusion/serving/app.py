@@ -9,7 +9,7 @@ from starlette.responses import FileResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from keras_diffusion.serving import a1111_api, jobs_api, openai_api
+from keras_diffusion.serving import a1111_api, a1111_controlnet, jobs_api, openai_api
 from keras_diffusion.serving.problems import Problem
 from keras_diffusion.serving.security import Gate
 
@@ -27,7 +27,7 @@ def make_app(service, rules):
         An ASGI application.
     """
     pages = [Route("/", page), Mount("/page", StaticFiles(directory=PAGE))]
-    routes = [*jobs_api.ROUTES, *a1111_api.ROUTES, *openai_api.ROUTES, *pages]
+    routes = [*jobs_api.ROUTES, *a1111_api.ROUTES, *a1111_controlnet.ROUTES, *openai_api.ROUTES, *pages]
     app = Starlette(
         routes=routes,
         middleware=[Middleware(Gate, rules=rules, limits=service.limits)],

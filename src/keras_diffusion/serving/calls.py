@@ -7,16 +7,19 @@ from typing import NamedTuple
 
 from keras_diffusion import arguments
 from keras_diffusion.images.reading import MASK_WHITE
+from keras_diffusion.images.resizing import HOW
 from keras_diffusion.prompts.reading import LONG_PROMPTS
 from keras_diffusion.sampling import names
 from keras_diffusion.serving.problems import Problem
 
 TASKS = {"text_to_image": (), "image_to_image": ("image",), "inpaint": ("image", "mask")}  # and what each starts from
+CONTROL = "control"  # the images of `controls`, which any task takes
 SEEDS = 2**32  # that are drawn; those of A1111
 LARGEST_SEED = 2**53 - 1024  # that a client in JavaScript can tell from its neighbours, also those of a batch
 LONGEST_PROMPT = 20_000  # characters
 DEEPEST = 16  # lists and objects within each other in JSON
 MOST_LORAS = 16
+MOST_CONTROLS = 4
 
 
 class Limits(NamedTuple):
@@ -99,6 +102,28 @@ def loras(name, value, limits):
     return rows
 
 
+def controls(name, value, limits):
+    """Checks a list of {"name", "scale", "start", "end", "resize"}."""
+    usual = {"scale": 1.0, "start": 0.0, "end": 1.0, "resize": "stretch"}
+    if not (isinstance(value, list) and all(isinstance(row, dict) for row in value)):
+        raise TypeError(f"`{name}` must be a list of objects. Received: {value!r:.200}")
+    if len(value) > MOST_CONTROLS:
+        raise ValueError(f"`{name}` must name at most {MOST_CONTROLS} ControlNets. Received: {len(value)}")
+    checked = []
+    for row in value:
+        if unknown := row.keys() - usual.keys() - {"name", "image"}:
+            raise TypeError(
+                f"A row of `{name}` has name, image, {', '.join(usual)}. Received: {sorted(unknown)!r:.200}"
+            )
+        row = usual | row
+        start, end = arguments.interval("start and end", (row["start"], row["end"]))
+        scale = arguments.number("scale", row["scale"], -100, 100)
+        how = arguments.choice("resize", row["resize"], HOW)
+        its_name = text("name", row.get("name"), limits)
+        checked.append({"name": its_name, "scale": scale, "start": start, "end": end, "resize": how})
+    return checked
+
+
 ARGUMENTS = {  # name → function of the name, the value and the limits that returns the value, checked
     "prompt": text,
     "negative_prompt": text,
@@ -128,6 +153,7 @@ ARGUMENTS = {  # name → function of the name, the value and the limits that re
     "target_size": pair,
     "aesthetic_score": number(0, 10),
     "loras": loras,
+    "controls": controls,
 }
 STRENGTHS = {"image_to_image": {"strength": 0.8}, "inpaint": {"strength": 1.0}}  # the defaults of those methods
 ONLY_FROM_AN_IMAGE = ("strength", "mask_white")
@@ -206,6 +232,8 @@ def check(task, given, model, limits, adapters):
                 arguments.image_side(name, checked[name], model.size_multiple)
         name = "loras"
         adapters.require(row["name"] for row in checked.get("loras", ()))
+        name = "controls"
+        adapters.require((row["name"] for row in checked.get("controls", ())), "ControlNet")
     except (TypeError, ValueError) as error:
         raise Problem(str(error), param=name) from error
     except OverflowError as error:

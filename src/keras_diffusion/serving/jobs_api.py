@@ -44,8 +44,9 @@ async def options(request):
         }
         for name, its in (await service.descriptions()).items()
     ]
-    loras, embeddings = await run_in_threadpool(
-        lambda: (sorted(service.adapters.loras()), sorted(service.adapters.embeddings()))
+    adapters = service.adapters
+    loras, embeddings, controlnets = await run_in_threadpool(
+        lambda: [sorted(listed()) for listed in (adapters.loras, adapters.embeddings, adapters.controlnets)]
     )
     return JSONResponse(
         {
@@ -55,6 +56,7 @@ async def options(request):
             "spacings": [*ALL_SPACINGS],
             "loras": loras,
             "embeddings": embeddings,
+            "controlnets": controlnets,
             "limits": {name: getattr(service.limits, name) for name in SHOWN_LIMITS},
         }
     )
@@ -73,8 +75,10 @@ async def submit(request):
 def _read(body):
     """Reads a job: a dict of its fields, and a list of what it starts from."""
     given = calls.read_json(body)
-    images = {name: given.pop(name, None) for name in ("image", "mask")}
-    return given, [uploads.read_base64(name, value) for name, value in images.items() if value is not None]
+    images = [(name, given.pop(name, None)) for name in ("image", "mask")]
+    if isinstance(rows := given.get("controls"), list):
+        images += [(calls.CONTROL, row.get("image")) for row in rows[: uploads.MOST] if isinstance(row, dict)]
+    return given, [uploads.read_base64(name, value) for name, value in images if value is not None]
 
 
 async def jobs(request):

@@ -4,11 +4,13 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from keras_diffusion import __version__
 from keras_diffusion.checkpoints import presets
 from keras_diffusion.errors import CheckpointMismatchError
 from keras_diffusion.images import job_settings
-from keras_diffusion.images.reading import open_image
+from keras_diffusion.images.reading import open_image, read_images
 from keras_diffusion.prompts.tags import take_loras
 from keras_diffusion.startup import paused_gc
 from keras_diffusion.terminal import quiet
@@ -44,7 +46,7 @@ class Models:
 
     def __init__(self, paths, adapters, dtype=None, jit_compile="auto", tiny_vae=None):
         self._paths, self._adapters, self._options = paths, adapters, {"dtype": dtype, "jit_compile": jit_compile}
-        self._models, self.loaded, self._tiny_vae = {}, None, tiny_vae
+        self._models, self.loaded, self._tiny_vae, self._controlnets = {}, None, tiny_vae, {}
 
     @property
     def names(self):
@@ -76,6 +78,8 @@ class Models:
         self._fuse(model, loras)
         self._teach(model, call["prompt"], call.get("negative_prompt", ""))
         start = {name: [open_image(name, content) for content in contents] for name, contents in inputs.items()}
+        if controls := self._steer(model, call, start):
+            call["control"] = controls
         images = getattr(model, job.task)(
             **start, **call, callback=lambda step, _, latents: on_step(step, latents), verbose=0
         )
@@ -93,7 +97,7 @@ class Models:
         """Frees the memory of the model."""
         if self.loaded:
             self._models[self.loaded].unload(discard=True)
-        self.loaded = None
+        self.loaded, self._controlnets = None, {}
 
     def _use(self, name):
         """Returns a model; the one that was in memory goes."""
@@ -126,6 +130,25 @@ class Models:
                 model.set_lora_scale(name, scale)
             else:
                 model.load_lora(paths[name], scale, name)
+
+    def _steer(self, model, call, start):
+        """Returns the `control` of a call, whose `controls` and images it takes; other ControlNets leave the memory."""
+        rows, images, paths = call.pop("controls", ()), start.pop("control", ()), self._adapters.controlnets()
+        given = start["image"][0].size if "image" in start else (model.img_width, model.img_height)
+        size = call.get("img_height", given[1]), call.get("img_width", given[0])
+        loaded = {name: network for name, network in self._controlnets.items() if name in {row["name"] for row in rows}}
+        for row in rows:
+            if row["name"] not in loaded:
+                loaded[row["name"]] = model.load_controlnet(paths[row["name"]])
+        self._controlnets = loaded
+        scaled = [
+            read_images("control", image, size, row["resize"]) / np.float32(255)
+            for row, image in zip(rows, images, strict=True)
+        ]
+        return [
+            (loaded[row["name"]], image, row["scale"], row["start"], row["end"])
+            for row, image in zip(rows, scaled, strict=True)
+        ]
 
     def _teach(self, model, *prompts):
         """Teaches a model the embeddings that prompts name."""

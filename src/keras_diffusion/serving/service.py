@@ -78,9 +78,11 @@ class Service:
         for name in calls.TASKS[task]:
             if name not in names:
                 raise Problem(f"{task} needs `{name}`, an image in base64.", param=name)
-        for name in names - {*calls.TASKS[task]}:
+        for name in names - {*calls.TASKS[task], calls.CONTROL}:
             raise Problem(f"{task} takes no `{name}`. Received: `{name}`", param=name)
         call = calls.check(task, given, description, self.limits, self.adapters)
+        if sum(it.name == calls.CONTROL for it in inputs) != len(call.get("controls", ())):
+            raise Problem("Each of `controls` needs an `image` in base64.", param="controls")
         calls.check_sizes(call, inputs, description, self.limits)
         if self.store.counts()[QUEUED] >= self.limits.max_queue:
             message = f"The queue is full, {self.limits.max_queue} jobs wait. Try again later."

@@ -16,7 +16,7 @@ class Input(NamedTuple):
     """An image that a call starts from.
 
     Args:
-        name: The argument, "image" or "mask".
+        name: The argument, "image", "mask" or "control".
         content: The bytes of the file.
         size: (width, height) in pixels.
     """

@@ -60,7 +60,7 @@ export function collect() {
     if (input.type === "checkbox") {
       if (input.checked) found[input.name] = true;
     } else if (input.value !== "" || input.name === "prompt") {
-      const isNumber = input.type === "number" || (input.name === "seed" && /^\d+$/.test(input.value));
+      const isNumber = input.type === "number" || (input.name.endsWith("seed") && /^\d+$/.test(input.value));
       found[input.name] = isNumber ? Number(input.value) : input.value;
     }
   }
