@@ -398,8 +398,13 @@ def test_deletes_and_takes_settings_from_the_gallery(serve, page, tmp_path):
     page.until("style", ".loras li")
     page.one(".loras input").clear()
     page.one(".loras input").send_keys("0.5")
-    page.draw(prompt="a cat", seed=5, batch_size=3, negative_prompt="blue", num_steps=3)
+    page.script("document.querySelector('#more').open = true")
+    varied = {"variation_seed": 4, "variation_strength": 0.25}
+    page.draw(prompt="a cat", seed=5, batch_size=3, negative_prompt="blue", num_steps=3, **varied)
     page.until("Drawn: a cat", "#announcer")
+    assert page.jobs()[0]["arguments"].items() >= varied.items()
+    page.one("#variation_seed").clear()
+    page.one("#variation_strength").clear()
     page.draw(prompt="a dog", seed=9, batch_size=1, negative_prompt="")
     page.until("Drawn: a dog", "#announcer")
     page.images()
@@ -409,11 +414,12 @@ def test_deletes_and_takes_settings_from_the_gallery(serve, page, tmp_path):
     page.one("#seed-random").click()
     assert page.one("#seed").get_property("value") == ""
     page.all(".tile")[3].click()
-    page.until(lambda: page.one("[data-act=download]").get_attribute("download") == "a-cat-7.png")
+    page.until(lambda: page.one("[data-act=download]").get_attribute("download") == "a-cat-5-6.png")
     page.script("document.querySelector('.loras button').click()")
     page.one("[data-act=use]").click()
-    names = "prompt", "negative_prompt", "num_steps", "seed", "batch_size"
-    assert [page.one(f"#{name}").get_property("value") for name in names] == ["a cat", "blue", "3", "7", "1"]
+    names = "prompt", "negative_prompt", "num_steps", "seed", "batch_size", *varied
+    shown = [page.one(f"#{name}").get_property("value") for name in names]
+    assert shown == ["a cat", "blue", "3", "5", "1", "6", "0.25"]
     assert page.one(".loras input").get_property("value") == "0.5"
     assert page.jobs()[0]["arguments"]["loras"] == [{"name": "style", "scale": 0.5}]
     page.all(".tile")[3].click()

@@ -21,6 +21,8 @@ const ROWS = {
   unconditional_guidance_scale: "Guidance",
   strength: "Strength",
   seed: "Seed",
+  variation_seed: "Variation seed",
+  variation_strength: "Its strength",
   clip_skip: "Clip skip",
 };
 const TASKS = { text_to_image: "From text", image_to_image: "From an image", inpaint: "Part of an image" };
@@ -30,8 +32,13 @@ export function setActions(given) {
   actions = given;
 }
 
-// Image i of a job has the seed + i.
-export const seedOf = (job, index) => job.arguments.seed + index;
+// The arguments that draw image i of a job alone: it has the seed + i, or the variation seed + i.
+const alone = ({ job, index }) => {
+  const { seed, variation_seed, variation_strength } = job.arguments;
+  const seeds = variation_strength ? { seed, variation_seed: variation_seed + index } : { seed: seed + index };
+  return { ...job.arguments, ...seeds, batch_size: 1 };
+};
+const seedsOf = (entry) => [alone(entry).seed, alone(entry).variation_seed].filter((seed) => seed != null);
 
 const altOf = ({ job, index }) =>
   job.images.length > 1 ? `${promptOf(job)}, image ${index + 1} of ${job.images.length}` : promptOf(job);
@@ -98,9 +105,9 @@ function makeTile(entry) {
   return item;
 }
 
-function summary({ job, index }) {
-  const { num_steps, sampler } = job.arguments;
-  return [`${num_steps} steps`, sampler, `seed ${seedOf(job, index)}`].filter(Boolean).join(" · ");
+function summary(entry) {
+  const { num_steps, sampler } = entry.job.arguments;
+  return [`${num_steps} steps`, sampler, `seed ${seedsOf(entry).join(", ")}`].filter(Boolean).join(" · ");
 }
 
 function show(entry) {
@@ -128,15 +135,15 @@ function show(entry) {
 const action = (name) => $(`[data-act=${name}]`, viewer);
 const placeOf = (list) => list.findIndex(({ job, index }) => job.id === shown.job.id && index === shown.index);
 
-function showImage({ job, index }, href) {
+function showImage(entry, href) {
   $(".picture img", viewer).src = href;
-  const words = promptOf(job).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60).replace(/^-|-$/g, "");
-  Object.assign(action("download"), { href, download: `${words || "image"}-${seedOf(job, index)}.png` });
+  const words = promptOf(entry.job).toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60).replace(/^-|-$/g, "");
+  Object.assign(action("download"), { href, download: `${[words || "image", ...seedsOf(entry)].join("-")}.png` });
 }
 
 function details(entry) {
   const { job } = entry;
-  const given = { ...job.arguments, seed: seedOf(job, entry.index) };
+  const given = alone(entry);
   const rows = [["Task", TASKS[job.task]], ["Model", job.model]];
   if (given.img_width) rows.push(["Size", `${given.img_width} × ${given.img_height}`]);
   for (const [name, label] of Object.entries(ROWS)) {
@@ -162,9 +169,9 @@ function step(by) {
 
 onAction(viewer, {
   use() {
-    const { job, index } = shown;
+    const { job } = shown;
     viewer.close();
-    actions.use(job, { ...job.arguments, model: job.model, seed: seedOf(job, index), batch_size: 1 });
+    actions.use(job, { ...alone(shown), model: job.model });
   },
   start() {
     const { job, index } = shown;

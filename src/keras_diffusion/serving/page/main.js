@@ -87,7 +87,7 @@ jobs.onChange((job, before) => {
     stage.render();
     gallery.render();
     const last = jobs.ended().find((job) => job.images.length);
-    form.setLastSeed(last ? gallery.seedOf(last, 0) : null);
+    form.setLastSeed(last ? last.arguments.seed : null);
     if (connected) showServer(jobs.active().length ? "Drawing" : "Ready");
   });
 });
