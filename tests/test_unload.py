@@ -15,6 +15,7 @@ from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 from .small import SMALL
+from .test_sdxl import TINY_SDXL
 
 QUICK = {"num_steps": 2, "verbose": 0, "seed": 0}
 
@@ -122,3 +123,31 @@ def test_loras_and_words_are_not_lost_unasked(preset, monkeypatch):
     model.unload(discard=True)
     assert not model.loras
     assert not model.tokenizer.added_tokens
+
+
+@pytest.mark.backend
+def test_networks_are_in_memory_in_turn(tmp_path, caplog):
+    keras.utils.set_random_seed(0)
+    StableDiffusion(preset=TINY_SDXL).save_to_preset(tmp_path / "model")
+    usual, model = (StableDiffusion.from_preset(tmp_path / "model", offload=offload) for offload in (False, True))
+    assert model._present() == {}
+    present, variables = [], []
+
+    def callback(step, timestep, latents):
+        present.append({*model._present()})
+        variables.extend(map(weakref.ref, model.diffusion_model.variables))
+
+    for options in {}, {"image": np.full((16, 16, 3), 0.3), "strength": 0.5}:
+        found = model.text_to_image("a cat", callback=callback, **options, **QUICK)
+        np.testing.assert_array_equal(found, usual.text_to_image("a cat", **options, **QUICK))
+        assert model._present() == {}
+    gc.collect()
+    assert present == [{"diffusion_model"}] * 3
+    assert not [variable for variable in variables if variable() is not None]
+    for each in usual, model:
+        kernel = each.diffusion_model.get_layer("conv_out").kernel
+        kernel.assign(2 * kernel)
+    np.testing.assert_array_equal(*(each.text_to_image("a dog", **QUICK) for each in (usual, model)))
+    assert "`offload`: diffusion_model stays in memory, for it was changed" in caplog.text
+    with pytest.raises(ValueError, match="offload=True"):
+        StableDiffusion(preset=TINY_SDXL, offload=True)

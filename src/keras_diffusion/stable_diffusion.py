@@ -116,7 +116,8 @@ class StableDiffusion(Components, Learning):
                 self.sampler, self.schedule = from_scheduler_config(self._checkpoint.scheduler_config)
         name = os.path.basename(self._checkpoint.path) if self._checkpoint else ""
         self.defaults = find_defaults(self.architecture, self.sampler, self.schedule, name)
-        self._load()
+        if not self._offload:
+            self._load()
 
     @classmethod
     def from_preset(
@@ -484,6 +485,8 @@ class StableDiffusion(Components, Learning):
                     raise GenerationCancelled(f"The callback stopped the generation after step {step + 1} of {steps}.")
         if request.output == "latents":
             return finite("denoising", latents)
+        for model, _ in parts:
+            model._let_go("decoder")
         return decode_images(self, self._engine, request, latents)
 
     def _steps(self, parts, rows_per_call=1):
@@ -492,6 +495,8 @@ class StableDiffusion(Components, Learning):
         latents, history = starting_latents(parts[0][1], known), None
         for model, request in parts:
             conditions, texts = make_conditions(model, model._engine, request, known)
+            for other, _ in parts:
+                other._let_go(*["diffusion_model"] * (other is model))
             plan = Plan(
                 request.table,
                 partial(noise.row_noise, request.seeds, latents.shape[1:], request.table),

@@ -21,6 +21,7 @@ from keras_diffusion.checkpoints.layouts.tokenizer_files import read_tokenizer
 from keras_diffusion.checkpoints.mapping.loading import require_tensors
 from keras_diffusion.checkpoints.mapping.names import NETWORKS
 from keras_diffusion.components.adapters import Adapters
+from keras_diffusion.engines.engine import checksum
 from keras_diffusion.networks.classes import CLASSES, make
 from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.diffusion_model import DiffusionModel
@@ -55,6 +56,9 @@ class Parts(TypedDict, total=False):
             `SimpleTokenizer`.
         diffusion_model: The diffusion model, of the same shape: the unet folder of diffusers, or a file with the UNet
             alone or within a whole model, such as one of GGUF.
+        offload: Whether the text encoders, the diffusion model and the autoencoder are in memory in turn. Each is
+            loaded when a call comes to it and let go of afterwards: the same images, later, in less memory. A network
+            that was changed after it was loaded, as by a LoRA, stays in memory.
     """
 
     vae: Source
@@ -62,6 +66,7 @@ class Parts(TypedDict, total=False):
     scheduler: Source | dict[str, Any]
     tokenizer: Source | SimpleTokenizer
     diffusion_model: Source
+    offload: bool
 
 
 class Components(Adapters):
@@ -89,7 +94,11 @@ class Components(Adapters):
         scheduler=None,
         tokenizer=None,
         diffusion_model=None,
+        offload=False,
     ):
+        if arguments.boolean("offload", offload) and isinstance(preset, Architecture):
+            raise ValueError("Random weights cannot be loaded again, as `offload` needs. Received: offload=True")
+        self._offload, self._checksums = offload, {}
         if dtype is not None:
             arguments.choice("dtype", dtype, DTYPES)
         if prediction_type is not None:
@@ -146,7 +155,7 @@ class Components(Adapters):
         model = vars(self).get("_model", self)
         with _loading_lock:
             if name not in vars(model):
-                model._load((name,) if name in ALONE else None)
+                model._load((name,) if name in ALONE or self._offload else None)
             return vars(self).setdefault(name, vars(model)[name])
 
     @contextmanager
@@ -156,8 +165,32 @@ class Components(Adapters):
         with reading(self):
             model = object.__new__(type(self))
             vars(model).update(vars(self), _model=self)  # what it still loads, it loads for both
-            with reading(*model._present().values()):
-                yield model
+            try:
+                with reading(*model._present().values()):
+                    yield model
+            finally:
+                model._let_go()
+
+    def _let_go(self, *kept):
+        """Lets go, with `offload`, of all networks but those named and those that loading does not bring back."""
+        if not self._offload:
+            return
+        model = vars(self).get("_model", self)
+        with _loading_lock:
+            present = {name: network for name, network in model._present().items() if name not in kept}
+            gone = [name for name, network in present.items() if model._comes_back(name, network)]
+            for name in gone:
+                del vars(model)[name], model._loaded[name]
+                vars(self).pop(name, None)
+        for name in present.keys() - gone:
+            logger.warning("`offload`: %s stays in memory, for it was changed after it was loaded", name)
+        if gone:
+            self._engine.unload()
+
+    def _comes_back(self, name, network):
+        """Tells whether a network is again what it is when it is loaded again."""
+        adapted = self.loras or self._ip_adapters or self.tokenizer.added_tokens.keys() - self._words.keys()
+        return network is self._loaded.get(name) and not adapted and checksum(network) == self._checksums[name]
 
     def _present(self):
         """The networks that are loaded, by name."""
@@ -181,6 +214,8 @@ class Components(Adapters):
         missing = {name: network for name, network in networks.items() if name not in vars(self)}
         vars(self).update(missing)
         self._loaded = self._loaded | missing
+        if self._offload:
+            self._checksums |= {name: checksum(network) for name, network in missing.items()}
 
     def _fill(self, networks):
         """Loads networks from the files that their parts were given by, or from the checkpoint."""
@@ -241,6 +276,7 @@ class Components(Adapters):
             self._parts, self.architecture = {**self._parts, "vae": files}, architecture
             vars(self).update(networks)
             self._loaded = self._loaded | networks
+            self._checksums |= {name: checksum(network) for name, network in networks.items() if self._offload}
 
     def load_tiny_vae(self, path: str | os.PathLike[str]) -> None:
         """Loads a tiny autoencoder (TAESD), which draws nearly the same images in a small part of the time.

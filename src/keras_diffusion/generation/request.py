@@ -167,7 +167,7 @@ def make_request(
     seeds, unit_noise = read_noise(model, seed, diffusion_noise, count, size, *varied)
     negative = read(model, "negative_prompt", negative_prompt, **reading)
     arguments.repeated("negative_prompt", list(negative), count)
-    asked = controls("control", control, count, size, model.diffusion_model, resize or HOW[0])
+    asked = controls("control", control, count, size, control is not None and model.diffusion_model, resize or HOW[0])
     guidance, embedded = read_guidance(model, guidance, count)
     warn_of_what_ruins(model.defaults, table.steps[-1] + 1, guidance)
     rescale = arguments.numbers("guidance_rescale", guidance_rescale, count, largest=1)
