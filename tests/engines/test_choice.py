@@ -5,6 +5,7 @@ import pytest
 
 from keras_diffusion.architectures import TINY
 from keras_diffusion.engines import choice
+from keras_diffusion.engines.engine import Engine
 from keras_diffusion.networks.controlnet import ControlNet, with_controlnets
 from keras_diffusion.networks.diffusion_model import DiffusionModel
 
@@ -73,3 +74,25 @@ def test_every_way_has_a_function():
     assert all(
         callable(choice.load_runner(table[BACKEND])) for table in (choice.DEFAULT_RUNNERS, choice.COMPILING_RUNNERS)
     )
+
+
+@pytest.mark.backend
+def test_several_devices_are_named_where_one_draws(caplog):
+    Engine()
+    assert not caplog.records
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+            Engine()
+        assert "One device draws on tensorflow; several draw on KERAS_BACKEND=jax" in caplog.text
+        caplog.clear()
+    if keras.backend.backend() == "torch":  # for which Keras has no distributions
+        return
+    device = keras.distribution.list_devices()[0]
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=[device]))
+    try:
+        Engine()
+        assert ("One device draws" in caplog.text) == (keras.backend.backend() != "jax")
+    finally:
+        keras.distribution.set_distribution(None)

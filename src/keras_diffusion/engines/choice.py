@@ -4,6 +4,7 @@ A runner takes a stage (a function of a network and of arrays), the network, and
 and returns a function of the arrays.
 """
 
+import logging
 from importlib import import_module
 from importlib.util import find_spec
 from math import prod
@@ -41,6 +42,8 @@ AUTO = {
     ("torch", "cpu"): {"openvino": 2e12},
 }
 OPENVINO_NEEDS = 22  # bytes of memory for each parameter of the diffusion model, measured for an image of 512 × 512
+
+log = logging.getLogger(__name__)
 
 
 def count_parameters(network):
@@ -83,6 +86,15 @@ def _openvino_serves(parameters, network):
 
     nodes = graphs.nodes(network)
     return bool(nodes) and all(type(node.operation) in LOWERINGS for node in nodes)
+
+
+def warn_of_one_device():
+    """Logs that one device draws where several were meant to: only JAX shares the work."""
+    backend, asked = keras.backend.backend(), keras.distribution.distribution()
+    if backend == "tensorflow":
+        asked = asked or import_module(f"{__package__}.tensorflow").strategy()
+    if backend != "jax" and asked:
+        log.warning("One device draws on %s; several draw on KERAS_BACKEND=jax. Received: %.200s", backend, asked)
 
 
 def rows_at_once(runner):

@@ -22,6 +22,7 @@ from keras_diffusion.engines.choice import (
     load_runner,
     replaced_operations,
     rows_at_once,
+    warn_of_one_device,
     weight_addresses,
 )
 from keras_diffusion.engines.compile_cache import use_compile_cache
@@ -84,6 +85,7 @@ class Engine:
             )
         require_own_process()
         use_compile_cache()
+        warn_of_one_device()
         self.jit_compile = jit_compile
         self.compilations = 0
         self.strips = "auto"

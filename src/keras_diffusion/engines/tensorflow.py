@@ -65,5 +65,10 @@ def silu(x):
     return x * tf.sigmoid(x)
 
 
+def strategy():
+    """Returns the `tf.distribute.Strategy` of the scope that this is in, or None."""
+    return tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
+
+
 def use_compile_cache(folder):
     os.environ.setdefault("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={folder}")  # read with the first device
