@@ -76,11 +76,7 @@ class Pictures:
     def batch(self, step):
         """What `step` trains on: noisy latents, timestep embedding, tokens; the velocity; the loss weight."""
         generator = np.random.default_rng([2, step])
-        index = np.array([self.picture(step * BATCH + i) for i in range(BATCH)])
-        tokens = [
-            self.captions[i][np.searchsorted(self.weights[i], draw).clip(max=len(self.weights[i]) - 1)]
-            for i, draw in zip(index, generator.random(BATCH), strict=True)
-        ]
+        index, tokens = self.choose(step, generator)
         # The label decides most where the noise is strong: timesteps are drawn with a density that rises linearly.
         timesteps = (1000 * np.sqrt(generator.random(BATCH))).astype("int")
         alphas_cumprod = self.alphas_cumprod[timesteps].astype("float32")
@@ -91,6 +87,15 @@ class Pictures:
         noisy = alpha * self.latents[index] + sigma * noise
         velocity = alpha * noise - sigma * self.latents[index]
         return (noisy, embedding, self.tokens[tokens]), velocity, weight
+
+    def choose(self, step, generator):
+        """The indices of a batch of pictures and of their captions."""
+        index = np.array([self.picture(step * BATCH + i) for i in range(BATCH)])
+        tokens = [
+            self.captions[i][np.searchsorted(self.weights[i], draw).clip(max=len(self.weights[i]) - 1)]
+            for i, draw in zip(index, generator.random(BATCH), strict=True)
+        ]
+        return index, tokens
 
     def picture(self, number):
         """The `number`-th picture since the start: every epoch is a new order."""

@@ -61,13 +61,16 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     pictures = pack.load(arguments.pack, workers=arguments.workers)
-    pictures = only(pictures, chosen(pictures))
+    indices = chosen(pictures)
+    pictures, images = only(pictures, indices), pack.read(arguments.pack)[1]
+    labels = [images[i][0] for i in indices]
     images, captions = compose(Stock(pictures.rgba, describe(pictures)), arguments.scenes)
     texts = [*pictures.captions, *([(caption, 1.0)] for caption in captions)]
     np.savez(
         arguments.output,
         images=np.concatenate([on_white(pictures.rgba), images]),
         captions=[json.dumps(choices) for choices in texts],
+        labels=labels,
         weights=pictures.weights,
     )
     print(f"{len(pictures.rgba)} images and {len(images)} scenes")

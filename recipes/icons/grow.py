@@ -13,6 +13,7 @@ from dataclasses import replace
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+import clock
 import keras
 import numpy as np
 import training
@@ -112,19 +113,16 @@ def decibels(decoder, latents, images):
     return float(np.mean(-10 * np.log10(error)))
 
 
-def learn(trainer, inputs, targets, count, steps, state):
+def learn(trainer, inputs, targets, count, minutes, state):
     """Trains on pairs that functions of indices return, chosen anew in every step."""
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(steps, 51), alpha=0.02, warmup_target=2e-3, warmup_steps=50
-    )
-    optimizer = training.Muon(schedule, weight_decay=1e-4, adam_weight_decay=0.0, global_clipnorm=1.0)
+    optimizer = training.Muon(2e-3, weight_decay=1e-4, adam_weight_decay=0.0, global_clipnorm=1.0)
     trainer.compile(optimizer, jit_compile=False)
 
     def batch(step):
         chosen = np.random.default_rng([1, step]).integers(count, size=BATCH)
         return inputs(chosen), targets(chosen)
 
-    training.train(trainer, batch, steps, state)
+    clock.train(trainer, batch, minutes, 2e-3, state)
 
 
 def main():
@@ -133,7 +131,7 @@ def main():
     parser.add_argument("--state", required=True, help="what the names of the files for resuming begin with")
     parser.add_argument("--output", required=True)
     parser.add_argument("--preset", default="weights/emoji", help="the model folder to start from")
-    parser.add_argument("--steps", type=int, nargs=2, default=(1500, 500), help="of the decoder and of the encoder")
+    parser.add_argument("--minutes", type=float, nargs=2, default=(30, 10), help="of the decoder and of the encoder")
     arguments = parser.parse_args()
 
     keras.utils.set_random_seed(0)
@@ -143,26 +141,27 @@ def main():
     DiffusersFolder(arguments.preset).load(image_encoder=old[0], decoder=old[1])
     grow(old, new)
     latents = encode(old[0], images, size=2)
+    write(arguments.output, latents)
     print(f"the old decoder at 64×64: {decibels(old[1], latents[SOME], half(images[SOME])):.2f} dB", flush=True)
 
     def pixels(chosen):
         return scaled(images[chosen])
 
     encoder, decoder = new
-    steps, state = arguments.steps, arguments.state
-    learn(DecoderTrainer(decoder), latents.__getitem__, pixels, len(images), steps[0], f"{state}.decoder.npz")
-    write(arguments.output, encoder, decoder)
+    minutes, state = arguments.minutes, arguments.state
+    learn(DecoderTrainer(decoder), latents.__getitem__, pixels, len(images), minutes[0], f"{state}.decoder.npz")
+    write(arguments.output, latents, encoder, decoder)
     print(f"decoder: {decibels(decoder, latents[SOME], images[SOME]):.2f} dB of the old latents", flush=True)
-    learn(EncoderTrainer(encoder), pixels, latents.__getitem__, len(images), steps[1], f"{state}.encoder.npz")
-    write(arguments.output, encoder, decoder)
+    learn(EncoderTrainer(encoder), pixels, latents.__getitem__, len(images), minutes[1], f"{state}.encoder.npz")
+    write(arguments.output, latents, encoder, decoder)
     own = encode(encoder, images[SOME])
     error = np.sqrt(np.mean(np.square(own - latents[SOME])))
     print(f"encoder: {error:.3f} away from the old latents; both {decibels(decoder, own, images[SOME]):.2f} dB")
 
 
-def write(path, *networks):
+def write(path, latents, *networks):
     weights = {f"{network.name}/{v.path}": np.asarray(v) for network in networks for v in network.variables}
-    training.write(path, **weights)
+    training.write(path, latents=latents, **weights)
 
 
 if __name__ == "__main__":

@@ -123,17 +123,6 @@ def test_joined_prompts_without_guidance_are_their_sum(model):
     np.testing.assert_allclose(outside, expected, atol=1e-4)  # before the interval, the whole of these steps
 
 
-def test_words_without_an_embedding_are_named(caplog):
-    model = random_model(SMALL)
-    embeddings = model.text_encoder.get_layer("embeddings_token_embedding").embeddings
-    zeros = np.isin(np.arange(embeddings.shape[0]), model.tokenizer.encode("cat tangerine")[1:-1])
-    embeddings.assign(np.where(zeros[:, None], 0, ops.convert_to_numpy(embeddings)))
-    model.text_to_image("A cat, a dog and Tangerines", num_steps=1, verbose=0)
-    assert "has not learned these words, which change the image at random: cat\n" in caplog.text
-    model.text_to_image("a dog", negative_prompt="tangerine", num_steps=1, verbose=0)
-    assert "at random: tangerine\n" in caplog.text
-
-
 @pytest.mark.backend
 def test_nothing_is_compiled_for_another_change(model):
     model.text_to_image("a cat", **DRAWN, **A1111)

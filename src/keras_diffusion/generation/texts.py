@@ -9,10 +9,11 @@ import numpy as np
 from keras_diffusion import arguments
 from keras_diffusion.prompts import composing
 from keras_diffusion.prompts.reading import emphasise, repeat_to_one_length
+from keras_diffusion.prompts.vocabulary import unlearned
+
+logger = logging.getLogger(__name__)
 
 TOKEN_EMBEDDING = "embeddings_token_embedding"  # the layer's name
-
-log = logging.getLogger(__name__)
 
 
 class EncodedText(NamedTuple):
@@ -84,27 +85,23 @@ def encode(model, engine, prompt):
         return prompt
     contexts, pooled = [], None
     for name, shape in model.architecture.text_encoders.items():
-        tokens = prompt.padded_with(model.tokenizer.padding(shape.pad_token))
-        warn_of_unlearned_words(getattr(model, name), model.tokenizer, prompt)
-        outputs = [engine.encode(getattr(model, name), row[None], prompt.clip_skip) for row in tokens]
+        tokens, network = prompt.padded_with(model.tokenizer.padding(shape.pad_token)), getattr(model, name)
+        _warn_of_unlearned_words(network, model.tokenizer, prompt)
+        outputs = [engine.encode(network, row[None], prompt.clip_skip) for row in tokens]
         chunks, *vectors = zip(*map(keras.tree.flatten, outputs), strict=True)
         contexts.append(np.concatenate([emphasise(x, w) for (x,), w in zip(chunks, prompt.weights, strict=True)]))
         pooled = vectors[0][0][0] if vectors else None
     return EncodedText(np.concatenate(contexts, axis=-1), pooled)
 
 
-def warn_of_unlearned_words(encoder, tokenizer, text):
-    """Logs the words of a text that the encoder has not learned: the embedding of one of their tokens is zero."""
-    embed = next((layer for layer in encoder.layers if layer.name == TOKEN_EMBEDDING), None)
+def _warn_of_unlearned_words(text_encoder, tokenizer, text):
+    """Names in a warning the words whose embeddings are zero: no caption of the training had them."""
+    embed = next((layer for layer in text_encoder.layers if layer.name == TOKEN_EMBEDDING), None)
     if embed is None:  # a network of one's own
         return
     learned = np.any(keras.ops.convert_to_numpy(keras.ops.take(embed.embeddings, text.tokens, axis=0)), axis=-1)
-    unlearned, word, known = {}, "", True
-    for row, is_learned, length in zip(text.tokens, learned, np.ravel(text.lengths), strict=True):
-        for token, its_embedding in zip(row[1 : length - 1], is_learned[1 : length - 1], strict=True):
-            word, known = word + tokenizer.decode([token]), known and its_embedding
-            if word.endswith(" "):
-                unlearned |= {} if known else {word.strip(): None}
-                word, known = "", True
-    if unlearned:
-        log.warning("The model has not learned these words, which change the image at random: %s", ", ".join(unlearned))
+    words = {}
+    for row, known, length in zip(text.tokens, learned, text.lengths, strict=True):
+        words |= dict.fromkeys(unlearned(tokenizer, row[1 : length - 1], known[1 : length - 1]))
+    if words:
+        logger.warning("The model has not learned %s; use other words.", ", ".join(f'"{word}"' for word in words))
