@@ -1,6 +1,6 @@
 """Collects what the model "emoji" goes on learning from: single images in one style, and scenes of them.
 
-    python recipes/icons/collect.py --pack icons.pack --output scenes.npz --scenes 6000
+    PYTHONPATH=recipes/icons python recipes/emoji/collect.py --pack icons.pack --output scenes.npz --scenes 6000
 
 Of each thing there are its images in Noto's style, which the model knows; where there is none, those in other styles.
 """

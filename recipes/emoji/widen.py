@@ -1,7 +1,7 @@
 """Teaches the text encoder and the diffusion model of "emoji" more words, and scenes of several things.
 
-    PYTHONPATH=recipes/emoji python recipes/icons/widen.py --scenes scenes.npz --grown grown.npz \\
-        --emoji emoji.npz --state widened.state.npz --output widened.npz
+    python recipes/emoji/widen.py --scenes scenes.npz --grown grown.npz --dataset emoji.npz \\
+        --state widened.state.npz --output widened.npz
 
 Both go on from their weights, in the latents that they know, with the loss of recipes/emoji/diffusion.py.
 """
@@ -34,7 +34,7 @@ BATCH = diffusion.BATCH
 
 
 def join(emoji, scenes):
-    """Joins the images of the recipe "emoji" with those that collect.py wrote.
+    """Joins the images of dataset.py with those of collect.py.
 
     An emoji that is in both is taken from the first, where the model knows it from, with the captions of both.
 
@@ -92,7 +92,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", required=True, help="what collect.py wrote")
     parser.add_argument("--grown", required=True, help="what grow.py wrote")
-    parser.add_argument("--emoji", required=True, help="what recipes/emoji/dataset.py wrote")
+    parser.add_argument("--dataset", required=True, help="what dataset.py wrote")
     parser.add_argument("--state", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--preset", default="weights/emoji", help="the model folder to start from")
@@ -101,7 +101,7 @@ def main():
     arguments = parser.parse_args()
 
     keras.utils.set_random_seed(0)
-    emoji = dataset.load(arguments.emoji)
+    emoji = dataset.load(arguments.dataset)
     with np.load(arguments.scenes) as scenes:
         old, new, captions, shares = join(emoji, {name: scenes[name] for name in ("captions", "labels", "weights")})
     with np.load(arguments.grown) as grown:
@@ -116,14 +116,9 @@ def main():
     examples = Examples(latents, captions, shares)
     print(f"{len(latents)} images, {len(examples.tokens)} captions", flush=True)
     trainer = diffusion.DiffusionTrainer(**networks)
-    optimizer = training.Muon(
-        arguments.learning_rate,
-        weight_decay=1e-2,
-        adam_weight_decay=1e-2,
-        global_clipnorm=1.0,
-        use_ema=True,
-        ema_momentum=0.995,
-    )
+    decay = {"weight_decay": 1e-2, "adam_weight_decay": 1e-2}
+    average = {"use_ema": True, "ema_momentum": 0.995}
+    optimizer = training.Muon(arguments.learning_rate, global_clipnorm=1.0, **decay, **average)
     trainer.compile(optimizer, jit_compile=False)
     clock.train(trainer, examples.batch, arguments.minutes, arguments.learning_rate, arguments.state)
     diffusion.write(arguments.output, trainer, networks, examples)

@@ -1,6 +1,6 @@
 """Gives the autoencoder of the model "emoji" a level more, so that its latents are drawn at 128×128.
 
-    PYTHONPATH=recipes/emoji python recipes/icons/grow.py --scenes scenes.npz --state grown.state --output grown.npz
+    python recipes/emoji/grow.py --scenes scenes.npz --state grown.state --output grown.npz
 
 The new decoder learns images of 128×128 from the latents that the old encoder makes of them at half their size; the new
 encoder learns those latents from the images. So the diffusion model that knows the latents draws 128×128 at once. What
