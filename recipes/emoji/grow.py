@@ -67,9 +67,10 @@ class EncoderTrainer(keras.Model):
         return ops.mean(ops.square(ops.subtract(y_pred, y)))
 
 
-def networks(architecture):
+def networks(architecture, initialize=True):
     """Returns the image encoder and the decoder of an architecture."""
-    return ImageEncoder(architecture=architecture), Decoder(architecture=architecture)
+    options = {"architecture": architecture, "initialize": initialize}
+    return ImageEncoder(**options), Decoder(**options)
 
 
 def grow(old, new):
