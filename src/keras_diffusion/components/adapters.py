@@ -44,7 +44,8 @@ class Adapters:
             sampler, schedule, defaults = few.sampler, kept | few.schedule, few.defaults
             logger.info("Drawn with %s, %d steps and guidance %g unless a call says otherwise.", sampler, *defaults)
         taken = {"sampler": sampler, "schedule": schedule, "defaults": defaults}
-        vars(self).update(taken, _few_steps=few, _without_few_steps=own)  # all or, on an interrupt, nothing
+        self._without_few_steps = own
+        vars(self).update(taken, _few_steps=few)  # all or, on an interrupt, nothing
 
     @contextmanager
     def _changing_loras(self, networks):
