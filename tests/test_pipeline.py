@@ -15,7 +15,7 @@ from keras_diffusion.sampling.samplers import build
 
 from .small import AUTOENCODER, SMALL
 
-pytestmark = [pytest.mark.backend, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.backend("v_prediction"), pytest.mark.filterwarnings("ignore")]
 ARCHITECTURE = replace(TINY, autoencoder=AUTOENCODER, image_size=16)
 PICTURE = np.random.default_rng(1).integers(0, 256, (16, 18, 3), "uint8")
 MASK = np.zeros((16, 18), bool)
@@ -197,6 +197,7 @@ def test_inpainting_reaches_60_decibel(folder, ours, monkeypatch, strength):
     compare_inpainting(folder, ours, monkeypatch, strength)
 
 
+@pytest.mark.backend("0.5")
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_inpainting_with_nine_channels_reaches_60_decibel(nine_channels, monkeypatch, strength):
     compare_inpainting(*nine_channels, monkeypatch, strength)

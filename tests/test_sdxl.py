@@ -54,6 +54,7 @@ def theirs(folder):
     return loaded("StableDiffusionXLPipeline", folder)
 
 
+@pytest.mark.backend("negative")
 @pytest.mark.parametrize(
     ("negative", "crop", "options"),
     [(None, (0, 0), {}), ("", (10, 20), SIZES), ("blue", (3, 4), {**SIZES, **OTHERS, "clip_skip": 1})],

@@ -38,7 +38,6 @@ def test_a_second_pass_is_image_to_image(model):
         model.text_to_image("a cat", hires=9, **QUICK)
 
 
-@pytest.mark.backend
 @pytest.mark.parametrize("how", ["stretch", "crop", "pad"])
 def test_a_photo_of_any_size_is_brought_to_that_of_the_model(model, how):
     mask = np.zeros(PHOTO.shape[:2], bool)
@@ -53,7 +52,6 @@ def test_a_photo_of_any_size_is_brought_to_that_of_the_model(model, how):
     assert wide.shape == (1, 4, 8, 4)
 
 
-@pytest.mark.backend
 def test_an_image_grows_at_its_edges(model):
     photo = PHOTO[:8, :8]
     grown = model.image_to_image(photo, "a cat", strength=1.0, outpaint=(0, 2, 4, 2), **QUICK)
