@@ -69,6 +69,10 @@ def test_noise_is_added_as_kerascv_adds_it():
     for i, timestep in enumerate((0, 999)):
         share = _ALPHAS_CUMPROD[timestep + 1]
         np.testing.assert_allclose(mixed[i], share**0.5 * latents[i] + (1 - share) ** 0.5 * noise[i], atol=1e-6)
+    assert "float16" in str(scheduler.add_noise(latents.astype("float16"), noise, np.array([0, 999])).dtype)
+    if keras.backend.backend() == "tensorflow":  # a compiled `train_step`
+        traced = pytest.importorskip("tensorflow").function(scheduler.add_noise)(latents, noise, np.array([0, 999]))
+        np.testing.assert_allclose(traced, mixed, atol=1e-6)
     assert abs(_ALPHAS_CUMPROD[1000] - 0.00466) < 1e-5
     assert len(scheduler) == 1000
     with pytest.raises(ValueError, match="`beta_schedule` must be"):

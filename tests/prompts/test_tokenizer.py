@@ -252,6 +252,8 @@ def test_an_added_word_may_be_several_tokens(tokenizer):
         "zwxq": [49411, 49412, 49413],
         "<one>": [49414],
     }
+    assert tokenizer.vocab[320] == "a</w>"
+    assert tokenizer.vocab[49408:] == ["", "", "<cat-toy></w>", "", "", "zwxq</w>", "<one></w>"]
     assert tokenizer.add_tokens(["<two>", "<three>"], [2, 3]) == 2
     assert list(map(len, tokenizer.added_tokens.values())) == [3, 3, 1, 2, 3]
     with pytest.raises(ValueError, match="a number for each word"):
