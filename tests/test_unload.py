@@ -125,7 +125,6 @@ def test_loras_and_words_are_not_lost_unasked(preset, monkeypatch):
     assert not model.tokenizer.added_tokens
 
 
-@pytest.mark.backend
 def test_networks_are_in_memory_in_turn(tmp_path, caplog):
     keras.utils.set_random_seed(0)
     StableDiffusion(preset=TINY_SDXL).save_to_preset(tmp_path / "model")
@@ -137,12 +136,11 @@ def test_networks_are_in_memory_in_turn(tmp_path, caplog):
         present.append({*model._present()})
         variables.extend(map(weakref.ref, model.diffusion_model.variables))
 
-    for options in {}, {"image": np.full((16, 16, 3), 0.3), "strength": 0.5}:
-        found = model.text_to_image("a cat", callback=callback, **options, **QUICK)
-        np.testing.assert_array_equal(found, usual.text_to_image("a cat", **options, **QUICK))
-        assert model._present() == {}
+    found = model.text_to_image("a cat", callback=callback, **QUICK)
+    np.testing.assert_array_equal(found, usual.text_to_image("a cat", **QUICK))
+    assert model._present() == {}
     gc.collect()
-    assert present == [{"diffusion_model"}] * 3
+    assert present == [{"diffusion_model"}] * 2
     assert not [variable for variable in variables if variable() is not None]
     for each in usual, model:
         kernel = each.diffusion_model.get_layer("conv_out").kernel
