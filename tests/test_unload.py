@@ -15,7 +15,6 @@ from keras_diffusion.networks.image_encoder import ImageEncoder
 from keras_diffusion.prompts.tokenizer import SimpleTokenizer
 
 from .small import SMALL
-from .test_sdxl import TINY_SDXL
 
 QUICK = {"num_steps": 2, "verbose": 0, "seed": 0}
 
@@ -125,10 +124,8 @@ def test_loras_and_words_are_not_lost_unasked(preset, monkeypatch):
     assert not model.tokenizer.added_tokens
 
 
-def test_networks_are_in_memory_in_turn(tmp_path, caplog):
-    keras.utils.set_random_seed(0)
-    StableDiffusion(preset=TINY_SDXL).save_to_preset(tmp_path / "model")
-    usual, model = (StableDiffusion.from_preset(tmp_path / "model", offload=offload) for offload in (False, True))
+def test_networks_are_in_memory_in_turn(preset, caplog):
+    usual, model = (StableDiffusion.from_preset(preset, offload=offload) for offload in (False, True))
     assert model._present() == {}
     present, variables = [], []
 
@@ -148,4 +145,4 @@ def test_networks_are_in_memory_in_turn(tmp_path, caplog):
     np.testing.assert_array_equal(*(each.text_to_image("a dog", **QUICK) for each in (usual, model)))
     assert "`offload`: diffusion_model stays in memory, for it was changed" in caplog.text
     with pytest.raises(ValueError, match="offload=True"):
-        StableDiffusion(preset=TINY_SDXL, offload=True)
+        StableDiffusion(preset=SMALL, offload=True)
