@@ -43,7 +43,7 @@ AUTO = {
 }
 OPENVINO_NEEDS = 22  # bytes of memory for each parameter of the diffusion model, measured for an image of 512 × 512
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def count_parameters(network):
@@ -94,7 +94,7 @@ def warn_of_one_device():
     if backend == "tensorflow":
         asked = asked or import_module(f"{__package__}.tensorflow").strategy()
     if backend != "jax" and asked:
-        log.warning("One device draws on %s; several draw on KERAS_BACKEND=jax. Received: %.200s", backend, asked)
+        logger.warning("One device draws on %s; several draw on KERAS_BACKEND=jax. Received: %.200s", backend, asked)
 
 
 def rows_at_once(runner):
