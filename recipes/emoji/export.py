@@ -2,10 +2,12 @@
 
 python recipes/emoji/export.py --autoencoder autoencoder.npz --diffusion diffusion.npz --output emoji/
 
-With --size 128, they are what grow.py and widen.py wrote.
+With --size 128, they are what grow.py and widen.py wrote. A model folder for --diffusion keeps its text encoder and
+diffusion model: --autoencoder grown.npz --diffusion weights/emoji --size 128 is the bundled model at 128×128.
 """
 
 import argparse
+import os
 
 import grow
 import numpy as np
@@ -37,6 +39,20 @@ NETWORKS = {
 }
 
 
+def trained_tokens(arrays):
+    """Returns the weights with zeros for the tokens that no caption trained: zeros compress, and tell them apart."""
+    weights = dict(arrays)
+    embeddings = weights["text_encoder/embeddings_token_embedding/embeddings"]
+    embeddings[np.setdiff1d(np.arange(len(embeddings)), weights["used_tokens"])] = 0.0
+    return weights
+
+
+def assign(weights, **networks):
+    for name, network in networks.items():
+        for variable in network.variables:
+            variable.assign(weights[f"{name}/{variable.path}"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--autoencoder", required=True, help="what stage 2 wrote")
@@ -45,15 +61,14 @@ def main():
     parser.add_argument("--size", type=int, choices=(64, 128), default=64)
     arguments = parser.parse_args()
 
-    architecture = {64: architectures.EMOJI, 128: grow.ICONS}[arguments.size]
-    weights = {**np.load(arguments.autoencoder), **np.load(arguments.diffusion)}
-    embeddings = weights["text_encoder/embeddings_token_embedding/embeddings"]
-    unused = np.setdiff1d(np.arange(len(embeddings)), weights["used_tokens"])
-    embeddings[unused] = 0.0  # no caption trained them, and zeros compress
+    architecture = {64: architectures.EMOJI, 128: grow.LARGER}[arguments.size]
     networks = {name: network(architecture=architecture) for name, network in NETWORKS.items()}
-    for name, network in networks.items():
-        for variable in network.variables:
-            variable.assign(weights[f"{name}/{variable.path}"])
+    assign(np.load(arguments.autoencoder), image_encoder=networks["image_encoder"], decoder=networks["decoder"])
+    both = {name: networks[name] for name in ("text_encoder", "diffusion_model")}
+    if os.path.isdir(arguments.diffusion):
+        diffusers_folder.DiffusersFolder(arguments.diffusion).load(**both)
+    else:
+        assign(trained_tokens(np.load(arguments.diffusion)), **both)
     diffusers_folder.save(arguments.output, architecture, dtype="float16", scheduler_config=SCHEDULER, **networks)
 
 

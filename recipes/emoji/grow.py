@@ -25,8 +25,11 @@ from keras_diffusion.networks.decoder import Decoder
 from keras_diffusion.networks.image_encoder import ImageEncoder
 
 OLD = architectures.EMOJI
-ICONS = replace(
-    OLD, name="icons", autoencoder=replace(OLD.autoencoder, channels=(16, *OLD.autoencoder.channels)), image_size=128
+LARGER = replace(
+    OLD,
+    name="emoji_128",
+    autoencoder=replace(OLD.autoencoder, channels=(16, *OLD.autoencoder.channels)),
+    image_size=128,
 )
 BATCH = 8
 LATENT_NOISE = 0.05
@@ -138,7 +141,7 @@ def main():
     keras.utils.set_random_seed(0)
     with np.load(arguments.scenes) as scenes:
         images = scenes["images"]
-    old, new = networks(OLD), networks(ICONS)
+    old, new = networks(OLD), networks(LARGER)
     DiffusersFolder(arguments.preset).load(image_encoder=old[0], decoder=old[1])
     grow(old, new)
     latents = encode(old[0], images, size=2)
