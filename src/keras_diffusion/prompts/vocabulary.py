@@ -14,13 +14,13 @@ def unlearned(tokenizer, tokens, learned):
     """
     if all(learned):
         return []
-    words, word, complete = {}, [], True
+    vocab, words, word, complete = tokenizer.vocab, {}, [], True
     for token, known in zip(tokens, learned, strict=True):
         word.append(token)
         complete = complete and known
-        text = tokenizer.decode(word)
-        if text.endswith(" "):  # the end of a word
-            if not complete and any(map(str.isalnum, text)):
+        if vocab[token].endswith("</w>"):
+            text = "" if complete else tokenizer.decode(word)
+            if any(map(str.isalnum, text)):
                 words[text.strip()] = None
             word, complete = [], True
     return [*words]

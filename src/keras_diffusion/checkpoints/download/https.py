@@ -177,7 +177,7 @@ def announce(url, problem, attempt, wait):
 
 
 def reason(error):
-    """What an error of a connection says, in a few words."""
+    """Describes an error of a connection in a few words."""
     cause = getattr(error, "reason", error)
     return getattr(cause, "strerror", None) or type(cause).__name__
 
